@@ -1,0 +1,231 @@
+"""A small captioned world: one or two shapes on a textured ground, drawn at 64x64.
+
+The caption names size, colour, shape, relation and background. Everything else (place, rotation, light, texture,
+pebbles, shadow) is left to chance, so that a denoiser has more to decide than the caption tells.
+"""
+
+import math
+import re
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SIDE = 64  # pixels
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SIZES = {"small": (7.0, 8.5), "large": (12.5, 14.5)}  # radius range, pixels
+COLOURS = {
+    "red": (0.86, 0.12, 0.14),
+    "orange": (0.98, 0.55, 0.08),
+    "yellow": (0.97, 0.90, 0.20),
+    "green": (0.16, 0.66, 0.24),
+    "blue": (0.14, 0.30, 0.90),
+    "purple": (0.60, 0.22, 0.74),
+    "white": (0.96, 0.96, 0.97),
+}
+BACKGROUNDS = {
+    "gray": (0.50, 0.51, 0.53),
+    "cream": (0.86, 0.80, 0.66),
+    "navy": (0.12, 0.15, 0.30),
+    "teal": (0.20, 0.47, 0.48),
+    "brown": (0.42, 0.28, 0.18),
+}
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # first thing, from the second
+
+_THING = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_CAPTION = re.compile(
+    rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})? on a ({'|'.join(BACKGROUNDS)}) background"
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self):
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says: one thing, or two and how the first lies to the second."""
+
+    things: tuple[Thing, ...]
+    relation: str | None
+    background: str
+
+    def __str__(self):
+        return f" {self.relation} ".join(map(str, self.things)) + f" on a {self.background} background"
+
+
+def parse(caption: str) -> Scene | None:
+    """The scene that a caption of this world describes; None for any other text."""
+    match = _CAPTION.fullmatch(caption.strip())
+    if match is None:
+        return None
+    *first, relation, size, colour, shape, background = match.groups()
+    second = (Thing(size, colour, shape),) if relation else ()
+    return Scene((Thing(*first), *second), relation, background)
+
+
+def held_out(caption: str) -> bool:
+    """Whether the caption is one of the sixteenth that no model here is ever trained on."""
+    return zlib.crc32(caption.encode()) % 16 == 0
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """A random scene: two things in two of three cases, never two alike."""
+
+    def thing():
+        return Thing(*(options[rng.integers(len(options))] for options in map(list, (SIZES, COLOURS, SHAPES))))
+
+    things = [thing()]
+    if rng.random() < 2 / 3:
+        while len(things) < 2:
+            other = thing()
+            if (other.colour, other.shape) != (things[0].colour, things[0].shape):
+                things.append(other)
+    relation = list(RELATIONS)[rng.integers(4)] if len(things) == 2 else None
+    return Scene(tuple(things), relation, list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
+
+
+def draw_scenes(rng: np.random.Generator, count: int, held: bool) -> list[Scene]:
+    """`count` random scenes, all held out or none."""
+    scenes = []
+    while len(scenes) < count:
+        scene = draw_scene(rng)
+        if held_out(str(scene)) == held:
+            scenes.append(scene)
+    return scenes
+
+
+def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """(2, 4) x, y, radius, angle of each thing, in pixels and radians; radius 0 for a missing second thing."""
+    out = np.zeros((2, 4))
+    radii = [rng.uniform(*SIZES[thing.size]) for thing in scene.things]
+    low, high = [r + 2 for r in radii], [SIDE - r - 2 for r in radii]
+    if scene.relation is None:
+        xy = [rng.uniform(low[0], high[0], 2)]
+    else:
+        axis = 0 if RELATIONS[scene.relation][0] else 1
+        sign = sum(RELATIONS[scene.relation])
+        gap = radii[0] + radii[1] + 2
+        order = (1, 0) if sign > 0 else (0, 1)  # which thing comes first along the axis
+        near = rng.uniform(low[order[0]], high[order[1]] - gap)
+        far = rng.uniform(near + gap, high[order[1]])
+        xy = [np.zeros(2), np.zeros(2)]
+        xy[order[0]][axis], xy[order[1]][axis] = near, far
+        across = rng.uniform(max(low), min(high))
+        for k in range(2):  # nearly level across the axis, so that the relation is plain to see
+            xy[k][1 - axis] = np.clip(across + rng.uniform(-5, 5), low[k], high[k])
+    for k, thing in enumerate(scene.things):
+        turn = rng.uniform(-0.35, 0.35)
+        out[k] = *xy[k], radii[k], turn
+    return out
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to each unit shape: (..., H, W) -> (6, ..., H, W), negative inside, in the order of SHAPES."""
+    radius, angle = torch.hypot(x, y), torch.atan2(x, -y)  # angle 0 points up
+
+    def polygon(corners, inner):  # a regular star: the line between an outer corner and an inner one
+        sector = math.pi / corners
+        a = (angle + sector) % (2 * sector) - sector
+        px, py = radius * a.abs().sin(), radius * a.cos()
+        dx, dy = inner * math.sin(sector), inner * math.cos(sector) - 1
+        return (dx * (py - 1) - dy * px) / math.hypot(dx, dy)
+
+    bar = 0.34
+    cross = torch.minimum(
+        torch.maximum(x.abs() - bar, y.abs() - 0.95), torch.maximum(x.abs() - 0.95, y.abs() - bar)
+    )
+    return torch.stack(
+        [
+            radius - 0.92,
+            torch.maximum(x.abs(), y.abs()) - 0.80,
+            polygon(3, 0.5),
+            polygon(5, 0.42),
+            cross,
+            (radius - 0.68).abs() - 0.26,
+        ]
+    )
+
+
+def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a batch.
+
+    Returns:
+        images (B, 3, 64, 64) in [0, 1]; places (B, 2, 4) as `place` gives them; cover (B, 2, 64, 64) in [0, 1],
+        how much of each pixel each thing covers.
+    """
+    B = len(scenes)
+
+    def chance(*shape, low=0.0, high=1.0):
+        return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
+
+    rows, columns = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
+    u, v = columns / SIDE - 0.5, rows / SIDE - 0.5
+
+    # The ground: a tinted colour, one of four textures, a slope of light.
+    ground = torch.tensor([BACKGROUNDS[s.background] for s in scenes])[:, :, None, None]
+    ground = ground + chance(3, 1, 1, low=-0.05, high=0.05)
+    turn, pitch = chance(1, 1, 1, high=2 * math.pi), chance(1, 1, 1, low=0.45, high=0.9)
+    along, over = turn.cos() * columns + turn.sin() * rows, turn.cos() * rows - turn.sin() * columns
+    along, over = along * pitch + chance(1, 1, 1, high=6.3), over * pitch + chance(1, 1, 1, high=6.3)
+    textures = torch.cat(
+        [
+            torch.zeros_like(along),
+            (3 * along.sin()).tanh(),
+            (3 * along.sin() * over.sin()).tanh(),
+            (4 * (along.sin() * over.sin() - 0.5)).tanh(),
+        ],
+        1,
+    )
+    kind = torch.from_numpy(rng.integers(4, size=B))
+    image = ground + 0.055 * textures[torch.arange(B), kind, None]
+    light = chance(1, 1, 1, high=2 * math.pi)
+    lx, ly = light.cos(), light.sin()
+    image = image * (1 + 0.45 * (lx * u + ly * v))
+
+    # Pebbles: up to eight specks of any tint.
+    for _ in range(8):
+        px, py, pr = chance(1, 1, 1, high=SIDE), chance(1, 1, 1, high=SIDE), chance(1, 1, 1, low=0.7, high=1.7)
+        speck = (pr + 0.5 - torch.hypot(columns - px, rows - py)).clamp(0, 1) * (chance(1, 1, 1) < 0.5)
+        image = torch.lerp(image, chance(3, 1, 1, low=0.1, high=0.9), 0.8 * speck)
+
+    # The things: shadow, shaded and sometimes striped body, bright rim towards the light, highlight.
+    places = torch.from_numpy(np.stack([place(s, rng) for s in scenes])).float()
+    cover = torch.zeros(B, 2, SIDE, SIDE)
+    batch = torch.arange(B)
+    for k in range(2):
+        present = torch.tensor([len(s.things) > k for s in scenes])[:, None, None]
+        things = [s.things[k] if len(s.things) > k else s.things[0] for s in scenes]
+        shape = torch.tensor([SHAPES.index(t.shape) for t in things])
+        colour = torch.tensor([COLOURS[t.colour] for t in things])[:, :, None, None]
+        colour = colour + chance(3, 1, 1, low=-0.04, high=0.04)
+        cx, cy, radius, tilt = (places[:, k, i, None, None] for i in range(4))
+        radius = radius.clamp(min=1)
+
+        def inside(dx, dy, cx=cx, cy=cy, radius=radius, tilt=tilt, shape=shape, present=present):
+            x, y = (columns - cx - dx) / radius, (rows - cy - dy) / radius
+            x, y = tilt.cos() * x + tilt.sin() * y, tilt.cos() * y - tilt.sin() * x
+            distance = _distances(x, y)[shape, batch] * radius
+            return (0.5 - distance).clamp(0, 1) * present, distance, x, y
+
+        shade, *_ = inside(-2.2 * lx[:, 0], -2.2 * ly[:, 0])
+        image = image * (1 - 0.45 * shade[:, None])
+        mask, distance, x, y = inside(0.0, 0.0)
+        toward = (lx[:, 0] * (columns - cx) + ly[:, 0] * (rows - cy)) / radius
+        stripes = (3 * (6 * (x if k else y) + chance(1, 1, high=6.3)).sin()).tanh() * (chance(1, 1) < 0.4)
+        body = colour * (0.92 + 0.16 * toward + 0.06 * stripes)[:, None]
+        rim = (1.6 + distance).clamp(0, 1) * toward.clamp(0, 1)
+        body = body + 0.35 * rim[:, None] * (1 - body)
+        image = torch.lerp(image, body, mask[:, None])
+        cover[:, k] = mask
+        cover[:, 0] *= 1 - mask if k else 1
+    grain = torch.from_numpy(rng.standard_normal((B, 1, SIDE, SIDE), dtype=np.float32))
+    return (image + 0.008 * grain).clamp(0, 1), places, cover
