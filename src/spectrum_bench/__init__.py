@@ -1,0 +1,1 @@
+"""The referee for training-free acceleration of diffusion sampling."""

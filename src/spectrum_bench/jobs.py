@@ -1,0 +1,134 @@
+"""What is to be sampled and what came of it: prompts, jobs, records, and how both survive a `kill -9`."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the fix; entry scripts print it and exit with 1."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample to make. `id` is a hash of everything that decides its pixels."""
+
+    id: str
+    prompt_index: int  # line in the prompt file, from 0, empty lines not counted
+    prompt: str
+    seed: int
+
+
+@dataclass
+class Record:
+    """One finished sample. Times are seconds, memory is bytes; None where a figure does not exist or was not measured."""
+
+    id: str
+    prompt_index: int
+    prompt: str
+    seed: int
+    sample: str  # path below the experiment directory
+    model: str
+    algo: str
+    schedule: str
+    forecaster: str
+    site: str
+    num_inference_steps: int
+    computed_steps: list[int]
+    nfe: int  # passes through the whole network; two-call guidance counts once per step
+    latency: dict[str, float | None]  # text denoise decode total full_step skipped_step
+    peak_memory_bytes: int | None
+    cache_bytes: int  # most that the forecaster's buffers held at a time
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+    git_sha: str = "unknown"
+
+
+def read_prompts(path: str | os.PathLike, limit: int | None = None) -> list[str]:
+    """The prompts of a UTF-8 text file, one a line, empty lines left out; the first `limit` of them.
+
+    Raises:
+        UserError: no such file, not UTF-8, or no prompt in it.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no prompt file {path}: give prompt_file=<text file with one prompt a line>") from None
+    except IsADirectoryError:
+        raise UserError(f"prompt_file={path} is a folder: name a text file with one prompt a line") from None
+    except PermissionError:
+        raise UserError(f"prompt file {path} may not be read: check its permissions") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} is not UTF-8 (line {line}): convert it, e.g. iconv -f latin1 -t utf-8") from None
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt: write one a line")
+    return prompts[:limit]
+
+
+def make_jobs(prompts: list[str], seed: int, identity: dict) -> list[Job]:
+    """One job a prompt. `identity` is the part of the configuration that decides pixels.
+
+    A prompt that comes again gets an id of its own by counting how often it was seen before.
+    """
+    seen: Counter[str] = Counter()
+    jobs = []
+    for index, prompt in enumerate(prompts):
+        key = json.dumps([identity, prompt, seed, seen[prompt]], sort_keys=True, ensure_ascii=False)
+        seen[prompt] += 1
+        jobs.append(Job(hashlib.sha256(key.encode()).hexdigest()[:16], index, prompt, seed))
+    return jobs
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write so that `path` holds either all of `data` or what it held before, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def save_record(folder: Path, record: Record) -> None:
+    """Put the record under `records/`: from then on the sample counts as finished."""
+    text = json.dumps(asdict(record), ensure_ascii=False)
+    write_atomically(folder / "records" / f"{record.id}.json", text.encode())
+
+
+def finished(folder: Path) -> set[str]:
+    """Ids of the samples whose record and picture are both there."""
+    return {r.id for r in _records(folder) if (folder / r.sample).exists()}
+
+
+def collect_records(folder: Path) -> list[Record]:
+    """Gather `records/*.json` into `records.jsonl`, in the order of the prompts, and return them."""
+    records = sorted(_records(folder), key=lambda r: (r.prompt_index, r.seed, r.id))
+    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
+    write_atomically(folder / "records.jsonl", lines.encode())
+    return records
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of an experiment directory, from its `records.jsonl`.
+
+    Raises:
+        UserError: the directory or the file is missing, or holds no record.
+    """
+    path = Path(folder) / "records.jsonl"
+    if not path.is_file():
+        raise UserError(f"{folder} is no experiment directory (no records.jsonl): name a folder that a run has made")
+    records = [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    if not records:
+        raise UserError(f"{path} is empty: run the experiment first")
+    return records
+
+
+def _records(folder: Path) -> list[Record]:
+    return [Record(**json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")]
