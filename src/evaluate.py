@@ -1,0 +1,68 @@
+"""Score the samples of one or more experiments against a reference run.
+
+usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=<dir>
+
+  <experiment dir>  a folder that a run has made: config.yaml, records.jsonl, samples/
+  reference=<dir>   the run to measure against: same model, prompts and seed, every step computed (algo=nocache)
+
+Writes into each experiment directory
+  metrics.csv       one row a sample: id prompt_index seed psnr ssim lpips caption, what the caption check found, and
+                    the reference's own caption check; blank where a metric could not be computed
+  summary.json      means with 95 % bootstrap intervals over prompts, sanity anchors, versions
+"""
+
+from pathlib import Path
+
+from spectrum_bench import cli
+
+
+def main(argv: list[str]) -> None:
+    folders, options = cli.command_line(argv, __doc__, {"reference": None})
+    from spectrum_bench.experiments import check_reference, pairs, read_experiment
+
+    reference = read_experiment(Path(options["reference"]))
+    experiments = [read_experiment(folder) for folder in folders]
+    for experiment in experiments:  # all of them before the first is scored
+        check_reference(experiment, reference)
+        pairs(experiment, reference)
+    from spectrum_bench.evaluation import evaluate
+
+    said = set()
+    for experiment, summary in zip(experiments, evaluate(experiments, reference), strict=True):
+        print(
+            f"{experiment.folder}: {summary['samples']} samples, {summary['identical_pairs']} identical to the reference"
+        )
+        for line in describe(summary):
+            if line not in said or "%" in line:  # what holds for all of them is said once
+                print(f"  {line}")
+            said.add(line)
+
+
+def describe(summary: dict) -> list[str]:
+    """One experiment's scores, a line each."""
+    lines, left = [], summary["unpaired"]
+    if any(left.values()):
+        lines.append(
+            f"left out: {left['experiment']} samples and {left['reference']} references without a partner"
+        )
+    for name, found in summary["metrics"].items():
+        if "unavailable" in found:
+            lines.append(f"—  {found['unavailable']}")
+            continue
+        low_high = found["interval"]
+        span = f"95 % in [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else "no 95 % interval"
+        lines.append(f"{name:8} {found['mean']:.4g} {found['unit']}  ({span}, {found['n']} prompts)")
+    for anchor, values in summary["anchors"].items():
+        text = (
+            "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            if values
+            else "n/a, one prompt only"
+        )
+        lines.append(
+            f"sanity, reference against {'shuffled prompts' if anchor == 'shuffled' else 'itself'}: {text}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,57 @@
+"""Does the picture show what its caption says? For the miniature world only, whose captions have a grammar."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from . import METRICS, MetricUnavailable
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def judge_folder(config: dict) -> Path | None:
+    """The judge that the experiment's model names, relative to the repository; None if it names none."""
+    judge = (config.get("model") or {}).get("judge")
+    return ROOT / judge if judge else None
+
+
+def judge_facts(config: dict) -> dict | None:
+    """What is known of the judge itself: its accuracy on held-out captions."""
+    folder = judge_folder(config)
+    path = folder and folder / "judge.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
+
+
+def make_caption(config: dict):
+    """The scorer: 1 where things, colours, shapes, sizes, relation and background are all as the prompt says."""
+    folder = judge_folder(config)
+    if folder is None:
+        raise MetricUnavailable(
+            "caption", "the model names no judge (model.judge)", "only miniature worlds have one"
+        )
+    for name in ("judge.json", "judge.safetensors"):
+        if not (folder / name).is_file():
+            raise MetricUnavailable(
+                "caption", f"no {folder.relative_to(ROOT) / name}", "python scripts/train_tiny.py"
+            )
+
+    import torch
+    from tiny import world
+    from tiny.judge import check, load_judge
+
+    judge, names = load_judge(folder), ("caption", *METRICS["caption"].details)
+
+    def score(sample: np.ndarray, prompt: str) -> dict[str, float]:
+        scene = world.parse(prompt)
+        if scene is None:
+            return dict.fromkeys(names, float("nan"))
+        if sample.shape != (world.SIDE, world.SIDE, 3):
+            raise ValueError(
+                f"is {sample.shape[1]}x{sample.shape[0]}: the judge reads {world.SIDE}x{world.SIDE}"
+            )
+        image = torch.from_numpy(sample.astype(np.float32) / 255).permute(2, 0, 1)[None]
+        found = check(scene, judge.read(image)[0])
+        return {name: found[name] for name in names}
+
+    return score

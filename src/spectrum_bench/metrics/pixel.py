@@ -1,0 +1,100 @@
+"""How close a sample is to its reference, from pixels: PSNR, SSIM, LPIPS. Pictures are (H, W, 3) uint8."""
+
+import hashlib
+import os
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from . import MetricUnavailable
+
+CAP = 100.0  # dB; identical pictures have infinite PSNR, which no mean survives
+ALEXNET = "alexnet-owt-7be5be79.pth"
+ALEXNET_SHA256 = "7be5be79"  # how its hash begins, by PyTorch's naming rule
+
+
+def make_psnr(config: dict):
+    return psnr
+
+
+def make_ssim(config: dict):
+    return ssim
+
+
+def psnr(sample: np.ndarray, reference: np.ndarray) -> float:
+    """10 log10(255^2 / MSE) in dB over all pixels and channels, in float64, at most 100."""
+    _same_size(sample, reference, side=1)
+    mse = np.mean((sample.astype(np.float64) - reference.astype(np.float64)) ** 2)
+    return CAP if mse == 0 else min(CAP, float(10 * np.log10(255**2 / mse)))
+
+
+def ssim(sample: np.ndarray, reference: np.ndarray) -> float:
+    """Structural similarity, Wang et al. 2004: Gaussian 11x11 of sigma 1.5, K 0.01 and 0.03, population covariance,
+    each RGB channel by itself, where the window lies wholly inside the picture (5 px border cropped)."""
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _same_size(sample, reference, side=11)
+    a, b = (torch.from_numpy(p.astype(np.float64)).permute(2, 0, 1)[None] for p in (sample, reference))
+    _, whole = structural_similarity_index_measure(a, b, sigma=1.5, data_range=255.0, return_full_image=True)
+    return float(whole[..., 5:-5, 5:-5].mean())
+
+
+def make_lpips(config: dict):
+    """LPIPS v0.1 on AlexNet, Zhang et al. 2018 (arXiv:1801.03924): linear heads from the package `lpips`, the backbone
+    from PyTorch's cache. It is never downloaded, and its hash is checked, since wrong weights give plausible numbers."""
+    home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
+    path = Path(home) / "hub" / "checkpoints" / ALEXNET
+    shown = str(path).replace(str(Path.home()), "~", 1)  # tables are published
+    fetch = f"wget -P {Path(shown).parent} https://download.pytorch.org/models/{ALEXNET}"
+    if not path.is_file():
+        raise MetricUnavailable("lpips", f"no backbone weights {shown}", fetch)
+    with open(path, "rb") as file:
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(ALEXNET_SHA256):
+            raise MetricUnavailable("lpips", f"backbone weights {shown} are damaged", f"rm {shown}; {fetch}")
+    return load_lpips(path)
+
+
+def load_lpips(path: Path):
+    """The scorer whose AlexNet backbone is the state dict at `path`."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a way that it deprecates
+        import lpips
+
+        model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False).eval()
+    slices = (getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1))
+    features = torch.nn.Sequential(OrderedDict(child for s in slices for child in s.named_children()))
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    features.load_state_dict(
+        {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    )
+
+    @torch.inference_mode()
+    def score(sample: np.ndarray, reference: np.ndarray) -> float:
+        _same_size(sample, reference, side=31)  # below, AlexNet's second pooling has nothing left
+        a, b = (
+            torch.from_numpy(p.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+            for p in (sample, reference)
+        )
+        return float(model(a, b))
+
+    return score
+
+
+def _same_size(sample: np.ndarray, reference: np.ndarray, side: int) -> None:
+    for picture in (sample, reference):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"is {picture.dtype} {picture.shape}, not an 8-bit RGB picture")
+    (h, w), (rh, rw) = sample.shape[:2], reference.shape[:2]
+    if (h, w) != (rh, rw):
+        raise ValueError(
+            f"is {w}x{h} and its reference {rw}x{rh}: make both with the same model.width and model.height"
+        )
+    if min(h, w) < side:
+        raise ValueError(
+            f"is {w}x{h}, smaller than the metric's window: it takes pictures from {side}x{side}"
+        )

@@ -1,0 +1,60 @@
+"""Means with bootstrap intervals over prompts, paired differences, and a shuffle that leaves no prompt in place."""
+
+import warnings
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+
+def by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> np.ndarray:
+    """One value a prompt: the mean over its seeds. NaN means not measured and is left out.
+
+    Two samples of one prompt are not independent, so the prompt is what the bootstrap draws.
+    """
+    groups: dict[Hashable, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        if not np.isnan(value):
+            groups.setdefault(prompt, []).append(value)
+    return np.array([np.mean(group) for group in groups.values()])
+
+
+def interval(values: np.ndarray) -> list[float] | None:
+    """95 % BCa bootstrap interval of the mean (Efron 1987). None where the data cannot tell one: fewer than two
+    values, or all alike."""
+    if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of degenerate data and returns NaN: None here
+        found = bootstrap(
+            (values,), np.mean, n_resamples=10_000, batch=1000, method="BCa", rng=np.random.default_rng(0)
+        )
+    low, high = map(float, found.confidence_interval)
+    return [low, high] if np.isfinite(low) and np.isfinite(high) else None
+
+
+def estimate(values: Sequence[float], prompts: Sequence[Hashable]) -> dict:
+    """{"mean", "interval", "n"}: n counts prompts; mean is None where n is 0."""
+    each = by_prompt(values, prompts)
+    mean = float(each.mean()) if len(each) else None
+    return {"mean": mean, "interval": interval(each), "n": len(each)}
+
+
+def tied(differences: Sequence[float], prompts: Sequence[Hashable]) -> bool:
+    """Whether paired differences leave open which of two is better: their interval holds 0."""
+    each = by_prompt(differences, prompts)
+    if len(each) < 2:
+        return True
+    found = interval(each)
+    return bool(np.allclose(each, 0)) if found is None else found[0] <= 0 <= found[1]
+
+
+def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
+    """For each sample the index of one with another prompt, by a fixed shuffle. None if there is one prompt only."""
+    first = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
+    order = list(first)
+    if len(order) < 2:
+        return None
+    np.random.default_rng(0).shuffle(order)
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))  # a cycle moves every prompt
+    return [first[following[prompt]] for prompt in prompts]
