@@ -3,21 +3,21 @@
 usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=<dir>
 
   <experiment dir>  a folder that a run has made: config.yaml, records.jsonl, samples/
-  reference=<dir>   the run to measure against: same model, prompts and seed, every step computed (algo=nocache)
+  reference=<dir>   the run to measure against: same model, prompts and seed, every step computed: algo=nocache
 
 Writes into each experiment directory
-  metrics.csv       one row a sample: id prompt_index seed psnr ssim lpips caption, what the caption check found, and
-                    the reference's own caption check; blank where a metric could not be computed
+  metrics.csv       one row a sample: id prompt_index seed psnr ssim lpips caption, the parts of the caption check,
+                    and the reference's own caption check; blank where a metric could not be computed
   summary.json      means with 95 % bootstrap intervals over prompts, sanity anchors, versions
 """
 
 from pathlib import Path
 
-from spectrum_bench import cli
+from spectrum_bench import arguments
 
 
 def main(argv: list[str]) -> None:
-    folders, options = cli.command_line(argv, __doc__, {"reference": None})
+    folders, options = arguments.parse(argv, __doc__, {"reference": None})
     from spectrum_bench.experiments import check_reference, pairs, read_experiment
 
     reference = read_experiment(Path(options["reference"]))
@@ -29,9 +29,8 @@ def main(argv: list[str]) -> None:
 
     said = set()
     for experiment, summary in zip(experiments, evaluate(experiments, reference), strict=True):
-        print(
-            f"{experiment.folder}: {summary['samples']} samples, {summary['identical_pairs']} identical to the reference"
-        )
+        same = summary["identical_pairs"]
+        print(f"{experiment.folder}: {summary['samples']} samples, {same} identical to the reference")
         for line in describe(summary):
             if line not in said or "%" in line:  # what holds for all of them is said once
                 print(f"  {line}")
@@ -65,4 +64,4 @@ def describe(summary: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    arguments.run(main)

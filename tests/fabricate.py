@@ -1,6 +1,8 @@
-"""Experiment directories made up for tests: pictures of the miniature world, with noise in place of an algorithm."""
+"""Experiment directories made up for tests: pictures of the miniature world, noise for an algorithm."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -99,11 +101,8 @@ def experiment(
     return folder
 
 
-def run_script(script: str, *arguments) -> "subprocess.CompletedProcess":
+def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
     """Run an entry script as a user does."""
-    import subprocess
-    import sys
-
     root = Path(__file__).resolve().parents[1]
     command = [sys.executable, str(root / "src" / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Score an experiment against its reference: one row a sample, a summary, and the proof that the ruler is straight."""
+"""Score an experiment against its reference: one row a sample, a summary, and a check of the ruler itself."""
 
 import csv
 import io
@@ -47,8 +47,8 @@ def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[d
     """Write metrics.csv and summary.json into each experiment's directory and yield its summary.
 
     Raises:
-        UserError: the reference cannot judge an experiment, a picture cannot be scored, or a sanity anchor fails;
-            nothing is written for that experiment then.
+        UserError: the reference cannot judge an experiment, a picture cannot be scored, or a sanity anchor
+            fails; nothing is written for that experiment then.
     """
     rulers = {}  # by judge: loading LPIPS and scoring the anchors is done once
     for experiment in experiments:
@@ -83,7 +83,7 @@ def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[d
 
 
 def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict) -> tuple[list[dict], int]:
-    """A row of scores for each sample that has a reference, and how many pairs are identical pixel for pixel."""
+    """A row of scores for each sample that has a reference, and how many pairs have the same pixels."""
     rows, identical = [], 0
     found = pairs(experiment, reference)
     for mine, theirs in tqdm(
@@ -160,20 +160,21 @@ def sanity(reference: Experiment, scorers: dict) -> dict:
         }
     }
     for name, value in out["itself"].items():
-        if abs(value - METRICS[name].perfect) > 1e-6:
+        perfect = METRICS[name].perfect
+        if abs(value - perfect) > 1e-6:
             raise UserError(
-                f"sanity: {name} of a picture and itself is {value:.4g}, not {METRICS[name].perfect:g}: mend the metric"
+                f"sanity: {name} of a picture and itself is {value:.4g}, not {perfect:g}: mend the metric"
             )
     if others is None:
         return out | {"shuffled": None}
     shuffled = [scored(scorers, i, j) for i, j in enumerate(others)]
-    means = {name: np.nanmean(v) for name in scorers if not np.isnan(v := [r[name] for r in shuffled]).all()}
-    out["shuffled"] = {name: float(value) for name, value in means.items()}
+    columns = {name: np.array([row[name] for row in shuffled]) for name in scorers}
+    out["shuffled"] = {name: float(np.nanmean(c)) for name, c in columns.items() if not np.isnan(c).all()}
     for name, value in out["shuffled"].items():
         if not METRICS[name].worse(value, METRICS[name].unrelated):
             raise UserError(
-                f"sanity: {name} of pictures of different prompts is {value:.4g}, no worse than "
-                f"{METRICS[name].unrelated:g}: either the metric is broken or {reference.folder} shows one picture for all"
+                f"sanity: {name} of different prompts' pictures is {value:.4g}, no worse than "
+                f"{METRICS[name].unrelated:g}: {reference.folder} shows one picture for all, or the metric is broken"
             )
     return out
 

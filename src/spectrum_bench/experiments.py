@@ -103,8 +103,8 @@ def check_reference(experiment: Experiment, reference: Experiment) -> None:
     if not reference.is_full:
         r = next(r for r in reference.records if r.nfe != r.num_inference_steps)
         raise UserError(
-            f"{reference.folder} skips steps ({r.algo}: {r.nfe} of {r.num_inference_steps} passes) and cannot be a "
-            "reference: give reference=<a run of algo=nocache>"
+            f"{reference.folder} skips steps ({r.algo}: {r.nfe} of {r.num_inference_steps} passes) and cannot "
+            "be a reference: give reference=<a run of algo=nocache>"
         )
     if experiment.steps > reference.steps:
         raise UserError(
@@ -137,8 +137,8 @@ def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, R
     if not keys:
         seeds = [sorted({r.seed for r in e.records}) for e in (experiment, reference)]
         raise UserError(
-            f"{experiment.folder} (seeds {seeds[0]}) and {reference.folder} (seeds {seeds[1]}) have no sample in "
-            "common: make both with the same prompt_file and seed"
+            f"{experiment.folder} (seeds {seeds[0]}) and {reference.folder} (seeds {seeds[1]}) have no sample "
+            "in common: make both with the same prompt_file and seed"
         )
     found = [(experiment.by_key[k], reference.by_key[k]) for k in keys]
     for mine, theirs in found:

@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals over prompts, paired differences, and a shuffle that leaves no prompt in place."""
+"""Means with bootstrap intervals over prompts, paired differences, and a shuffle that moves every prompt."""
 
 import warnings
 from collections.abc import Hashable, Sequence
@@ -20,8 +20,8 @@ def by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> np.ndarra
 
 
 def interval(values: np.ndarray) -> list[float] | None:
-    """95 % BCa bootstrap interval of the mean (Efron 1987). None where the data cannot tell one: fewer than two
-    values, or all alike."""
+    """95 % BCa bootstrap interval of the mean (Efron 1987). None where the data cannot tell one: fewer than
+    two values, or all alike."""
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return None
     with warnings.catch_warnings():
@@ -50,7 +50,7 @@ def tied(differences: Sequence[float], prompts: Sequence[Hashable]) -> bool:
 
 
 def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
-    """For each sample the index of one with another prompt, by a fixed shuffle. None if there is one prompt only."""
+    """For each sample the index of one with another prompt, by a fixed shuffle. None if all have one prompt."""
     first = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
     order = list(first)
     if len(order) < 2:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 
 class MetricUnavailable(Exception):
-    """A metric that cannot be computed here. Tables show a dash and this reason; no number is ever made up."""
+    """A metric that cannot be computed here. Tables show a dash and this reason, never a made-up number."""
 
     def __init__(self, metric: str, missing: str, fix: str):
         super().__init__(f"{metric}: {missing}; {fix}")
@@ -16,8 +16,8 @@ class MetricUnavailable(Exception):
 class Metric:
     """One column of scores.
 
-    `fn` is "module:function" below this package, imported on use. The function takes the experiment's configuration,
-    raises MetricUnavailable, or returns a scorer:
+    `fn` is "module:function" below this package, imported on use. The function takes the experiment's
+    configuration, raises MetricUnavailable, or returns a scorer:
         paired: (sample, reference) -> float
         single: (sample, prompt) -> dict of floats: the metric and its `details`
     Pictures are (H, W, 3) uint8; a scorer raises ValueError for pictures that it cannot take.

@@ -1,4 +1,4 @@
-"""Does the picture show what its caption says? For the miniature world only, whose captions have a grammar."""
+"""Does the picture show what its caption says? For the miniature world, whose captions have a grammar."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def judge_facts(config: dict) -> dict | None:
 
 
 def make_caption(config: dict):
-    """The scorer: 1 where things, colours, shapes, sizes, relation and background are all as the prompt says."""
+    """The scorer: 1 where things, colours, shapes, sizes, relation and background are as the prompt says."""
     folder = judge_folder(config)
     if folder is None:
         raise MetricUnavailable(
@@ -37,6 +37,7 @@ def make_caption(config: dict):
             )
 
     import torch
+
     from tiny import world
     from tiny.judge import check, load_judge
 

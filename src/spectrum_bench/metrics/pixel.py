@@ -31,8 +31,8 @@ def psnr(sample: np.ndarray, reference: np.ndarray) -> float:
 
 
 def ssim(sample: np.ndarray, reference: np.ndarray) -> float:
-    """Structural similarity, Wang et al. 2004: Gaussian 11x11 of sigma 1.5, K 0.01 and 0.03, population covariance,
-    each RGB channel by itself, where the window lies wholly inside the picture (5 px border cropped)."""
+    """Structural similarity (Wang et al. 2004): Gaussian 11x11 of sigma 1.5, K 0.01 and 0.03, population
+    covariance, each RGB channel by itself, where the window lies wholly inside the picture (5 px cropped)."""
     import torch
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -43,8 +43,8 @@ def ssim(sample: np.ndarray, reference: np.ndarray) -> float:
 
 
 def make_lpips(config: dict):
-    """LPIPS v0.1 on AlexNet, Zhang et al. 2018 (arXiv:1801.03924): linear heads from the package `lpips`, the backbone
-    from PyTorch's cache. It is never downloaded, and its hash is checked, since wrong weights give plausible numbers."""
+    """LPIPS v0.1 on AlexNet (Zhang et al. 2018, arXiv:1801.03924): linear heads from the package `lpips`, the
+    backbone from PyTorch's cache. It is never downloaded; its hash is checked, as wrong weights look plausible."""
     home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
     path = Path(home) / "hub" / "checkpoints" / ALEXNET
     shown = str(path).replace(str(Path.home()), "~", 1)  # tables are published
