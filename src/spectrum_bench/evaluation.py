@@ -28,6 +28,7 @@ COLUMNS = (
     *METRICS,
     *(d for m in METRICS.values() for d in m.details),
     "caption_reference",
+    "identical",
 )
 PACKAGES = ("numpy", "scipy", "torch", "torchmetrics", "lpips", "pillow")
 
@@ -58,7 +59,7 @@ def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[d
             scorers, missing = load_scorers(experiment.config)
             rulers[judge] = scorers, missing, sanity(reference, scorers)
         scorers, missing, anchors = rulers[judge]
-        rows, identical = score_pairs(experiment, reference, scorers)
+        rows = score_pairs(experiment, reference, scorers)
         summary = {
             "experiment": experiment.name,
             "records_sha256": experiment.fingerprint,
@@ -69,7 +70,7 @@ def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[d
                 "reference": len(reference.records) - len(rows),
             },
             "seeds": sorted({row["seed"] for row in rows}),
-            "identical_pairs": identical,
+            "identical_pairs": sum(row["identical"] for row in rows),
             "metrics": summarise(rows, missing),
             "anchors": anchors,
             "judge": judge_facts(experiment.config),
@@ -82,9 +83,9 @@ def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[d
         yield summary
 
 
-def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict) -> tuple[list[dict], int]:
-    """A row of scores for each sample that has a reference, and how many pairs have the same pixels."""
-    rows, identical = [], 0
+def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict) -> list[dict]:
+    """A row of scores for each sample that has a reference."""
+    rows = []
     found = pairs(experiment, reference)
     for mine, theirs in tqdm(
         found, desc=f"scoring {experiment.name}", unit="sample", disable=None, leave=False
@@ -93,9 +94,9 @@ def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict) ->
         row = {"id": mine.id, "prompt_index": mine.prompt_index, "seed": mine.seed, "prompt": mine.prompt}
         row |= score(scorers, sample, target, mine.prompt, experiment.folder / mine.sample)
         own = score(_only(scorers, "single"), target, target, mine.prompt, reference.folder / theirs.sample)
-        rows.append(row | {"caption_reference": own.get("caption", NAN)})
-        identical += np.array_equal(sample, target)
-    return rows, identical
+        same = int(np.array_equal(sample, target))
+        rows.append(row | {"caption_reference": own.get("caption", NAN), "identical": same})
+    return rows
 
 
 def score(scorers: dict, sample: np.ndarray, reference: np.ndarray, prompt: str, where) -> dict[str, float]:

@@ -1,0 +1,123 @@
+"""All that a reader gets: the table in four formats, the plot, and one page that needs nothing but a browser."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from . import tables
+from .experiments import Experiment
+from .jobs import Record, UserError, write_atomically
+from .plots import INK, quality_speed, short_names
+
+THUMBNAIL = 256  # px; larger samples are shown smaller, and as JPEG
+
+
+def find_experiments(folders: list[Path]) -> list[Path]:
+    """The folders that are experiment directories, and the experiment directories in those that are not.
+
+    Raises:
+        UserError: a folder is neither.
+    """
+    found = []
+    for folder in folders:
+        inside = sorted(path.parent for path in folder.glob("*/records.jsonl"))
+        if not (folder / "records.jsonl").is_file() and not inside:
+            raise UserError(
+                f"no experiment directory in {folder}: name a folder that a run has made, or its parent"
+            )
+        found += [folder] if (folder / "records.jsonl").is_file() else inside
+    return found
+
+
+def write_report(experiments: list[Experiment], reference: Experiment, out: Path, rows: int) -> tables.Table:
+    """Write table.md, table.csv, table.tex, plot.png, plot.svg and index.html into `out`.
+
+    Args:
+        rows: most prompts that the page shows pictures of.
+    """
+    table = tables.build(experiments, reference)
+    plot = quality_speed(table.rows)
+    files = {
+        "table.md": tables.markdown(table).encode(),
+        "table.csv": tables.unrounded(table).encode(),
+        "table.tex": tables.latex(table).encode(),
+        "plot.png": plot["png"],
+        "plot.svg": plot["svg"],
+        "index.html": page(table, plot["svg"].decode(), rows).encode(),
+    }
+    try:
+        for name, data in files.items():
+            write_atomically(out / name, data)
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}): choose another out=<folder>") from None
+    return table
+
+
+def page(table: tables.Table, svg: str, rows: int) -> str:
+    """The report as one HTML file. Every string goes through autoescape; only our own drawing does not."""
+    names = dict(zip(map(id, table.rows), short_names(table.rows), strict=True))
+    columns = [{"name": names[id(row)], "row": row} for row in table.rows]
+    shown = range(min(rows, len(table.rows[0].records)))
+    grid = [
+        {
+            "prompt": table.rows[0].records[i].prompt,
+            "cells": [picture(column["row"], i) for column in columns],
+        }
+        for i in shown
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        model=table.rows[0].records[0].model,
+        head=tables.HEAD,
+        body=list(zip(table.rows, table.cells(), strict=True)),
+        marks=tables.marks(table),
+        notes=table.notes,
+        plot=inline(svg),
+        columns=columns,
+        grid=grid,
+        total=len(table.rows[0].records),
+    )
+
+
+def picture(row: tables.Row, i: int) -> dict:
+    """The i-th sample of a row for the grid: its pixels as a data URI and its scores in words."""
+    record, words = row.records[i], []
+    if row.role != "reference" and row.scores["psnr"][i] == row.scores["psnr"][i]:
+        words.append("identical" if row.scores["identical"][i] else f"{row.scores['psnr'][i]:.1f} dB")
+    caption = row.scores["caption"][i]
+    if caption == caption:  # NaN: not measured
+        words.append("caption ✓" if caption else "caption ✗")
+    uri, width = thumbnail(row.experiment, record)
+    return {"uri": uri, "width": width, "words": " · ".join(words), "role": row.role}
+
+
+def thumbnail(experiment: Experiment, record: Record) -> tuple[str, int]:
+    """(data URI, width in CSS pixels). Up to 256 px the pixels are the sample's own; small ones are shown double."""
+    image = Image.fromarray(experiment.picture(record))
+    stream = io.BytesIO()
+    if max(image.size) <= THUMBNAIL:
+        image.save(stream, "PNG", optimize=True)
+        kind, width = "png", image.width * (2 if max(image.size) <= THUMBNAIL // 2 else 1)
+    else:
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        image.save(stream, "JPEG", quality=90)
+        kind, width = "jpeg", image.width
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", width
+
+
+def inline(svg: str) -> Markup:
+    """Our own drawing as an element of the page, its ink in the page's colour so that it reads on light and dark."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    return Markup(svg.replace(INK, "currentColor"))

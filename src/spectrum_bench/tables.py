@@ -1,0 +1,416 @@
+"""The paper's Table 1 from scored experiments: rows with intervals, ties and footnotes; Markdown, LaTeX, CSV, text."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .experiments import Experiment, check_reference
+from .jobs import Record, UserError
+from .metrics import METRICS
+from .stats import estimate, tied
+
+DASH = "—"
+ITSELF = "the reference is what the other rows are measured against"
+FACTORS = {"caption": 100}  # shown as a percentage
+TITLES = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "caption": "Caption % ↑"}
+HEAD = (
+    "Method",
+    "Schedule",
+    "Granularity",
+    "Passes",
+    "Latency s",
+    "Speedup",
+    *TITLES.values(),
+    "Skipped step ms",
+    "Cache",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    small: str = ""
+    bold: bool = False
+    note: str | None = None  # why there is no number
+    value: float | None = None  # to sort by
+
+
+@dataclass
+class Row:
+    """One experiment: its records, its scores by metric (a list along the records), and what follows from both."""
+
+    experiment: Experiment
+    role: str  # "reference" | "noise floor" | "method"
+    records: list[Record]
+    scores: dict[str, list[float]]
+    summary: dict
+    figures: dict = field(default_factory=dict)  # CSV column -> number, unrounded; None: see reasons
+    reasons: dict[str, str] = field(default_factory=dict)  # CSV column -> why it is None
+
+    @property
+    def prompts(self) -> list[str]:
+        return [r.prompt for r in self.records]
+
+    @property
+    def passes(self) -> str:
+        return f"{round(self.figures['passes'], 1):g}/{self.figures['steps']}"
+
+
+@dataclass
+class Table:
+    rows: list[Row]
+    notes: list[str]
+
+    def cells(self) -> list[list[Cell]]:
+        return [cells(row) for row in self.rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From directories to rows
+
+
+def build(experiments: list[Experiment], reference: Experiment) -> Table:
+    """The table of scored experiments, over the samples that all of them have.
+
+    Raises:
+        UserError: an experiment was not scored against this reference as both are now, or nothing is in common.
+    """
+    home = reference.folder.resolve()
+    others = list({e.folder.resolve(): e for e in experiments if e.folder.resolve() != home}.values())
+    if not others:
+        raise UserError(
+            f"nothing to compare: name experiment directories other than the reference {reference.folder}"
+        )
+    read = [(e, *read_scores(e, reference)) for e in others]
+    keys = sorted(set.intersection(*(set(scores) for _, scores, _ in read)))
+    if not keys:
+        raise UserError(
+            "the experiments have no sample in common: make them with the same prompt_file and seed"
+        )
+    rows = [make_row(e, role(e, reference), keys, scores, summary) for e, scores, summary in read]
+    own = {m: ([float("nan")] * len(keys)) for m in METRICS} | {
+        "caption": rows[0].scores["caption_reference"]
+    }
+    first = Row(reference, "reference", [reference.by_key[k] for k in keys], own, rows[0].summary)
+    for row in (first, *rows):
+        measure(row, first)
+    mark_best(rows)
+    order = ["noise floor", "method"]
+    rows.sort(key=lambda r: (order.index(r.role), -r.figures["passes"], -(r.figures["psnr"] or 0)))
+    dropped = {e.name: len(scores) - len(keys) for e, scores, _ in read if len(scores) > len(keys)}
+    return Table([first, *rows], footnotes([first, *rows], dropped))
+
+
+def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, dict]:
+    """((prompt index, seed) -> metrics.csv row as numbers, summary.json)."""
+    check_reference(experiment, reference)
+    command = f"python src/evaluate.py {experiment.folder} reference={reference.folder}"
+    try:
+        text = (experiment.folder / "metrics.csv").read_text(encoding="utf-8")
+        summary = json.loads((experiment.folder / "summary.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{experiment.folder} is not scored: {command}") from None
+    judged = (summary["records_sha256"], summary["reference"]["records_sha256"])
+    if judged != (experiment.fingerprint, reference.fingerprint):
+        raise UserError(
+            f"{experiment.folder} was scored before it or its reference was last changed: {command}"
+        )
+    rows = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        numbers = {k: float(v) if v else float("nan") for k, v in line.items() if k != "id"}
+        rows[int(numbers["prompt_index"]), int(numbers["seed"])] = numbers
+    return rows, summary
+
+
+def role(experiment: Experiment, reference: Experiment) -> str:
+    again = experiment.is_full and experiment.steps == reference.steps
+    same = {r.algo for r in experiment.records} == {r.algo for r in reference.records}
+    return "noise floor" if again and same else "method"
+
+
+def make_row(experiment, role: str, keys: list, scores: dict, summary: dict) -> Row:
+    columns = {name: [scores[k][name] for k in keys] for name in (*METRICS, "caption_reference", "identical")}
+    return Row(experiment, role, [experiment.by_key[k] for k in keys], columns, summary)
+
+
+def measure(row: Row, reference: Row) -> None:
+    """Fill the row's figures: times in seconds, memory in bytes, caption as a share."""
+    first, f, why = row.records[0], row.figures, row.reasons
+    totals = _measured(row, "total")
+    f |= {
+        "role": row.role,
+        "experiment": row.experiment.name,
+        "algo": first.algo,
+        "forecaster": first.forecaster,
+    }
+    f |= {"schedule": first.schedule, "site": first.site, "steps": row.experiment.steps}
+    f |= {"passes": float(np.mean([r.nfe for r in row.records])), "samples": len(row.records)}
+    f |= {"prompts": len(set(row.prompts)), "device": first.device, "git_sha": first.git_sha}
+    f["latency_s"] = float(np.median(totals)) if totals else None
+    f["latency_p90_s"] = float(np.quantile(totals, 0.9)) if totals else None
+    f["full_step_s"], f["skipped_step_s"] = (_median(row, stage) for stage in ("full_step", "skipped_step"))
+    f["cache_bytes"] = max(r.cache_bytes for r in row.records)
+    f["peak_memory_bytes"] = max(
+        (r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None
+    )
+    f["speedup"] = None
+    devices = {r.device for r in (*row.records, *reference.records)}
+    if len(devices) > 1:
+        why["speedup"] = f"a speedup needs one device, these are {', '.join(sorted(devices))}"
+    elif not totals or not _measured(reference, "total"):
+        why["speedup"] = why["latency_s"] = "not measured"
+    else:
+        f["speedup"] = float(np.median(_measured(reference, "total"))) / f["latency_s"]
+    if f["skipped_step_s"] is None:
+        why["skipped_step_s"] = "no step is skipped"
+    for name, metric in METRICS.items():
+        found = estimate(row.scores[name], row.prompts)
+        f[name] = found["mean"]
+        f[f"{name}_low"], f[f"{name}_high"] = found["interval"] or (None, None)
+        f[f"{name}_best"] = False
+        if found["mean"] is None:
+            paired = row.role == "reference" and metric.kind == "paired"
+            why[name] = ITSELF if paired else row.summary["metrics"][name].get("unavailable", "not measured")
+    if row.role != "reference" and f["caption"] is not None:
+        pairs = zip(row.scores["caption"], row.scores["caption_reference"], strict=True)
+        found = estimate([a - b for a, b in pairs], row.prompts)
+        f["caption_minus_reference"] = found["mean"]
+        f["caption_minus_reference_low"], f["caption_minus_reference_high"] = found["interval"] or (
+            None,
+            None,
+        )
+
+
+def mark_best(rows: list[Row]) -> None:
+    """In each metric mark the best method and all that its paired differences, by bootstrap, do not set apart."""
+    for name, metric in METRICS.items():
+        scored = [r for r in rows if r.role == "method" and r.figures[name] is not None]
+        if len(scored) < 2 or scored[0].figures["prompts"] < 2:
+            continue
+        best = (max if metric.higher_is_better else min)(scored, key=lambda r: r.figures[name])
+        for row in scored:
+            differences = np.subtract(row.scores[name], best.scores[name])
+            row.figures[f"{name}_best"] = row is best or tied(differences, row.prompts)
+
+
+def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
+    """What a reader must know to trust the table."""
+    reference, *others = rows
+    summary, records = others[0].summary, [r for row in rows for r in row.records]
+    seeds = ", ".join(map(str, sorted({r.seed for r in records})))
+    notes = [
+        f"Means over {len(set(reference.prompts))} prompts ({len(reference.records)} samples, seed {seeds}) against "
+        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: the best method, "
+        "and those whose paired difference from it has an interval that holds 0. CSV: unrounded.",
+        "Latency is the median of a sample, speedup the ratio of this table's medians; a skipped step in ms and as a "
+        f"share of a full one. Device: {_all(r.device for r in records)}. Versions: "
+        + "; ".join(sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records}))
+        + f". Code: {_all(r.git_sha[:12] for r in records)}.",
+    ]
+    if dropped:
+        left = ", ".join(f"{n} of {name}" for name, n in dropped.items())
+        notes.append(f"Samples that not every row has are left out: {left}.")
+    same = [(row, int(sum(row.scores["identical"]))) for row in others]
+    if listed := ", ".join(f"{row.experiment.name} {n} of {len(row.records)}" for row, n in same if n):
+        notes.append(f"Identical to the reference in every pixel, counted as 100 dB: {listed}.")
+    anchors = summary["anchors"]
+    for kind, words in (("itself", "itself"), ("shuffled", "shuffled prompts")):
+        if anchors[kind]:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in anchors[kind].items())
+            notes.append(f"Sanity, the reference against {words}: {values}.")
+    if judge := summary.get("judge"):
+        found = [
+            f"{100 * judge[k]['caption']:.1f} % of pictures {k.replace('_', ' ')}"
+            for k in judge
+            if _is_share(judge[k])
+        ]
+        notes.append(f"The caption judge itself is right on held-out captions for {' and '.join(found)}.")
+    if note := reference.experiment.model.get("note"):
+        notes.append(str(note))
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From rows to text
+
+
+def cells(row: Row) -> list[Cell]:
+    """One table row, in the order of HEAD."""
+    f = row.figures
+
+    def number(key, form, small=""):
+        return (
+            Cell(form(f[key]), small, value=f[key])
+            if f[key] is not None
+            else Cell(DASH, note=row.reasons[key])
+        )
+
+    def score(name):
+        metric, k = METRICS[name], FACTORS.get(name, 1)
+        digits = 1 if k > 1 else metric.digits
+        low, high = f[f"{name}_low"], f[f"{name}_high"]
+        small = f"[{k * low:.{digits}f}, {k * high:.{digits}f}]" if low is not None else ""
+        cell = number(name, lambda v: f"{k * v:.{digits}f}", small)
+        return Cell(cell.text, cell.small, f[f"{name}_best"], cell.note, cell.value)
+
+    name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
+    share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
+    detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
+    schedule, _, arguments = f["schedule"].partition("(")
+    return [
+        Cell(name or f["algo"], f["algo"] if name else detail),
+        Cell(schedule, arguments.removesuffix(")")),
+        Cell({"-": "none"}.get(f["site"], f["site"])),
+        Cell(row.passes, value=f["passes"]),
+        number("latency_s", lambda v: f"{v:.2f}" if v >= 10 else f"{v:.3f}"),
+        number("speedup", lambda v: f"{v:.2f}×"),
+        *(score(metric) for metric in METRICS),
+        number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
+        Cell(_bytes(f["cache_bytes"]), value=f["cache_bytes"]),
+    ]
+
+
+def markdown(table: Table) -> str:
+    def text(cell, mark):
+        body = _md(cell.text) if not cell.bold else f"**{_md(cell.text)}**"
+        return (
+            body
+            + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "")
+            + (f"<sup>{mark}</sup>" if mark else "")
+        )
+
+    body, reasons = _marked(table, text)
+    rule = "|".join(["---"] * 3 + ["--:"] * (len(HEAD) - 3))
+    lines = [f"| {' | '.join(HEAD)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in body), ""]
+    notes = [*(f"<sup>{mark}</sup> {_md(reason)}" for mark, reason in reasons), *map(_md, table.notes)]
+    return "\n".join(lines) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+
+
+def plain(table: Table) -> str:
+    """For a terminal: aligned columns; a star marks the best."""
+    body, reasons = _marked(
+        table,
+        lambda c, mark: (
+            c.text
+            + "*" * c.bold
+            + (f" {c.small}" if c.small.startswith("[") or "%" in c.small else "")
+            + (f" ({mark})" if mark else "")
+        ),
+    )
+    lines = [list(HEAD), *body]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = [*(f"({mark}) {reason}" for mark, reason in reasons), *table.notes]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *notes])
+
+
+def latex(table: Table) -> str:
+    """A table* with booktabs; intervals small."""
+
+    def text(cell, mark):
+        body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+        return (
+            body
+            + (rf" {{\scriptsize {_tex(cell.small)}}}" if cell.small else "")
+            + (rf"\textsuperscript{{{mark}}}" if mark else "")
+        )
+
+    body, reasons = _marked(table, text)
+    notes = [
+        *(rf"\textsuperscript{{{mark}}} {_tex(reason)}" for mark, reason in reasons),
+        *map(_tex, table.notes),
+    ]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,graphicx}",
+            r"\begin{table*}",
+            r"\centering",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{lll{'r' * (len(HEAD) - 3)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, HEAD)) + r" \\",
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in body),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\par\smallskip\footnotesize\raggedright",
+            "\n\n".join(notes),
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+def unrounded(table: Table) -> str:
+    """CSV, every figure in full: seconds, bytes, dB, shares."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in table.rows for key in row.figures))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.figures.items()} for row in table.rows)
+    return text.getvalue()
+
+
+def marks(table: Table) -> dict[str, str]:
+    """Reason for a dash -> footnote mark, in order of appearance."""
+    reasons = dict.fromkeys(cell.note for line in table.cells() for cell in line if cell.note)
+    return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
+
+
+def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]:
+    letters = marks(table)
+    body = [[text(cell, letters.get(cell.note)) for cell in line] for line in table.cells()]
+    return body, [(mark, reason) for reason, mark in letters.items()]
+
+
+def _measured(row: Row, stage: str) -> list[float]:
+    return [r.latency[stage] for r in row.records if r.latency.get(stage) is not None]
+
+
+def _median(row: Row, stage: str) -> float | None:
+    found = _measured(row, stage)
+    return float(np.median(found)) if found else None
+
+
+def _all(values) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _is_share(facts) -> bool:
+    return isinstance(facts, dict) and "caption" in facts
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
+
+
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    DASH: "---",
+    "×": r"$\times$",
+}
+TEX |= {
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+TEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {
+    "[": "{[}",
+    "]": "{]}",
+}  # "\\ [..." would read as an optional argument
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in " ".join(text.split()))
