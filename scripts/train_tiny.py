@@ -16,6 +16,7 @@ from pathlib import Path
 import hydra
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -33,19 +34,18 @@ def main(cfg):
     work = ROOT / cfg.work
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
-    pipe = parts.build_flux(cfg)
+    pipe = parts.build_flux(OmegaConf.to_container(cfg, resolve=True))
     pipe.to(cfg.device)
     train.train_vae(pipe.vae, cfg, work, cfg.device)
+    judge, facts = train.train_judge(pipe.vae.to("cpu"), cfg, work)
+    pipe.to(cfg.device)
     pool = train.make_pool(pipe, cfg, work, cfg.device)
     student = train.train_denoiser(pipe, pool, cfg, work, cfg.device)
     train.distil_guidance(student, pool, pipe, cfg, work, cfg.device)
     if ranks()[0] > 0:
         return  # the rest is one process's work
-    pipe.to("cpu")
-    judge, facts = train.train_judge(pipe.vae, cfg, work, "cpu")
-    print("judge:", json.dumps(facts))
     save_judge(judge, ROOT / cfg.out / "judge", facts)
-    export(pipe, ROOT / cfg.out)
+    export(pipe.to("cpu"), ROOT / cfg.out)
     pipe = type(pipe).from_pretrained(ROOT / cfg.out)  # score what a user loads: weights rounded to bf16
     score = train.caption_score(pipe, judge, cfg)
     (ROOT / cfg.out / "score.json").write_text(json.dumps(score, indent=2) + "\n")

@@ -78,7 +78,9 @@ def fit(
 
     def save(step):
         tensors = {"step": torch.tensor(step)}
-        tensors |= {f"model.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}  # clones: T5 shares its embedding
+        tensors |= {
+            f"model.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()
+        }  # clones: T5 shares its embedding
         tensors |= {f"ema.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in average.items()}
         for i, optimiser in enumerate(optimisers):
             for index, state in optimiser.state_dict()["state"].items():
@@ -114,7 +116,9 @@ def fit(
             if rank == 0:
                 pace = (time.perf_counter() - began) / (step + 1 - start)
                 shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-                print(f"{stage} {step + 1}/{steps}  {shown}  {pace:.3f} s/step  {time.strftime('%H:%M:%S')}", flush=True)
+                print(
+                    f"{stage} {step + 1}/{steps}  {shown}  {pace:.3f} s/step  {time.strftime('%H:%M:%S')}", flush=True
+                )
             figures = {}
         if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
             save(step + 1)

@@ -34,7 +34,9 @@ class Judge(nn.Module):
             return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.GroupNorm(8, o), nn.SiLU()]
 
         w, d = width, 2 * width
-        self.body = nn.Sequential(*layer(3, w), *layer(w, w, 2), *layer(w, w), *layer(w, d, 2), *layer(d, d), *layer(d, d))
+        self.body = nn.Sequential(
+            *layer(3, w), *layer(w, w, 2), *layer(w, w), *layer(w, d, 2), *layer(d, d), *layer(d, d)
+        )
         self.far = nn.Sequential(*layer(d, d, 2), *layer(d, d), nn.Upsample(scale_factor=2))
         self.heads = nn.ModuleDict({name: nn.Conv2d(d, size, 1) for name, size in HEADS.items()})
         self.ground = nn.Linear(d, len(BACKGROUNDS))
@@ -56,7 +58,10 @@ class Judge(nn.Module):
         for b in range(len(images)):
             things = []
             for i, j in peaks[b].nonzero().tolist():
-                kind = (list(names)[best[head][b, i, j]] for head, names in zip(("size", "colour", "shape"), (SIZES, COLOURS, SHAPES)))
+                kind = (
+                    list(names)[best[head][b, i, j]]
+                    for head, names in zip(("size", "colour", "shape"), (SIZES, COLOURS, SHAPES))
+                )
                 things.append((Thing(*kind), (j + 0.5) * CELL, (i + 0.5) * CELL))
             seen.append(Seen(tuple(things), list(BACKGROUNDS)[out["ground"][b].argmax()]))
         return seen
@@ -75,7 +80,9 @@ def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor
         target = torch.maximum(target, torch.exp(-square / 1.5) * there[:, None, None])
         b, i, j = ((square < 2) & there[:, None, None]).nonzero(as_tuple=True)
         for head, names in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
-            index = torch.tensor([list(names).index(getattr(s.things[min(k, len(s.things) - 1)], head)) for s in scenes])
+            index = torch.tensor(
+                [list(names).index(getattr(s.things[min(k, len(s.things) - 1)], head)) for s in scenes]
+            )
             total = total + F.cross_entropy(out[head][b, :, i, j], index[b])
     bce = F.binary_cross_entropy_with_logits(out["heat"][:, 0], target, reduction="none")
     return total + 4 * (bce * (1 + 8 * target)).mean()

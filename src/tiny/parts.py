@@ -1,7 +1,9 @@
 """The untrained pieces of a miniature FLUX: tokenizers made from the world's words, and small models."""
 
+import json
+
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
@@ -15,21 +17,20 @@ WORDS = sorted(
 
 
 def clip_tokenizer(length: int) -> CLIPTokenizer:
-    """BPE whose merges spell each of WORDS as one token; any other text falls back to bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {piece: i for i, piece in enumerate(alphabet + [f"{c}</w>" for c in alphabet])}
-    merges = []
-    for word in WORDS:
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        while len(pieces) > 1:
-            pair, rest = pieces[:2], pieces[2:]
-            pieces = ["".join(pair), *rest]
-            if tuple(pair) not in merges:
-                merges.append(tuple(pair))
-            vocab.setdefault(pieces[0], len(vocab))
-    for special in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+    """BPE learnt on WORDS until each is one token; any other text falls back to bytes."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    ends = [f"{c}</w>" for c in sorted(alphabet)]
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe.train_from_iterator(
+        WORDS,
+        trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>"),
+    )
+    learnt = json.loads(bpe.to_str())["model"]
+    pieces = sorted(learnt["vocab"], key=learnt["vocab"].get)
+    pieces += [end for end in ends if end not in learnt["vocab"]] + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in learnt["merges"]], model_max_length=length)
 
 
 def t5_tokenizer(length: int) -> T5Tokenizer:
@@ -38,28 +39,26 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
     return T5Tokenizer(vocab=specials + [(f"▁{w}", -1.0) for w in WORDS], extra_ids=0, model_max_length=length)
 
 
-def build_flux(cfg) -> FluxPipeline:
-    """A FluxPipeline with random weights from the sizes in `cfg` (configs/train/flux.yaml)."""
-    clip_tok, t5_tok = clip_tokenizer(cfg.text_tokens), t5_tokenizer(cfg.text_tokens)
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(clip_tok),
-            max_position_embeddings=cfg.text_tokens,
-            bos_token_id=clip_tok.bos_token_id,
-            eos_token_id=clip_tok.eos_token_id,
-            pad_token_id=clip_tok.pad_token_id,
-            **cfg.clip,
-        )
+def build_flux(sizes: dict) -> FluxPipeline:
+    """A FluxPipeline with random weights, of the sizes in configs/train/flux.yaml."""
+    length = sizes["text_tokens"]
+    clip_tok, t5_tok = clip_tokenizer(length), t5_tokenizer(length)
+    clip = CLIPTextConfig(
+        vocab_size=len(clip_tok),
+        max_position_embeddings=length,
+        bos_token_id=clip_tok.bos_token_id,
+        eos_token_id=clip_tok.eos_token_id,
+        pad_token_id=clip_tok.pad_token_id,
+        **sizes["clip"],
     )
-    t5 = T5EncoderModel(T5Config(vocab_size=len(t5_tok), **cfg.t5))
     pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**cfg.scheduler),
-        vae=AutoencoderKL(**cfg.vae),
-        text_encoder=clip,
+        scheduler=FlowMatchEulerDiscreteScheduler(**sizes["scheduler"]),
+        vae=AutoencoderKL(**sizes["vae"]),
+        text_encoder=CLIPTextModel(clip),
         tokenizer=clip_tok,
-        text_encoder_2=t5,
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(t5_tok), **sizes["t5"])),
         tokenizer_2=t5_tok,
-        transformer=FluxTransformer2DModel(**cfg.denoiser),
+        transformer=FluxTransformer2DModel(**sizes["denoiser"]),
     )
     zero_modulation(pipe.transformer)
     return pipe

@@ -47,7 +47,9 @@ def train_vae(vae, cfg, work: Path, device) -> None:
         x = 2 * world.render(world.draw_scenes(rng, 256, held=False), rng)[0].to(device) - 1
         latents = vae.encode(x).latent_dist.mode()
         psnr = 10 * torch.log10(4 / ((vae.decode(latents).sample - x) ** 2).mean())
-    vae.register_to_config(shift_factor=round(float(latents.mean()), 4), scaling_factor=round(float(1 / latents.std()), 4))
+    vae.register_to_config(
+        shift_factor=round(float(latents.mean()), 4), scaling_factor=round(float(1 / latents.std()), 4)
+    )
     print(f"vae: {psnr:.1f} dB on fresh images, {dict(vae.config)['scaling_factor']=}", flush=True)
 
 
@@ -83,7 +85,9 @@ def make_pool(pipe, cfg, work: Path, device) -> dict[str, Tensor]:
 
 
 def _ids(tokenizer, captions: list[str], cfg) -> Tensor:
-    return tokenizer(captions, padding="max_length", max_length=cfg.text_tokens, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=cfg.text_tokens, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def _semantics(scenes, cover: Tensor) -> Tensor:
@@ -92,7 +96,10 @@ def _semantics(scenes, cover: Tensor) -> Tensor:
     out = torch.zeros(len(scenes), 64, 2, dtype=torch.uint8)
     for k in range(2):
         kind = torch.tensor(
-            [[world.SHAPES.index(t.shape) + 1, list(world.COLOURS).index(t.colour) + 1] for t in (s.things[min(k, len(s.things) - 1)] for s in scenes)]
+            [
+                [world.SHAPES.index(t.shape) + 1, list(world.COLOURS).index(t.colour) + 1]
+                for t in (s.things[min(k, len(s.things) - 1)] for s in scenes)
+            ]
         )
         out = torch.where(((which == k) & (most > 0.25))[..., None], kind[:, None].to(torch.uint8), out)
     return out
@@ -152,7 +159,9 @@ def train_denoiser(pipe, pool: dict[str, Tensor], cfg, work: Path, device) -> St
         rng = _rng(cfg.seed, 3, step)
         pick = torch.from_numpy(rng.integers(len(pool["latents"]), size=recipe.batch))
         dropped = torch.from_numpy(rng.random(recipe.batch) < recipe.drop)[:, None]
-        ids = [torch.where(dropped, e, pool[k][pick].long()).to(device) for k, e in zip(("clip", "t5"), empty, strict=True)]
+        ids = [
+            torch.where(dropped, e, pool[k][pick].long()).to(device) for k, e in zip(("clip", "t5"), empty, strict=True)
+        ]
         x, sigma, velocity = _noisy(pool["latents"][pick].float().to(device), rng)
         with torch.autocast(x.device.type, torch.bfloat16):
             predicted = student.velocity(x, sigma, student.text(*ids), torch.ones_like(sigma)).float()
@@ -198,7 +207,7 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], pipe, cfg, work: 
 # Judge and score
 
 
-def train_judge(vae, cfg, work: Path, device):
+def train_judge(vae, cfg, work: Path):
     """Train the reader on rendered pictures, half of them through the VAE with noisy latents, so that it forgives the
     decoder's softness but not a wrong shape. Returns it with its accuracy on 1,000 held-out captions."""
     from .judge import Judge, check, judge_loss
@@ -223,13 +232,14 @@ def train_judge(vae, cfg, work: Path, device):
             return judge_loss(judge, torch.cat([images[:half], soft[half:]]), scenes, places), {}
 
     fit("judge", judge, loss, steps=recipe.steps, lr=recipe.lr, work=work, ema=0.99)
-    rng = _rng(cfg.seed, 6, 0)
+    rng = np.random.default_rng((cfg.seed, 6))
     scenes = world.draw_scenes(rng, 1000, held=True)
     images, soft, _ = pictures(scenes, rng, 0.0)
     facts = {"width": recipe.width, "held_out_captions": len(scenes)}
     for name, pictures_ in (("rendered", images), ("through_the_vae", soft)):
         rows = [check(s, seen) for s, seen in zip(scenes, judge.read(pictures_), strict=True)]
         facts[name] = {k: round(float(np.nanmean([r[k] for r in rows])), 4) for k in rows[0]}
+    print("judge:", facts, flush=True)
     return judge, facts
 
 

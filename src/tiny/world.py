@@ -35,9 +35,7 @@ BACKGROUNDS = {
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # first thing, from the second
 
 _THING = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_CAPTION = re.compile(
-    rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})? on a ({'|'.join(BACKGROUNDS)}) background"
-)
+_CAPTION = re.compile(rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})? on a ({'|'.join(BACKGROUNDS)}) background")
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
         return (dx * (py - 1) - dy * px) / math.hypot(dx, dy)
 
     bar = 0.34
-    cross = torch.minimum(
-        torch.maximum(x.abs() - bar, y.abs() - 0.95), torch.maximum(x.abs() - 0.95, y.abs() - bar)
-    )
+    cross = torch.minimum(torch.maximum(x.abs() - bar, y.abs() - 0.95), torch.maximum(x.abs() - 0.95, y.abs() - bar))
     return torch.stack(
         [
             radius - 0.92,

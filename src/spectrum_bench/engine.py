@@ -1,0 +1,50 @@
+"""Runs jobs on a device and yields records as they are finished."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .jobs import Job, Record, save_record, write_atomically
+
+
+def run_jobs(
+    jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_step: Callable | None = None
+) -> Iterator[Record]:
+    """Load the pipeline once, warm it up, make each job's sample and put it and its record on disk.
+
+    Args:
+        cfg: resolved configuration, plain data.
+        build: makes the Algorithm from `cfg`.
+        on_step: called after each denoising step of a job with whether the network was computed.
+    """
+    import torch
+
+    from .generate import environment, generate
+    from .models import load_pipeline
+
+    device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        torch.set_num_threads(cfg["threads"])
+    model = cfg["model"]
+    pipe = load_pipeline(model["repo"], dtype=model["dtype"], device=device)
+    algorithm = build(cfg)
+    steps, arguments = cfg["num_inference_steps"], dict(model["arguments"])
+    for _ in range(cfg["warmup_samples"] if jobs else 0):
+        generate(pipe, jobs[0], algorithm, num_steps=steps, arguments=arguments)
+    for job in jobs:
+        picture, figures = generate(pipe, job, algorithm, num_steps=steps, arguments=arguments, on_step=on_step)
+        sample = f"samples/{job.id}.png"
+        write_atomically(folder / sample, picture)
+        record = Record(
+            id=job.id,
+            prompt_index=job.prompt_index,
+            prompt=job.prompt,
+            seed=job.seed,
+            sample=sample,
+            model=model["name"],
+            num_inference_steps=steps,
+            **cfg["labels"],
+            **figures,
+            **environment(device, torch.get_num_threads()),
+        )
+        save_record(folder, record)
+        yield record

@@ -1,0 +1,154 @@
+"""One job -> one picture and its figures: seed, stage times, memory."""
+
+import io
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+
+import torch
+
+from .cache import cached, denoisers
+from .forecasters import Weights
+from .jobs import Job
+from .models import ROOT
+from .schedules import Schedule
+from .sites import Site
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A named triple; `site` None is the plain pipeline."""
+
+    name: str
+    schedule: Schedule
+    forecaster: Weights
+    site: Site | None
+
+
+class Laps:
+    """Times on the device's own clock; nothing is synchronised until they are read."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list = []
+
+    def mark(self, *_) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Time from each mark to the next."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if not self._cuda:
+            return [b - a for a, b in pairs]
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+
+
+def generate(
+    pipe, job: Job, algorithm: Algorithm, *, num_steps: int, arguments: dict, on_step=None
+) -> tuple[bytes, dict]:
+    """Make one sample with an unmodified pipeline call.
+
+    The initial noise is drawn on the CPU from the job's own seed, whatever the device.
+
+    Args:
+        arguments: further arguments of the pipeline (guidance_scale, height, ...).
+        on_step: called after every denoising step with whether the network was computed.
+
+    Returns:
+        The picture as a lossless PNG file, and the figures of a Record: computed_steps, nfe, latency,
+        peak_memory_bytes, cache_bytes.
+    """
+    device = pipe._execution_device
+    laps = Laps(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with cached(
+        pipe, schedule=algorithm.schedule, forecaster=algorithm.forecaster, site=algorithm.site, num_steps=num_steps
+    ) as session:
+
+        def step_done(pipe, step, timestep, tensors):
+            laps.mark()
+            if on_step is not None:
+                on_step(session.computing)
+            return session.callback(pipe, step, timestep, tensors)
+
+        def text_done(*_):  # the denoiser's first call ends the text stage
+            laps.mark()
+            started.remove()
+
+        laps.mark()
+        started = next(iter(denoisers(pipe).values())).register_forward_pre_hook(text_done)
+        try:
+            image = pipe(
+                prompt=job.prompt,
+                num_inference_steps=num_steps,
+                generator=torch.Generator().manual_seed(job.seed),
+                callback_on_step_end=step_done,
+                **arguments,
+            ).images[0]
+        finally:
+            started.remove()
+        laps.mark()
+    text, *steps, decode = laps.seconds()
+    computed = session.computed_steps
+    full = [s for i, s in enumerate(steps) if i in computed]
+    skipped = [s for i, s in enumerate(steps) if i not in computed]
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return file.getvalue(), {
+        "computed_steps": computed,
+        "nfe": len(computed),
+        "latency": {
+            "text": text,
+            "denoise": sum(steps),
+            "decode": decode,
+            "total": text + sum(steps) + decode,
+            "full_step": statistics.median(full),
+            "skipped_step": statistics.median(skipped) if skipped else None,
+        },
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        "cache_bytes": session.cache_bytes,
+    }
+
+
+@cache
+def environment(device: str, threads: int) -> dict:
+    """What the figures were measured on: the rest of a Record."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu()}, {threads} thread(s)"
+    packages = ("torch", "diffusers", "transformers", "numpy")
+    return {
+        "device": name,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "git_sha": _git_sha(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = open("/proc/cpuinfo").read().split("\n")
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_sha() -> str:
+    def git(*words):
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+    try:
+        return (
+            git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+            or "unknown"
+        )
+    except OSError:
+        return "unknown"

@@ -1,0 +1,203 @@
+"""The main loop: configuration -> checks -> jobs -> samples and records."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from . import forecasters, schedules
+from .jobs import Job, Record, UserError, collect_records, finished, make_jobs, read_prompts, write_atomically
+
+ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
+IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps")  # what decides a sample's pixels, with its seed
+FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
+
+
+def main(cfg: DictConfig) -> None:
+    """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
+    from .engine import run_jobs
+    from .models import find_weights, locate
+
+    check_aliases(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain.setdefault("site", None)
+    algorithm = build(plain)
+    plain["labels"] = labels(plain)
+    prompt_file = locate(cfg.prompt_file)
+    prompts = read_prompts(prompt_file, cfg.total_prompt_num)
+    plain["prompts_sha256"] = hashlib.sha256(prompt_file.read_bytes()).hexdigest()
+    find_weights(plain["model"]["repo"])
+    folder = Path(cfg.output_base_path) / cfg.exp_name
+    claim(folder, plain)
+
+    jobs = make_jobs(prompts, cfg.seed, {key: plain[key] for key in IDENTITY})
+    done = finished(folder)
+    missing = [job for job in jobs if job.id not in done]
+    print(describe(algorithm, plain))
+    print(f"{len(jobs)} samples, {len(jobs) - len(missing)} of them finished, in {folder}")
+    try:
+        if missing:
+            show_progress(run_jobs, missing, plain, algorithm, folder)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        records = collect_records(folder)
+    print(summary(records))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def check_aliases(cfg: DictConfig) -> None:
+    """Refuse an upstream key that was given and that the chosen schedule and algorithm would silently ignore."""
+    if cfg.ngpu != 1:
+        raise UserError(f"ngpu={cfg.ngpu} is not there yet: a run uses one device; split prompts with prompt_file")
+    given = {o.lstrip("+~").split("=", 1)[0] for o in HydraConfig.get().overrides.task}
+    parts = {k: cfg[k] for k in ("schedule", "algo") if k in cfg}
+    read = str([OmegaConf.to_container(part, resolve=False) for part in parts.values()])
+    for alias in ALIASES:
+        if alias in given and f"${{{alias}}}" not in read:
+            readers = [a for a in ALIASES if f"${{{a}}}" in read]
+            raise UserError(
+                f"{alias} is not read by algo={cfg.algo.name} with this schedule"
+                + (f" (it reads {', '.join(readers)})" if readers else "")
+                + ": leave it out, or set the schedule's own keys, e.g. schedule.interval=4"
+            )
+
+
+def build(plain: dict):
+    """The Algorithm of a resolved configuration.
+
+    Raises:
+        UserError: arguments that its functions do not take, or values that make no sense.
+    """
+    from .generate import Algorithm
+
+    try:
+        schedule, site, forecaster = (
+            instantiate(node) if node else None
+            for node in (plain["schedule"], plain["site"], plain["algo"]["forecaster"])
+        )
+        mask = schedules.plan(schedule, plain["num_inference_steps"])
+        if site is None and (mask is None or not mask.all()):
+            raise ValueError(f"algo={plain['algo']['name']} caches nothing, so schedule=full is the only one for it")
+        if site is not None and forecaster is None:
+            raise ValueError(f"site and forecaster belong together: algo={plain['algo']['name']} has no forecaster")
+        forecaster = forecaster or forecasters.reuse
+        import numpy as np
+
+        forecaster(np.arange(3.0), 4.0)
+    except (InstantiationException, ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error.__cause__ or error).split())) from None
+    return Algorithm(plain["algo"]["name"], schedule, forecaster, site)
+
+
+def claim(folder: Path, plain: dict) -> None:
+    """Write `config.yaml`, or make sure that the one there is of the same experiment."""
+    path = folder / "config.yaml"
+    ours = {k: v for k, v in plain.items() if k not in FREE}
+    if path.exists():
+        theirs = {k: v for k, v in yaml.safe_load(path.read_text(encoding="utf-8")).items() if k not in FREE}
+        if theirs != ours:
+            keys = [k for k in sorted(ours.keys() | theirs.keys()) if k != "labels" and ours.get(k) != theirs.get(k)]
+            raise UserError(
+                f"{folder} was made with another configuration ({', '.join(keys)} differ): "
+                "choose another exp_name, or remove that folder"
+            )
+        return
+    try:
+        write_atomically(path, yaml.safe_dump(plain, allow_unicode=True, sort_keys=False).encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another output_base_path") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a person reads
+
+
+def labels(plain: dict) -> dict[str, str]:
+    """The algorithm in words, for records and tables: name(argument=value, ...)."""
+
+    def label(node):
+        if not node:
+            return "-"
+        arguments = ", ".join(f"{k}={v}" for k, v in node.items() if not k.startswith("_"))
+        name = node["_target_"].rpartition(".")[2]
+        return f"{name}({arguments})" if arguments else name
+
+    return {
+        "algo": plain["algo"]["name"],
+        "schedule": label(plain["schedule"]),
+        "forecaster": label(plain["algo"]["forecaster"]),
+        "site": label(plain["site"]),
+    }
+
+
+def describe(algorithm, plain: dict) -> str:
+    steps = plain["num_inference_steps"]
+    words = plain["labels"]
+    head = f"{plain['model']['name']}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
+    mask = schedules.plan(algorithm.schedule, steps)
+    if mask is None:
+        return f"{head}\n{steps} steps; which are computed is decided while it runs"
+    bar = "".join("#" if computed else "." for computed in mask)
+    listed = " ".join(map(str, mask.nonzero()[0]))
+    return f"{head}\n{mask.sum()} of {steps} steps computed: {listed}\n[{bar}]"
+
+
+def show_progress(run_jobs, jobs: list[Job], plain: dict, algorithm, folder: Path) -> None:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[samples]}/{task.fields[total_samples]} samples"),
+        TextColumn("{task.fields[passes]} passes"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    steps = plain["num_inference_steps"]
+    with Progress(*columns) as bar:
+        task = bar.add_task("loading", total=len(jobs) * steps, samples=0, total_samples=len(jobs), passes=0)
+        passes = 0
+
+        def on_step(computed: bool) -> None:
+            nonlocal passes
+            passes += computed
+            bar.update(task, advance=1, passes=passes, description="sampling")
+
+        for count, _ in enumerate(run_jobs(jobs, plain, build, folder, on_step), 1):
+            bar.update(task, samples=count)
+
+
+def summary(records: list[Record]) -> str:
+    import statistics
+
+    if not records:
+        return "no sample is finished"
+    median = {
+        k: statistics.median([r.latency[k] for r in records if r.latency[k] is not None] or [0])
+        for k in records[0].latency
+    }
+    passes = statistics.mean(r.nfe for r in records)
+    text = f"{len(records)} samples, {passes:g} passes each; median {median['total']:.3f} s"
+    text += f" ({1e3 * median['full_step']:.2f} ms a full step"
+    if any(r.latency["skipped_step"] is not None for r in records):
+        share = median["skipped_step"] / median["full_step"]
+        text += f", {1e3 * median['skipped_step']:.2f} ms a skipped one: {100 * share:.0f} %"
+    return text + ")"

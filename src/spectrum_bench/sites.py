@@ -1,0 +1,203 @@
+"""Where features are cached. A site puts stand-ins into the denoiser for one session and never decides by itself:
+on a computed step it stores, on a skipped one it answers with the session's forecast.
+"""
+
+import inspect
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from .anatomy import Anatomy, block_io, stacks
+
+
+class Site(Protocol):
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session, undo: ExitStack) -> None:
+        """Put the stand-ins in place and push onto `undo` what takes them out again."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block stack: a skipped step bypasses all blocks; prologue and epilogue run with the current timestep
+
+
+@dataclass(frozen=True)
+class LastBlock:
+    """The last block's output, image tokens only: what enters the epilogue (Spectrum, arXiv:2603.01623)."""
+
+    def feature(self, entering: Tensor, leaving: Tensor) -> Tensor:
+        return leaving
+
+    def restore(self, entering: Tensor, forecast: Tensor) -> Tensor:
+        return forecast
+
+    def attach(self, denoiser, anatomy, session, undo):
+        _bypass(self, denoiser, anatomy, session, undo)
+
+
+@dataclass(frozen=True)
+class StackResidual:
+    """What all blocks together add to the embedded latent (TeaCache, arXiv:2411.19108)."""
+
+    def feature(self, entering: Tensor, leaving: Tensor) -> Tensor:
+        return leaving - entering
+
+    def restore(self, entering: Tensor, forecast: Tensor) -> Tensor:
+        return entering + forecast
+
+    def attach(self, denoiser, anatomy, session, undo):
+        _bypass(self, denoiser, anatomy, session, undo)
+
+
+class _Entry(nn.Module):
+    """Stands in for the first block: on a skipped step it gives the whole stack's answer."""
+
+    def __init__(self, block: nn.Module, site: LastBlock | StackResidual, anatomy: Anatomy, session):
+        super().__init__()
+        self.block, self.site, self.anatomy, self.session = block, site, anatomy, session
+        self.entering: Tensor | None = None
+
+    def forward(self, *args, **kwargs):
+        given = _by_name(self.block, args, kwargs)
+        hidden = given["hidden_states"]  # (B, L, D)
+        self.session.begin_blocks(lambda: _modulated(self.block, self.anatomy, given))
+        if self.session.computing:
+            self.entering = hidden
+            return self.block(*args, **kwargs)
+        hidden = self.site.restore(hidden, self.session.branch.forecast("stack"))
+        return _outputs(self.block, hidden, given)
+
+    def leave(self, block, args, output):
+        """After the last block of a computed step: keep the feature."""
+        feature = self.site.feature(self.entering, _hidden(block, output))
+        self.session.branch.store("stack", feature)
+        self.entering = None
+
+
+class _Stack(nn.Module):
+    """Stands in for a list of blocks, and is empty on skipped steps: their cost must not grow with its length."""
+
+    def __init__(self, blocks: nn.ModuleList, session, entry: _Entry | None):
+        super().__init__()
+        self.blocks, self.session, self.entry = blocks, session, entry
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def __getitem__(self, index):
+        return self.blocks[index]
+
+    def __iter__(self):
+        blocks = iter(self.blocks)
+        if self.entry is not None:
+            next(blocks)
+            yield self.entry  # decides, before the next line asks
+        if self.session.computing:
+            yield from blocks
+
+
+def _bypass(site, denoiser, anatomy, session, undo):
+    names = stacks(denoiser)
+    lists = [getattr(denoiser, name) for name in names]
+    entry = _Entry(lists[0][0], site, anatomy, session)
+    undo.callback(lists[-1][-1].register_forward_hook(entry.leave).remove)
+    for name, blocks in zip(names, lists, strict=True):
+        undo.callback(setattr, denoiser, name, blocks)
+        setattr(denoiser, name, _Stack(blocks, session, entry if blocks is lists[0] else None))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules: a skipped step runs the blocks, but their attention and MLPs are forecast
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Attention and MLP outputs of every block, before the gate (FORA, arXiv:2407.01425, section 3; TaylorSeer,
+    arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). Norms, modulation and gates run."""
+
+    def attach(self, denoiser, anatomy, session, undo):
+        lists = [getattr(denoiser, name) for name in stacks(denoiser)]
+        first = lists[0][0]
+
+        def decide(block, args, kwargs):
+            session.begin_blocks(lambda: _modulated(block, anatomy, _by_name(block, args, kwargs)))
+
+        undo.callback(first.register_forward_pre_hook(decide, with_kwargs=True).remove)
+        for i, block in enumerate(block for blocks in lists for block in blocks):
+            if type(block).__name__ not in anatomy.modules:
+                raise ValueError(
+                    f"per-module caching does not know the modules of {type(block).__name__}: "
+                    "use algo.site=LastBlock, or add them to ANATOMY"
+                )
+            modules = anatomy.modules[type(block).__name__]
+            for names, stand_in in ((modules.cached, _Cached), (modules.idle, _Idle)):
+                for name in names:
+                    module = getattr(block, name)
+                    undo.callback(setattr, block, name, module)
+                    setattr(block, name, stand_in(module, session, f"{i}.{name}"))
+
+
+class _Cached(nn.Module):
+    """Stands in for a module: stores its output, or each of its outputs, or gives their forecast."""
+
+    def __init__(self, module: nn.Module, session, slot: str):
+        super().__init__()
+        self.module, self.session, self.slot = module, session, slot
+        self.outputs = 0  # how many the module returns as a tuple; 0 for a plain tensor
+
+    def forward(self, *args, **kwargs):
+        branch = self.session.branch
+        if branch.computing:
+            out = self.module(*args, **kwargs)
+            self.outputs = len(out) if isinstance(out, tuple) else 0
+            for i, feature in enumerate(out if self.outputs else (out,)):
+                branch.store(f"{self.slot}.{i}", feature)
+            return out
+        features = tuple(branch.forecast(f"{self.slot}.{i}") for i in range(max(self.outputs, 1)))
+        return features if self.outputs else features[0]
+
+
+class _Idle(nn.Module):
+    """Stands in for a module whose output only feeds a forecast one: on a skipped step it gives zero channels."""
+
+    def __init__(self, module: nn.Module, session, slot: str):
+        super().__init__()
+        self.module, self.session = module, session
+
+    def forward(self, *args, **kwargs):
+        if self.session.computing:
+            return self.module(*args, **kwargs)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden[..., :0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks differ in the order of their arguments and outputs
+
+
+def _by_name(block: nn.Module, args: tuple, kwargs: dict) -> dict:
+    """A block's arguments by name, its image or video tokens as "hidden_states"."""
+    io = block_io(block)
+    names = list(inspect.signature(type(block).forward).parameters)[1:]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return given | {"hidden_states": given[io.hidden_states_argument_name]}
+
+
+def _hidden(block: nn.Module, output) -> Tensor:
+    return output if isinstance(output, Tensor) else output[block_io(block).return_hidden_states_index]
+
+
+def _outputs(block: nn.Module, hidden: Tensor, given: dict):
+    """`hidden` in the place where the block's own output has it; the text stream passes through."""
+    io = block_io(block)
+    if io.return_encoder_hidden_states_index is None:
+        return hidden
+    out = {io.return_hidden_states_index: hidden}
+    out[io.return_encoder_hidden_states_index] = given[io.encoder_hidden_states_argument_name]
+    return tuple(out[i] for i in sorted(out))
+
+
+def _modulated(block: nn.Module, anatomy: Anatomy, given: dict) -> Tensor:
+    if anatomy.modulated is None:
+        raise ValueError(f"no timestep-modulated input is known for {type(block).__name__}: add it to ANATOMY")
+    return anatomy.modulated(block, given)

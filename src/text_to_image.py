@@ -1,0 +1,8 @@
+"""Sample every prompt of a file with a model under a caching algorithm: python src/text_to_image.py --help"""
+
+from spectrum_bench.cli import hydra_entry
+
+main = hydra_entry("base")
+
+if __name__ == "__main__":
+    main()
