@@ -1,0 +1,188 @@
+"""Weights against direct recursions on tensors, other implementations and exactness on polynomials."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from numpy.polynomial import chebyshev
+from scipy.linalg import cho_factor, cho_solve
+
+from spectrum_bench import forecasters, schedules
+from spectrum_bench.features import FeatureBuffer
+
+T = 50
+SLOW = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
+ALL = {
+    "reuse": forecasters.reuse,
+    "taylor1": partial(forecasters.taylor, order=1),
+    "taylor2": partial(forecasters.taylor, order=2, warmup=5),
+    "chebyshev": partial(forecasters.chebyshev_ridge, degree=4, ridge=0.1, steps=T),
+    "spectrum": partial(forecasters.spectrum, degree=4, ridge=0.1, blend=0.5, steps=T),
+}
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 14])
+def test_one_weight_a_row_in_float64(name, count):
+    w = ALL[name](np.array(SLOW[:count], float), SLOW[count - 1] + 1)
+    assert w.shape == (count,) and w.dtype == np.float64 and np.isfinite(w).all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_taylor_is_the_recursion_of_diffusers(order):
+    """diffusers' own state, from whose hook we take nothing: it starts differencing at the second update."""
+    from diffusers.hooks.taylorseer_cache import TaylorSeerState
+
+    state = TaylorSeerState(taylor_factors_dtype=torch.float64, max_order=order)
+    H = torch.from_numpy(rng.standard_normal((len(SLOW), 3, 4)))
+    done = []
+    for step in range(T):
+        state.current_step = step
+        if step in SLOW:
+            state.update((H[len(done)],))
+            done.append(step)
+            continue
+        w = forecasters.taylor(np.array(done, float), step, order=order)
+        ours = np.tensordot(w, H[: len(done)].numpy(), 1)
+        np.testing.assert_allclose(ours, state.predict()[0].numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_taylor_starts_as_the_published_code_does():
+    """Shenyi-Z/TaylorSeer@288776d with first_enhance 3: order 0 at steps 0 and 1, order 1 at 2, order 2 at the next."""
+
+    def direct(H, order, enhance):
+        previous, last, out = {}, None, None
+        for k, step in enumerate(steps):
+            factors = {0: H[k]}
+            for i in range(order):
+                if i in previous and step > enhance - 2:
+                    factors[i + 1] = (factors[i] - previous[i]) / (step - last)
+                else:
+                    break
+            previous, last = factors, step
+            out = factors
+        return out
+
+    for count, highest in ((1, 0), (2, 0), (3, 1), (4, 2)):
+        steps = [0, 1, 2, 7][:count]
+        H = rng.standard_normal((count, 5))
+        factors = direct(H, 2, 3)
+        assert max(factors) == highest
+        t = steps[-1] + 3
+        expected = sum(f * 3.0**i / math.factorial(i) for i, f in factors.items())
+        ours = forecasters.taylor(np.array(steps, float), t, order=2, warmup=3) @ H
+        np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+def test_taylor_two_on_a_uniform_grid_has_the_published_weights():
+    N, r = 4, 0.75
+    w = forecasters.taylor(np.array([0.0, 4, 8]), 8 + r * N, order=2)
+    np.testing.assert_allclose(w, [r * r / 2, -(r + r * r), 1 + r + r * r / 2])
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("t", [5, 16, 49])
+def test_spectrum_is_a_ridge_regression_by_cholesky(ridge, t):
+    """The paper's own way round: fit coefficients on the features, then evaluate."""
+    times = np.array([s for s in SLOW if s < t], float)
+    H = rng.standard_normal((len(times), 64))
+
+    def phi(s):
+        tau = np.atleast_1d(2 * s / T - 1)
+        rows = [np.ones_like(tau), tau]
+        for _ in range(3):
+            rows.append(2 * tau * rows[-1] - rows[-2])
+        return np.stack(rows, -1)
+
+    Phi = phi(times)
+    C = cho_solve(cho_factor(Phi.T @ Phi + ridge * np.eye(5)), Phi.T @ H)
+    fit = (phi(float(t)) @ C)[0]
+    linear = H[-1] + (t - times[-1]) / (times[-1] - times[-2]) * (H[-1] - H[-2])
+    for blend in (1.0, 0.5, 0.0):
+        w = forecasters.spectrum(times, t, degree=4, ridge=ridge, blend=blend, steps=T)
+        np.testing.assert_allclose(w @ H, blend * fit + (1 - blend) * linear, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 4])
+def test_polynomials_up_to_the_degree_are_reproduced_as_the_ridge_vanishes(degree):
+    coefficients = rng.standard_normal(degree + 1)
+
+    def f(s):
+        return chebyshev.chebval(2 * np.asarray(s) / T - 1, coefficients)
+
+    times = np.array(SLOW[:8], float)
+    errors = [
+        abs(forecasters.chebyshev_ridge(times, 14, degree=degree, ridge=ridge, steps=T) @ f(times) - f(14))
+        for ridge in (1e-2, 1e-6, 1e-10)
+    ]
+    assert errors[2] < 1e-4 and errors[2] < errors[0]
+    assert abs(forecasters.taylor(times, 14, order=1) @ (3 * times - 1) - 41) < 1e-9
+
+
+def test_weights_sum_to_one_where_the_method_keeps_constants():
+    times = np.array(SLOW[:6], float)
+    for name in ("reuse", "taylor1", "taylor2"):
+        assert ALL[name](times, 9).sum() == pytest.approx(1)
+    assert ALL["chebyshev"](times, 9).sum() < 0.99  # ridge shrinks the constant too
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(forecasters.taylor, order=-1),
+        partial(forecasters.taylor, order=1.5),
+        partial(forecasters.chebyshev_ridge, degree=-1, ridge=0.1, steps=T),
+        partial(forecasters.chebyshev_ridge, degree=4, ridge=0.0, steps=T),
+        partial(forecasters.spectrum, degree=4, ridge=0.1, blend=1.5, steps=T),
+    ],
+)
+def test_senseless_constants_raise(call):
+    with pytest.raises(ValueError, match="must"):
+        call(np.array([0.0, 1.0]), 2.0)
+
+
+def test_forgetting_rows_of_weight_zero_changes_no_forecast():
+    """A session keeps only what the next step would read; every later forecast must be the same as from all rows."""
+    from spectrum_bench.cache import Branch
+
+    for name, forecaster in ALL.items():
+        mask = schedules.adaptive_window(T, window=2, flex=0.75, warmup=5)
+        branch = Branch(lambda step, _, mask=mask: bool(mask[step]), forecaster)
+        H, times, most = rng.standard_normal((T, 6)), [], 0
+        for step in range(T):
+            branch.begin(step)
+            if branch.computing:
+                times.append(step)
+                branch.store("x", torch.from_numpy(H[step]))
+                most = max(most, len(branch.buffers["x"].rows))
+            else:
+                expected = forecaster(np.array(times, float), step) @ H[times]
+                np.testing.assert_allclose(branch.forecast("x").numpy(), expected, atol=1e-9)
+        assert most == {"reuse": 1, "taylor1": 2, "taylor2": 3, "chebyshev": 14, "spectrum": 14}[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_weighted_sum_accumulates_in_fp32(dtype):
+    rows = [torch.randn(2, 300, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(14)]
+    buffer = FeatureBuffer()
+    for row in rows:
+        buffer.append(row)
+    w = np.array([7.0 * (-1) ** i + 0.1 * i for i in range(14)])
+    exact = sum(wi * row.double() for wi, row in zip(w, rows, strict=True))
+    out = buffer.combine(w)
+    assert out.dtype == dtype
+    scale = sum(abs(wi) * row.double().abs() for wi, row in zip(w, rows, strict=True))
+    unit = torch.finfo(dtype).eps
+    assert ((out.double() - exact).abs() <= unit * exact.abs() + 14 * 2**-23 * scale).all()
+
+
+def test_a_buffer_owns_its_memory_and_refuses_another_shape():
+    whole = torch.randn(1, 80, 8)
+    buffer = FeatureBuffer()
+    buffer.append(whole[:, 16:])
+    assert buffer.rows[0].untyped_storage().nbytes() == buffer.bytes == 64 * 8 * 4
+    with pytest.raises(ValueError, match="changed"):
+        buffer.append(torch.randn(1, 32, 8))
