@@ -41,9 +41,7 @@ def describe(summary: dict) -> list[str]:
     """One experiment's scores, a line each."""
     lines, left = [], summary["unpaired"]
     if any(left.values()):
-        lines.append(
-            f"left out: {left['experiment']} samples and {left['reference']} references without a partner"
-        )
+        lines.append(f"left out: {left['experiment']} samples and {left['reference']} references without a partner")
     for name, found in summary["metrics"].items():
         if "unavailable" in found:
             lines.append(f"—  {found['unavailable']}")
@@ -52,14 +50,8 @@ def describe(summary: dict) -> list[str]:
         span = f"95 % in [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else "no 95 % interval"
         lines.append(f"{name:8} {found['mean']:.4g} {found['unit']}  ({span}, {found['n']} prompts)")
     for anchor, values in summary["anchors"].items():
-        text = (
-            "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            if values
-            else "n/a, one prompt only"
-        )
-        lines.append(
-            f"sanity, reference against {'shuffled prompts' if anchor == 'shuffled' else 'itself'}: {text}"
-        )
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items()) if values else "n/a, one prompt only"
+        lines.append(f"sanity, reference against {'shuffled prompts' if anchor == 'shuffled' else 'itself'}: {text}")
     return lines
 
 

@@ -18,9 +18,7 @@ from .metrics.caption import judge_facts
 from .stats import derangement, estimate
 
 NAN = float("nan")
-ANCHOR_PROMPTS = (
-    32  # enough to tell a broken metric; the anchors cost as much as scoring so many samples twice
-)
+ANCHOR_PROMPTS = 32  # enough to tell a broken metric; the anchors cost as much as scoring so many samples twice
 COLUMNS = (
     "id",
     "prompt_index",
@@ -87,9 +85,7 @@ def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict) ->
     """A row of scores for each sample that has a reference."""
     rows = []
     found = pairs(experiment, reference)
-    for mine, theirs in tqdm(
-        found, desc=f"scoring {experiment.name}", unit="sample", disable=None, leave=False
-    ):
+    for mine, theirs in tqdm(found, desc=f"scoring {experiment.name}", unit="sample", disable=None, leave=False):
         sample, target = experiment.picture(mine), reference.picture(theirs)
         row = {"id": mine.id, "prompt_index": mine.prompt_index, "seed": mine.seed, "prompt": mine.prompt}
         row |= score(scorers, sample, target, mine.prompt, experiment.folder / mine.sample)
@@ -156,16 +152,13 @@ def sanity(reference: Experiment, scorers: dict) -> dict:
     itself = [scored(paired, i, i) for i in range(len(records))]
     out = {
         "itself": {
-            name: max((r[name] for r in itself), key=lambda v: abs(v - METRICS[name].perfect))
-            for name in paired
+            name: max((r[name] for r in itself), key=lambda v: abs(v - METRICS[name].perfect)) for name in paired
         }
     }
     for name, value in out["itself"].items():
         perfect = METRICS[name].perfect
         if abs(value - perfect) > 1e-6:
-            raise UserError(
-                f"sanity: {name} of a picture and itself is {value:.4g}, not {perfect:g}: mend the metric"
-            )
+            raise UserError(f"sanity: {name} of a picture and itself is {value:.4g}, not {perfect:g}: mend the metric")
     if others is None:
         return out | {"shuffled": None}
     shuffled = [scored(scorers, i, j) for i, j in enumerate(others)]

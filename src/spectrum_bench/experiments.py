@@ -63,14 +63,10 @@ class Experiment:
         try:
             with Image.open(path) as image:
                 if image.format != "PNG" or image.mode != "RGB":
-                    raise UserError(
-                        f"{path} is {image.format} {image.mode}, not RGB PNG: delete it and run again"
-                    )
+                    raise UserError(f"{path} is {image.format} {image.mode}, not RGB PNG: delete it and run again")
                 return np.asarray(image)
         except FileNotFoundError:
-            raise UserError(
-                f"no sample {path}: run the experiment again, it makes only what is missing"
-            ) from None
+            raise UserError(f"no sample {path}: run the experiment again, it makes only what is missing") from None
         except (OSError, SyntaxError) as error:  # Pillow's answers to damaged files
             raise UserError(f"{path} is damaged ({error}): delete it and run again") from None
 

@@ -1,4 +1,4 @@
-"""All that a reader gets: the table in four formats, the plot, and one page that needs nothing but a browser."""
+"""All that a reader gets: the table in three formats, the plot, and a page that needs nothing but a browser."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 from . import tables
 from .experiments import Experiment
 from .jobs import Record, UserError, write_atomically
-from .plots import INK, quality_speed, short_names
+from .plots import INK, quality_speed
 
 THUMBNAIL = 256  # px; larger samples are shown smaller, and as JPEG
 
@@ -27,9 +27,7 @@ def find_experiments(folders: list[Path]) -> list[Path]:
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob("*/records.jsonl"))
         if not (folder / "records.jsonl").is_file() and not inside:
-            raise UserError(
-                f"no experiment directory in {folder}: name a folder that a run has made, or its parent"
-            )
+            raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
         found += [folder] if (folder / "records.jsonl").is_file() else inside
     return found
 
@@ -60,13 +58,11 @@ def write_report(experiments: list[Experiment], reference: Experiment, out: Path
 
 def page(table: tables.Table, svg: str, rows: int) -> str:
     """The report as one HTML file. Every string goes through autoescape; only our own drawing does not."""
-    names = dict(zip(map(id, table.rows), short_names(table.rows), strict=True))
-    columns = [{"name": names[id(row)], "row": row} for row in table.rows]
     shown = range(min(rows, len(table.rows[0].records)))
     grid = [
         {
             "prompt": table.rows[0].records[i].prompt,
-            "cells": [picture(column["row"], i) for column in columns],
+            "cells": [picture(row, i) for row in table.rows],
         }
         for i in shown
     ]
@@ -83,7 +79,7 @@ def page(table: tables.Table, svg: str, rows: int) -> str:
         marks=tables.marks(table),
         notes=table.notes,
         plot=inline(svg),
-        columns=columns,
+        rows=table.rows,
         grid=grid,
         total=len(table.rows[0].records),
     )

@@ -1,4 +1,4 @@
-"""The paper's Table 1 from scored experiments: rows with intervals, ties and footnotes; Markdown, LaTeX, CSV, text."""
+"""The paper's Table 1 from scored experiments: intervals, ties, footnotes; as Markdown, LaTeX, CSV and text."""
 
 import csv
 import io
@@ -48,6 +48,7 @@ class Row:
     records: list[Record]
     scores: dict[str, list[float]]
     summary: dict
+    name: str = ""  # short, and with the passes unlike any other row's
     figures: dict = field(default_factory=dict)  # CSV column -> number, unrounded; None: see reasons
     reasons: dict[str, str] = field(default_factory=dict)  # CSV column -> why it is None
 
@@ -82,24 +83,20 @@ def build(experiments: list[Experiment], reference: Experiment) -> Table:
     home = reference.folder.resolve()
     others = list({e.folder.resolve(): e for e in experiments if e.folder.resolve() != home}.values())
     if not others:
-        raise UserError(
-            f"nothing to compare: name experiment directories other than the reference {reference.folder}"
-        )
+        raise UserError(f"nothing to compare: name experiment directories other than the reference {reference.folder}")
     read = [(e, *read_scores(e, reference)) for e in others]
     keys = sorted(set.intersection(*(set(scores) for _, scores, _ in read)))
     if not keys:
-        raise UserError(
-            "the experiments have no sample in common: make them with the same prompt_file and seed"
-        )
+        raise UserError("the experiments have no sample in common: make them with the same prompt_file and seed")
     rows = [make_row(e, role(e, reference), keys, scores, summary) for e, scores, summary in read]
-    own = {m: ([float("nan")] * len(keys)) for m in METRICS} | {
-        "caption": rows[0].scores["caption_reference"]
-    }
+    own = {m: ([float("nan")] * len(keys)) for m in METRICS} | {"caption": rows[0].scores["caption_reference"]}
     first = Row(reference, "reference", [reference.by_key[k] for k in keys], own, rows[0].summary)
     for row in (first, *rows):
         measure(row, first)
     mark_best(rows)
     order = ["noise floor", "method"]
+    give_names(rows)
+    first.name = "reference"
     rows.sort(key=lambda r: (order.index(r.role), -r.figures["passes"], -(r.figures["psnr"] or 0)))
     dropped = {e.name: len(scores) - len(keys) for e, scores, _ in read if len(scores) > len(keys)}
     return Table([first, *rows], footnotes([first, *rows], dropped))
@@ -116,9 +113,7 @@ def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, di
         raise UserError(f"{experiment.folder} is not scored: {command}") from None
     judged = (summary["records_sha256"], summary["reference"]["records_sha256"])
     if judged != (experiment.fingerprint, reference.fingerprint):
-        raise UserError(
-            f"{experiment.folder} was scored before it or its reference was last changed: {command}"
-        )
+        raise UserError(f"{experiment.folder} was scored before it or its reference was last changed: {command}")
     rows = {}
     for line in csv.DictReader(io.StringIO(text)):
         numbers = {k: float(v) if v else float("nan") for k, v in line.items() if k != "id"}
@@ -154,9 +149,7 @@ def measure(row: Row, reference: Row) -> None:
     f["latency_p90_s"] = float(np.quantile(totals, 0.9)) if totals else None
     f["full_step_s"], f["skipped_step_s"] = (_median(row, stage) for stage in ("full_step", "skipped_step"))
     f["cache_bytes"] = max(r.cache_bytes for r in row.records)
-    f["peak_memory_bytes"] = max(
-        (r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None
-    )
+    f["peak_memory_bytes"] = max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None)
     f["speedup"] = None
     devices = {r.device for r in (*row.records, *reference.records)}
     if len(devices) > 1:
@@ -185,6 +178,20 @@ def measure(row: Row, reference: Row) -> None:
         )
 
 
+def give_names(rows: list[Row]) -> None:
+    """Call each method by its algorithm, and by what sets it apart from others of that name and as many passes."""
+    for row in rows:
+        row.name = row.role if row.role == "noise floor" else row.figures["algo"]
+    for key in ("site", "forecaster", "schedule", "experiment"):
+        crowds: dict[tuple, list[Row]] = {}
+        for row in rows:
+            crowds.setdefault((row.name, row.passes), []).append(row)
+        for crowd in crowds.values():
+            if len({row.figures[key] for row in crowd}) > 1:
+                for row in crowd:
+                    row.name += f" {row.figures[key]}"
+
+
 def mark_best(rows: list[Row]) -> None:
     """In each metric mark the best method and all that its paired differences, by bootstrap, do not set apart."""
     for name, metric in METRICS.items():
@@ -192,9 +199,9 @@ def mark_best(rows: list[Row]) -> None:
         if len(scored) < 2 or scored[0].figures["prompts"] < 2:
             continue
         best = (max if metric.higher_is_better else min)(scored, key=lambda r: r.figures[name])
-        for row in scored:
-            differences = np.subtract(row.scores[name], best.scores[name])
-            row.figures[f"{name}_best"] = row is best or tied(differences, row.prompts)
+        winners = [r for r in scored if r is best or tied(np.subtract(r.scores[name], best.scores[name]), r.prompts)]
+        for row in winners if len(winners) < len(scored) else ():
+            row.figures[f"{name}_best"] = True
 
 
 def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
@@ -205,7 +212,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
     notes = [
         f"Means over {len(set(reference.prompts))} prompts ({len(reference.records)} samples, seed {seeds}) against "
         f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: the best method, "
-        "and those whose paired difference from it has an interval that holds 0. CSV: unrounded.",
+        "and those whose paired difference from it has an interval that holds 0; nothing where that is all of them.",
         "Latency is the median of a sample, speedup the ratio of this table's medians; a skipped step in ms and as a "
         f"share of a full one. Device: {_all(r.device for r in records)}. Versions: "
         + "; ".join(sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records}))
@@ -224,9 +231,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
             notes.append(f"Sanity, the reference against {words}: {values}.")
     if judge := summary.get("judge"):
         found = [
-            f"{100 * judge[k]['caption']:.1f} % of pictures {k.replace('_', ' ')}"
-            for k in judge
-            if _is_share(judge[k])
+            f"{100 * judge[k]['caption']:.1f} % of pictures {k.replace('_', ' ')}" for k in judge if _is_share(judge[k])
         ]
         notes.append(f"The caption judge itself is right on held-out captions for {' and '.join(found)}.")
     if note := reference.experiment.model.get("note"):
@@ -243,11 +248,7 @@ def cells(row: Row) -> list[Cell]:
     f = row.figures
 
     def number(key, form, small=""):
-        return (
-            Cell(form(f[key]), small, value=f[key])
-            if f[key] is not None
-            else Cell(DASH, note=row.reasons[key])
-        )
+        return Cell(form(f[key]), small, value=f[key]) if f[key] is not None else Cell(DASH, note=row.reasons[key])
 
     def score(name):
         metric, k = METRICS[name], FACTORS.get(name, 1)
@@ -260,11 +261,11 @@ def cells(row: Row) -> list[Cell]:
     name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
     share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
     detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
-    schedule, _, arguments = f["schedule"].partition("(")
+    (schedule, _, arguments), (site, _, sites) = (f[key].partition("(") for key in ("schedule", "site"))
     return [
         Cell(name or f["algo"], f["algo"] if name else detail),
         Cell(schedule, arguments.removesuffix(")")),
-        Cell({"-": "none"}.get(f["site"], f["site"])),
+        Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
         Cell(row.passes, value=f["passes"]),
         number("latency_s", lambda v: f"{v:.2f}" if v >= 10 else f"{v:.3f}"),
         number("speedup", lambda v: f"{v:.2f}×"),
@@ -277,11 +278,7 @@ def cells(row: Row) -> list[Cell]:
 def markdown(table: Table) -> str:
     def text(cell, mark):
         body = _md(cell.text) if not cell.bold else f"**{_md(cell.text)}**"
-        return (
-            body
-            + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "")
-            + (f"<sup>{mark}</sup>" if mark else "")
-        )
+        return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
 
     body, reasons = _marked(table, text)
     rule = "|".join(["---"] * 3 + ["--:"] * (len(HEAD) - 3))
@@ -291,21 +288,21 @@ def markdown(table: Table) -> str:
 
 
 def plain(table: Table) -> str:
-    """For a terminal: aligned columns; a star marks the best."""
-    body, reasons = _marked(
-        table,
-        lambda c, mark: (
-            c.text
-            + "*" * c.bold
-            + (f" {c.small}" if c.small.startswith("[") or "%" in c.small else "")
-            + (f" ({mark})" if mark else "")
-        ),
-    )
+    """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
+    span = HEAD.index(TITLES["psnr"])
+
+    def text(i, cell, mark):
+        small = f" {cell.small}" if i == span and cell.small else ""
+        return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
+
+    letters = marks(table)
+    body = [[text(i, c, letters.get(c.note)) for i, c in enumerate(line)] for line in table.cells()]
+    body = [[row.name, *line[1:]] for row, line in zip(table.rows, body, strict=True)]
     lines = [list(HEAD), *body]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    notes = [*(f"({mark}) {reason}" for mark, reason in reasons), *table.notes]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:], "", *notes])
+    notes = [*(f"({mark}) {reason}" for reason, mark in letters.items()), *table.notes]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *notes])
 
 
 def latex(table: Table) -> str:

@@ -27,14 +27,10 @@ def make_caption(config: dict):
     """The scorer: 1 where things, colours, shapes, sizes, relation and background are as the prompt says."""
     folder = judge_folder(config)
     if folder is None:
-        raise MetricUnavailable(
-            "caption", "the model names no judge (model.judge)", "only miniature worlds have one"
-        )
+        raise MetricUnavailable("caption", "the model names no judge (model.judge)", "only miniature worlds have one")
     for name in ("judge.json", "judge.safetensors"):
         if not (folder / name).is_file():
-            raise MetricUnavailable(
-                "caption", f"no {folder.relative_to(ROOT) / name}", "python scripts/train_tiny.py"
-            )
+            raise MetricUnavailable("caption", f"no {config['model']['judge']}/{name}", "python scripts/train_tiny.py")
 
     import torch
 
@@ -48,9 +44,7 @@ def make_caption(config: dict):
         if scene is None:
             return dict.fromkeys(names, float("nan"))
         if sample.shape != (world.SIDE, world.SIDE, 3):
-            raise ValueError(
-                f"is {sample.shape[1]}x{sample.shape[0]}: the judge reads {world.SIDE}x{world.SIDE}"
-            )
+            raise ValueError(f"is {sample.shape[1]}x{sample.shape[0]}: the judge reads {world.SIDE}x{world.SIDE}")
         image = torch.from_numpy(sample.astype(np.float32) / 255).permute(2, 0, 1)[None]
         found = check(scene, judge.read(image)[0])
         return {name: found[name] for name in names}

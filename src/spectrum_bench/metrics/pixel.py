@@ -69,17 +69,12 @@ def load_lpips(path: Path):
     slices = (getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1))
     features = torch.nn.Sequential(OrderedDict(child for s in slices for child in s.named_children()))
     state = torch.load(path, map_location="cpu", weights_only=True)
-    features.load_state_dict(
-        {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
-    )
+    features.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")})
 
     @torch.inference_mode()
     def score(sample: np.ndarray, reference: np.ndarray) -> float:
         _same_size(sample, reference, side=31)  # below, AlexNet's second pooling has nothing left
-        a, b = (
-            torch.from_numpy(p.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-            for p in (sample, reference)
-        )
+        a, b = (torch.from_numpy(p.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1 for p in (sample, reference))
         return float(model(a, b))
 
     return score
@@ -95,6 +90,4 @@ def _same_size(sample: np.ndarray, reference: np.ndarray, side: int) -> None:
             f"is {w}x{h} and its reference {rw}x{rh}: make both with the same model.width and model.height"
         )
     if min(h, w) < side:
-        raise ValueError(
-            f"is {w}x{h}, smaller than the metric's window: it takes pictures from {side}x{side}"
-        )
+        raise ValueError(f"is {w}x{h}, smaller than the metric's window: it takes pictures from {side}x{side}")
