@@ -19,8 +19,8 @@ def main(argv: list[str]) -> None:
     if not options["rows"].isdecimal() or int(options["rows"]) < 1:
         raise UserError(f"rows={options['rows']} is no number of prompts: write rows=16")
     from spectrum_bench.experiments import read_experiment
+    from spectrum_bench.formats import plain
     from spectrum_bench.report import find_experiments, write_report
-    from spectrum_bench.tables import plain
 
     reference = read_experiment(Path(options["reference"]))
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]

@@ -1,6 +1,7 @@
 """Experiment directories made up for tests: pictures of the miniature world, noise for an algorithm."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from PIL import Image
 from spectrum_bench.jobs import Record, make_jobs
 from tiny import world
 
+ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = [
     "<script>alert(1)</script>",
     "</textarea><img src=x onerror=alert(1)>",
@@ -103,6 +105,11 @@ def experiment(
 
 def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
     """Run an entry script as a user does."""
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, str(root / "src" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run_python(f"src/{script}", *arguments)
+
+
+def run_python(*arguments) -> subprocess.CompletedProcess:
+    """Run this Python on `arguments` in the repository's root, with src/ to import from."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)

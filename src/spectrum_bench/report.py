@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from . import tables
+from . import formats, tables
 from .experiments import Experiment
 from .jobs import Record, UserError, write_atomically
 from .plots import INK, quality_speed
@@ -41,9 +41,9 @@ def write_report(experiments: list[Experiment], reference: Experiment, out: Path
     table = tables.build(experiments, reference)
     plot = quality_speed(table.rows)
     files = {
-        "table.md": tables.markdown(table).encode(),
-        "table.csv": tables.unrounded(table).encode(),
-        "table.tex": tables.latex(table).encode(),
+        "table.md": formats.markdown(table).encode(),
+        "table.csv": formats.unrounded(table).encode(),
+        "table.tex": formats.latex(table).encode(),
         "plot.png": plot["png"],
         "plot.svg": plot["svg"],
         "index.html": page(table, plot["svg"].decode(), rows).encode(),
@@ -74,9 +74,9 @@ def page(table: tables.Table, svg: str, rows: int) -> str:
     )
     return environment.get_template("page.html.j2").render(
         model=table.rows[0].records[0].model,
-        head=tables.HEAD,
-        body=list(zip(table.rows, table.cells(), strict=True)),
-        marks=tables.marks(table),
+        head=formats.HEAD,
+        body=list(zip(table.rows, map(formats.cells, table.rows), strict=True)),
+        marks=formats.marks(table),
         notes=table.notes,
         plot=inline(svg),
         rows=table.rows,

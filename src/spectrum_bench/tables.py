@@ -1,9 +1,8 @@
-"""The paper's Table 1 from scored experiments: intervals, ties, footnotes; as Markdown, LaTeX, CSV and text."""
+"""The paper's Table 1 from scored experiments: figures, intervals, ties and footnotes. `formats.py` writes it."""
 
 import csv
 import io
 import json
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,30 +12,7 @@ from .jobs import Record, UserError
 from .metrics import METRICS
 from .stats import estimate, tied
 
-DASH = "—"
 ITSELF = "the reference is what the other rows are measured against"
-FACTORS = {"caption": 100}  # shown as a percentage
-TITLES = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "caption": "Caption % ↑"}
-HEAD = (
-    "Method",
-    "Schedule",
-    "Granularity",
-    "Passes",
-    "Latency s",
-    "Speedup",
-    *TITLES.values(),
-    "Skipped step ms",
-    "Cache",
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    small: str = ""
-    bold: bool = False
-    note: str | None = None  # why there is no number
-    value: float | None = None  # to sort by
 
 
 @dataclass
@@ -65,13 +41,6 @@ class Row:
 class Table:
     rows: list[Row]
     notes: list[str]
-
-    def cells(self) -> list[list[Cell]]:
-        return [cells(row) for row in self.rows]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From directories to rows
 
 
 def build(experiments: list[Experiment], reference: Experiment) -> Table:
@@ -109,9 +78,11 @@ def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, di
     try:
         text = (experiment.folder / "metrics.csv").read_text(encoding="utf-8")
         summary = json.loads((experiment.folder / "summary.json").read_text(encoding="utf-8"))
+        judged = (summary["records_sha256"], summary["reference"]["records_sha256"])
     except FileNotFoundError:
         raise UserError(f"{experiment.folder} is not scored: {command}") from None
-    judged = (summary["records_sha256"], summary["reference"]["records_sha256"])
+    except (ValueError, KeyError):
+        raise UserError(f"the scores in {experiment.folder} cannot be read: {command}") from None
     if judged != (experiment.fingerprint, reference.fingerprint):
         raise UserError(f"{experiment.folder} was scored before it or its reference was last changed: {command}")
     rows = {}
@@ -122,6 +93,7 @@ def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, di
 
 
 def role(experiment: Experiment, reference: Experiment) -> str:
+    """The reference's own algorithm run again shows how much two runs differ by themselves: the noise floor."""
     again = experiment.is_full and experiment.steps == reference.steps
     same = {r.algo for r in experiment.records} == {r.algo for r in reference.records}
     return "noise floor" if again and same else "method"
@@ -136,12 +108,7 @@ def measure(row: Row, reference: Row) -> None:
     """Fill the row's figures: times in seconds, memory in bytes, caption as a share."""
     first, f, why = row.records[0], row.figures, row.reasons
     totals = _measured(row, "total")
-    f |= {
-        "role": row.role,
-        "experiment": row.experiment.name,
-        "algo": first.algo,
-        "forecaster": first.forecaster,
-    }
+    f |= {"role": row.role, "experiment": row.experiment.name, "algo": first.algo, "forecaster": first.forecaster}
     f |= {"schedule": first.schedule, "site": first.site, "steps": row.experiment.steps}
     f |= {"passes": float(np.mean([r.nfe for r in row.records])), "samples": len(row.records)}
     f |= {"prompts": len(set(row.prompts)), "device": first.device, "git_sha": first.git_sha}
@@ -150,16 +117,14 @@ def measure(row: Row, reference: Row) -> None:
     f["full_step_s"], f["skipped_step_s"] = (_median(row, stage) for stage in ("full_step", "skipped_step"))
     f["cache_bytes"] = max(r.cache_bytes for r in row.records)
     f["peak_memory_bytes"] = max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None)
-    f["speedup"] = None
+    why["latency_s"] = why["speedup"] = "not measured"
+    why["skipped_step_s"] = "no step is skipped"
+    f["speedup"], against = None, _median(reference, "total")
     devices = {r.device for r in (*row.records, *reference.records)}
     if len(devices) > 1:
         why["speedup"] = f"a speedup needs one device, these are {', '.join(sorted(devices))}"
-    elif not totals or not _measured(reference, "total"):
-        why["speedup"] = why["latency_s"] = "not measured"
-    else:
-        f["speedup"] = float(np.median(_measured(reference, "total"))) / f["latency_s"]
-    if f["skipped_step_s"] is None:
-        why["skipped_step_s"] = "no step is skipped"
+    elif totals and against is not None:
+        f["speedup"] = against / f["latency_s"]
     for name, metric in METRICS.items():
         found = estimate(row.scores[name], row.prompts)
         f[name] = found["mean"]
@@ -172,10 +137,7 @@ def measure(row: Row, reference: Row) -> None:
         pairs = zip(row.scores["caption"], row.scores["caption_reference"], strict=True)
         found = estimate([a - b for a, b in pairs], row.prompts)
         f["caption_minus_reference"] = found["mean"]
-        f["caption_minus_reference_low"], f["caption_minus_reference_high"] = found["interval"] or (
-            None,
-            None,
-        )
+        f["caption_minus_reference_low"], f["caption_minus_reference_high"] = found["interval"] or (None, None)
 
 
 def give_names(rows: list[Row]) -> None:
@@ -230,138 +192,12 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
             values = ", ".join(f"{name} {value:.4g}" for name, value in anchors[kind].items())
             notes.append(f"Sanity, the reference against {words}: {values}.")
     if judge := summary.get("judge"):
-        found = [
-            f"{100 * judge[k]['caption']:.1f} % of pictures {k.replace('_', ' ')}" for k in judge if _is_share(judge[k])
-        ]
-        notes.append(f"The caption judge itself is right on held-out captions for {' and '.join(found)}.")
+        shares = {k.replace("_", " "): v["caption"] for k, v in judge.items() if isinstance(v, dict) and "caption" in v}
+        found = " and ".join(f"{100 * share:.1f} % of pictures {kind}" for kind, share in shares.items())
+        notes.append(f"The caption judge itself is right on held-out captions for {found}.")
     if note := reference.experiment.model.get("note"):
         notes.append(str(note))
     return notes
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From rows to text
-
-
-def cells(row: Row) -> list[Cell]:
-    """One table row, in the order of HEAD."""
-    f = row.figures
-
-    def number(key, form, small=""):
-        return Cell(form(f[key]), small, value=f[key]) if f[key] is not None else Cell(DASH, note=row.reasons[key])
-
-    def score(name):
-        metric, k = METRICS[name], FACTORS.get(name, 1)
-        digits = 1 if k > 1 else metric.digits
-        low, high = f[f"{name}_low"], f[f"{name}_high"]
-        small = f"[{k * low:.{digits}f}, {k * high:.{digits}f}]" if low is not None else ""
-        cell = number(name, lambda v: f"{k * v:.{digits}f}", small)
-        return Cell(cell.text, cell.small, f[f"{name}_best"], cell.note, cell.value)
-
-    name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
-    share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
-    detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
-    (schedule, _, arguments), (site, _, sites) = (f[key].partition("(") for key in ("schedule", "site"))
-    return [
-        Cell(name or f["algo"], f["algo"] if name else detail),
-        Cell(schedule, arguments.removesuffix(")")),
-        Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
-        Cell(row.passes, value=f["passes"]),
-        number("latency_s", lambda v: f"{v:.2f}" if v >= 10 else f"{v:.3f}"),
-        number("speedup", lambda v: f"{v:.2f}×"),
-        *(score(metric) for metric in METRICS),
-        number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
-        Cell(_bytes(f["cache_bytes"]), value=f["cache_bytes"]),
-    ]
-
-
-def markdown(table: Table) -> str:
-    def text(cell, mark):
-        body = _md(cell.text) if not cell.bold else f"**{_md(cell.text)}**"
-        return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
-
-    body, reasons = _marked(table, text)
-    rule = "|".join(["---"] * 3 + ["--:"] * (len(HEAD) - 3))
-    lines = [f"| {' | '.join(HEAD)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in body), ""]
-    notes = [*(f"<sup>{mark}</sup> {_md(reason)}" for mark, reason in reasons), *map(_md, table.notes)]
-    return "\n".join(lines) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-
-
-def plain(table: Table) -> str:
-    """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
-    span = HEAD.index(TITLES["psnr"])
-
-    def text(i, cell, mark):
-        small = f" {cell.small}" if i == span and cell.small else ""
-        return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
-
-    letters = marks(table)
-    body = [[text(i, c, letters.get(c.note)) for i, c in enumerate(line)] for line in table.cells()]
-    body = [[row.name, *line[1:]] for row, line in zip(table.rows, body, strict=True)]
-    lines = [list(HEAD), *body]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    notes = [*(f"({mark}) {reason}" for reason, mark in letters.items()), *table.notes]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *notes])
-
-
-def latex(table: Table) -> str:
-    """A table* with booktabs; intervals small."""
-
-    def text(cell, mark):
-        body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
-        return (
-            body
-            + (rf" {{\scriptsize {_tex(cell.small)}}}" if cell.small else "")
-            + (rf"\textsuperscript{{{mark}}}" if mark else "")
-        )
-
-    body, reasons = _marked(table, text)
-    notes = [
-        *(rf"\textsuperscript{{{mark}}} {_tex(reason)}" for mark, reason in reasons),
-        *map(_tex, table.notes),
-    ]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs,graphicx}",
-            r"\begin{table*}",
-            r"\centering",
-            r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{lll{'r' * (len(HEAD) - 3)}}}",
-            r"\toprule",
-            " & ".join(map(_tex, HEAD)) + r" \\",
-            r"\midrule",
-            *(" & ".join(line) + r" \\" for line in body),
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\par\smallskip\footnotesize\raggedright",
-            "\n\n".join(notes),
-            r"\end{table*}",
-            "",
-        ]
-    )
-
-
-def unrounded(table: Table) -> str:
-    """CSV, every figure in full: seconds, bytes, dB, shares."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in table.rows for key in row.figures))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.figures.items()} for row in table.rows)
-    return text.getvalue()
-
-
-def marks(table: Table) -> dict[str, str]:
-    """Reason for a dash -> footnote mark, in order of appearance."""
-    reasons = dict.fromkeys(cell.note for line in table.cells() for cell in line if cell.note)
-    return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
-
-
-def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]:
-    letters = marks(table)
-    body = [[text(cell, letters.get(cell.note)) for cell in line] for line in table.cells()]
-    return body, [(mark, reason) for reason, mark in letters.items()]
 
 
 def _measured(row: Row, stage: str) -> list[float]:
@@ -375,39 +211,3 @@ def _median(row: Row, stage: str) -> float | None:
 
 def _all(values) -> str:
     return ", ".join(dict.fromkeys(values))
-
-
-def _is_share(facts) -> bool:
-    return isinstance(facts, dict) and "caption" in facts
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
-
-
-def _md(text: str) -> str:
-    return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
-
-
-TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    DASH: "---",
-    "×": r"$\times$",
-}
-TEX |= {
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
-TEX |= {c: rf"\{c}" for c in "&%$#_{}"} | {
-    "[": "{[}",
-    "]": "{]}",
-}  # "\\ [..." would read as an optional argument
-
-
-def _tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in " ".join(text.split()))

@@ -1,0 +1,157 @@
+"""A table's rows as text: Markdown, LaTeX, CSV, and plain for a terminal."""
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+
+from .metrics import METRICS
+from .tables import Row, Table
+
+DASH = "—"
+FACTORS = {"caption": 100}  # shown as a percentage
+TITLES = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "caption": "Caption % ↑"}
+HEAD = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup")
+HEAD += (*TITLES.values(), "Skipped step ms", "Cache")
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    small: str = ""
+    bold: bool = False
+    note: str | None = None  # why there is no number
+    value: float | None = None  # to sort by
+
+
+def cells(row: Row) -> list[Cell]:
+    """One table row, in the order of HEAD."""
+    f = row.figures
+
+    def number(key, form, small=""):
+        return Cell(form(f[key]), small, value=f[key]) if f[key] is not None else Cell(DASH, note=row.reasons[key])
+
+    def score(name):
+        metric, k = METRICS[name], FACTORS.get(name, 1)
+        digits = 1 if k > 1 else metric.digits
+        low, high = f[f"{name}_low"], f[f"{name}_high"]
+        small = f"[{k * low:.{digits}f}, {k * high:.{digits}f}]" if low is not None else ""
+        cell = number(name, lambda v: f"{k * v:.{digits}f}", small)
+        return Cell(cell.text, cell.small, f[f"{name}_best"], cell.note, cell.value)
+
+    name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
+    share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
+    detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
+    (schedule, _, arguments), (site, _, sites) = (f[key].partition("(") for key in ("schedule", "site"))
+    return [
+        Cell(name or f["algo"], f["algo"] if name else detail),
+        Cell(schedule, arguments.removesuffix(")")),
+        Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
+        Cell(row.passes, value=f["passes"]),
+        number("latency_s", lambda v: f"{v:.2f}" if v >= 10 else f"{v:.3f}"),
+        number("speedup", lambda v: f"{v:.2f}×"),
+        *(score(metric) for metric in METRICS),
+        number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
+        Cell(_bytes(f["cache_bytes"]), value=f["cache_bytes"]),
+    ]
+
+
+def markdown(table: Table) -> str:
+    def text(cell, mark):
+        body = _md(cell.text) if not cell.bold else f"**{_md(cell.text)}**"
+        return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
+
+    body, reasons = _marked(table, text)
+    rule = "|".join(["---"] * 3 + ["--:"] * (len(HEAD) - 3))
+    lines = [f"| {' | '.join(HEAD)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in body), ""]
+    notes = [*(f"<sup>{mark}</sup> {_md(reason)}" for mark, reason in reasons), *map(_md, table.notes)]
+    return "\n".join(lines) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+
+
+def plain(table: Table) -> str:
+    """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
+    span = HEAD.index(TITLES["psnr"])
+
+    def text(i, cell, mark):
+        small = f" {cell.small}" if i == span and cell.small else ""
+        return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
+
+    letters = marks(table)
+    body = [[text(i, c, letters.get(c.note)) for i, c in enumerate(line)] for line in map(cells, table.rows)]
+    body = [[row.name, *line[1:]] for row, line in zip(table.rows, body, strict=True)]
+    lines = [list(HEAD), *body]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = [*(f"({mark}) {reason}" for reason, mark in letters.items()), *table.notes]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *notes])
+
+
+def latex(table: Table) -> str:
+    """A table* with booktabs; intervals small."""
+
+    def text(cell, mark):
+        body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+        body += rf" {{\scriptsize {_tex(cell.small)}}}" if cell.small else ""
+        return body + (rf"\textsuperscript{{{mark}}}" if mark else "")
+
+    body, reasons = _marked(table, text)
+    notes = [*(rf"\textsuperscript{{{mark}}} {_tex(reason)}" for mark, reason in reasons), *map(_tex, table.notes)]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,graphicx}",
+            r"\begin{table*}",
+            r"\centering",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{lll{'r' * (len(HEAD) - 3)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, HEAD)) + r" \\",
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in body),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\par\smallskip\footnotesize\raggedright",
+            "\n\n".join(notes),
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+def unrounded(table: Table) -> str:
+    """CSV, every figure in full: seconds, bytes, dB, shares."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in table.rows for key in row.figures))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.figures.items()} for row in table.rows)
+    return text.getvalue()
+
+
+def marks(table: Table) -> dict[str, str]:
+    """Reason for a dash -> footnote mark, in order of appearance."""
+    reasons = dict.fromkeys(cell.note for line in map(cells, table.rows) for cell in line if cell.note)
+    return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
+
+
+def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]:
+    letters = marks(table)
+    body = [[text(cell, letters.get(cell.note)) for cell in line] for line in map(cells, table.rows)]
+    return body, [(mark, reason) for reason, mark in letters.items()]
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
+
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "---", "×": r"$\times$"}
+TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+TEX |= {c: rf"\{c}" for c in "&%$#_{}"}
+TEX |= {"[": "{[}", "]": "{]}"}  # else "\\ [" would begin an optional argument
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(c, c) for c in " ".join(text.split()))

@@ -1,0 +1,341 @@
+"""evaluate.py: pairs, statistics, sanity anchors, files, and one clear line for every kind of bad input."""
+
+import csv
+import json
+import math
+import warnings
+
+import fabricate
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from spectrum_bench import evaluation, stats
+from spectrum_bench.experiments import pairs, read_experiment
+from spectrum_bench.jobs import UserError
+from spectrum_bench.metrics import pixel
+
+PROMPTS = fabricate.captions(6)
+PICTURES = fabricate.pictures(PROMPTS)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES)
+
+
+@pytest.fixture
+def spectrum(tmp_path):
+    return fabricate.experiment(tmp_path / "spectrum", PROMPTS, fabricate.noisy(PICTURES, 8), "spectrum", 14)
+
+
+def evaluate(folder, reference):
+    return next(evaluation.evaluate([read_experiment(folder)], read_experiment(reference)))
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def edit_config(folder, change):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config))
+
+
+def edit_records(folder, change):
+    path = folder / "records.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(r) + "\n" for r in change(records)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is written
+
+
+def test_files(spectrum, reference):
+    summary = evaluate(spectrum, reference)
+    table, records = rows(spectrum), read_experiment(spectrum).records
+    assert [r["id"] for r in table] == [r.id for r in records]
+    wanted = [
+        "id",
+        "prompt_index",
+        "seed",
+        "psnr",
+        "ssim",
+        "lpips",
+        "caption",
+        "things",
+        "sizes",
+        "relation",
+        "background",
+    ]
+    assert list(table[0])[: len(wanted)] == wanted
+    for row, record, picture in zip(table, records, PICTURES, strict=True):
+        noisy = np.asarray(Image.open(spectrum / record.sample))
+        assert float(row["psnr"]) == pixel.psnr(noisy, picture)
+        assert row["caption"] == "" and row["things"] == "" and row["identical"] == "0"
+    assert summary["metrics"]["psnr"]["mean"] == pytest.approx(np.mean([float(r["psnr"]) for r in table]))
+    low, high = summary["metrics"]["psnr"]["interval"]
+    assert low < summary["metrics"]["psnr"]["mean"] < high
+    assert "names no judge" in summary["metrics"]["caption"]["unavailable"]
+    assert summary == json.loads((spectrum / "summary.json").read_text())
+    assert not list(spectrum.glob(".*"))
+
+
+def test_it_is_deterministic(spectrum, reference):
+    first = evaluate(spectrum, reference), (spectrum / "metrics.csv").read_bytes()
+    assert first == (evaluate(spectrum, reference), (spectrum / "metrics.csv").read_bytes())
+
+
+def test_reference_against_itself_and_noise_floor(reference, tmp_path):
+    again = fabricate.experiment(tmp_path / "again", PROMPTS, PICTURES)
+    for folder in (reference, again):
+        summary = evaluate(folder, reference)
+        assert summary["identical_pairs"] == 6
+        assert summary["metrics"]["psnr"] | {"unit": 0} == {
+            "mean": 100.0, "interval": None, "n": 6, "unit": 0, "higher_is_better": True
+        }  # fmt: skip
+
+
+def test_anchors(spectrum, reference):
+    anchors = evaluate(spectrum, reference)["anchors"]
+    assert anchors["itself"]["psnr"] == 100 and anchors["itself"]["ssim"] == pytest.approx(1)
+    assert anchors["shuffled"]["psnr"] < 20 and anchors["shuffled"]["ssim"] < 0.6
+
+
+def test_one_prompt_only(tmp_path):
+    reference = fabricate.experiment(tmp_path / "nocache", PROMPTS[:1], PICTURES[:1])
+    one = fabricate.experiment(tmp_path / "one", PROMPTS[:1], fabricate.noisy(PICTURES[:1], 8), "fora", 14)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = evaluate(one, reference)
+    assert summary["anchors"]["shuffled"] is None and summary["metrics"]["psnr"]["interval"] is None
+
+
+def test_wrapping_arithmetic_would_be_caught(spectrum, reference, monkeypatch):
+    """PSNR in uint8, as one widely used tool computes it, gives unrelated pictures some 28 dB."""
+
+    def wrapping(a, b):
+        mse = np.mean((a - b) ** 2)
+        return 100.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
+
+    monkeypatch.setattr(pixel, "make_psnr", lambda config: wrapping)
+    with pytest.raises(UserError, match="sanity: psnr of different prompts' pictures is 2[78]"):
+        evaluate(spectrum, reference)
+    assert not (spectrum / "metrics.csv").exists()
+
+
+def test_a_metric_that_is_not_perfect_on_itself_is_caught(spectrum, reference, monkeypatch):
+    monkeypatch.setattr(pixel, "make_ssim", lambda config: lambda a, b: 0.99)
+    with pytest.raises(UserError, match="sanity: ssim of a picture and itself is 0.99, not 1"):
+        evaluate(spectrum, reference)
+
+
+def test_one_picture_for_all_prompts_is_caught(tmp_path):
+    same = np.repeat(PICTURES[:1], 6, 0)
+    reference = fabricate.experiment(tmp_path / "nocache", PROMPTS, same)
+    with pytest.raises(UserError, match="shows one picture for all"):
+        evaluate(reference, reference)
+
+
+def test_duplicate_prompts_are_not_each_others_shuffle(tmp_path):
+    prompts, pictures = PROMPTS[:2] * 3, np.concatenate([PICTURES[:2]] * 3)
+    reference = fabricate.experiment(tmp_path / "nocache", prompts, pictures)
+    summary = evaluate(reference, reference)
+    assert summary["anchors"]["shuffled"]["psnr"] < 20 and summary["metrics"]["psnr"]["n"] == 2
+
+
+def test_hostile_prompts(tmp_path):
+    prompts = fabricate.HOSTILE
+    pictures = fabricate.pictures(prompts)
+    reference = fabricate.experiment(tmp_path / "nocache", prompts, pictures)
+    other = fabricate.experiment(tmp_path / "fora", prompts, fabricate.noisy(pictures, 20), "fora", 14)
+    assert evaluate(other, reference)["metrics"]["psnr"]["n"] == len(prompts)
+    assert len(rows(other)) == len(prompts)
+
+
+def test_partners_are_found_by_prompt_index_and_seed(spectrum, reference, capsys):
+    edit_records(spectrum, lambda records: records[:1:-1])  # other order, two fewer
+    experiment, target = read_experiment(spectrum), read_experiment(reference)
+    assert [(a.prompt_index, b.prompt_index) for a, b in pairs(experiment, target)] == [(i, i) for i in range(2, 6)]
+    assert evaluate(spectrum, reference)["unpaired"] == {"experiment": 0, "reference": 2}
+    script = fabricate.run_script("evaluate.py", spectrum, f"reference={reference}")
+    assert script.returncode == 0 and "left out: 0 samples and 2 references without a partner" in script.stdout
+
+
+def test_captions_beside_the_references_own(tmp_path, monkeypatch):
+    """A judge that sees what is asked for in the first sample only."""
+    judged = {"judge": "somewhere"}
+    reference = fabricate.experiment(
+        tmp_path / "nocache", [*PROMPTS, "no grammar"], fabricate.pictures([*PROMPTS, "-"]), model=judged
+    )
+    images = fabricate.noisy(fabricate.pictures([*PROMPTS, "-"]), 8)
+    other = fabricate.experiment(tmp_path / "fora", [*PROMPTS, "no grammar"], images, "fora", 14, model=judged)
+    names = ("caption", "things", "sizes", "relation", "background")
+
+    def scorer(sample, prompt):
+        value = math.nan if prompt == "no grammar" else float(prompt == PROMPTS[0] and (sample == images[0]).all())
+        return dict.fromkeys(names, value)
+
+    monkeypatch.setattr("spectrum_bench.metrics.caption.make_caption", lambda config: scorer)
+    found = evaluate(other, reference)
+    assert found["metrics"]["caption"]["mean"] == pytest.approx(1 / 6) and found["metrics"]["caption"]["n"] == 6
+    assert found["reference"]["caption"]["mean"] == 0
+    assert found["metrics"]["caption"]["difference"]["mean"] == pytest.approx(1 / 6)
+    assert found["metrics"]["caption"]["details"]["things"]["n"] == 6
+    assert rows(other)[6]["caption"] == rows(other)[6]["caption_reference"] == ""
+    assert float(rows(other)[0]["caption"]) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def test_interval_covers_and_pairs_are_sharper():
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(40):
+        low, high = stats.interval(rng.normal(5, 2, 30))
+        covered += low <= 5 <= high
+    assert covered >= 33  # 38 expected
+    base = rng.normal(20, 3, 50)
+    near = base + rng.normal(0.5, 0.3, 50)
+    prompts = range(50)
+    assert not stats.tied(near - base, prompts)
+    a, b = stats.estimate(base, prompts)["interval"], stats.estimate(near, prompts)["interval"]
+    assert a[1] > b[0]  # unpaired, they cannot be told apart
+    assert stats.tied(base - base, prompts) and stats.tied(rng.permutation([1, -1] * 25), prompts)
+
+
+@pytest.mark.parametrize("values", [[], [3.0], [3.0, 3.0, 3.0], [0.0, 0.0], [1.0, 1.0 + 1e-16]])
+def test_no_interval_and_no_warning_from_degenerate_data(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = stats.estimate(values, range(len(values)))
+    assert found["interval"] is None and found["n"] == len(values)
+    assert found["mean"] is None if not values else found["mean"] == pytest.approx(values[0])
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0] * 7 + [1], [1] * 30 + [0], [100.0] * 5 + [20.0]])
+def test_intervals_of_awkward_data_are_numbers(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = stats.estimate(np.array(values, float), range(len(values)))
+    assert found["interval"] is None or (np.isfinite(found["interval"]).all() and found["interval"][0] < found["mean"])
+
+
+def test_seeds_of_a_prompt_count_once():
+    once = stats.estimate([1.0, 2.0, 4.0], "abc")
+    assert stats.estimate([1.0, 2.0, 4.0] * 5, "abc" * 5) == once
+    assert stats.estimate([1.0, math.nan, 4.0], "abc")["n"] == 2
+
+
+@pytest.mark.parametrize("prompts", ["ab", "abc", "aabbc", "abcdefghij" * 3])
+def test_derangement_moves_every_prompt(prompts):
+    for i, j in enumerate(stats.derangement(prompts)):
+        assert prompts[i] != prompts[j]
+    assert stats.derangement(prompts[:1] * 4) is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_refused_references(spectrum, reference, tmp_path):
+    short = fabricate.experiment(tmp_path / "short", PROMPTS, PICTURES, nfe=20, steps=20)
+    other = fabricate.experiment(tmp_path / "flux", PROMPTS, PICTURES, model={"name": "flux"})
+    wide = fabricate.experiment(tmp_path / "wide", PROMPTS, PICTURES, model={"dtype": "bfloat16"})
+    seed = fabricate.experiment(tmp_path / "seed", PROMPTS, PICTURES, seed=7)
+    worded = fabricate.experiment(tmp_path / "worded", PROMPTS[::-1], PICTURES)
+    for folder, words in [
+        (spectrum, r"skips steps \(spectrum: 14 of 50 passes\) and cannot be a reference"),
+        (short, "takes 50 steps and its reference .* only 20: make the reference with num_inference_steps=50"),
+        (other, "made with tiny-flux and .* with flux: give a reference made with the same model"),
+        (wide, "has model.dtype=None and .* has bfloat16"),
+        (seed, r"\(seeds \[0\]\) and .* \(seeds \[7\]\) have no sample in common"),
+        (worded, "prompt 0 is 'a .* make both with the same prompt_file"),
+    ]:
+        with pytest.raises(UserError, match=words) as error:
+            evaluate(spectrum, folder)
+        assert "\n" not in str(error.value)
+    fewer = fabricate.experiment(tmp_path / "steps", PROMPTS, fabricate.noisy(PICTURES, 9), "steps", 25, 25)
+    assert evaluate(fewer, reference)["samples"] == 6
+    edit_config(spectrum, lambda config: config["model"].update(note="words", judge=None))
+    assert evaluate(spectrum, reference)["samples"] == 6
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda p: Image.open(p).convert("L").save(p), "PNG L, not RGB PNG"),
+        (lambda p: Image.open(p).convert("RGBA").save(p), "PNG RGBA, not RGB PNG"),
+        (lambda p: Image.open(p).save(p, "JPEG"), "JPEG RGB, not RGB PNG"),
+        (lambda p: Image.open(p).resize((32, 32)).save(p), "32x32 and its reference 64x64"),
+        (lambda p: p.unlink(), "no sample"),
+        (lambda p: p.write_bytes(p.read_bytes()[:900]), "is damaged"),
+        (lambda p: p.write_bytes(b""), "is damaged"),
+    ],
+)
+def test_spoilt_pictures_are_named(spectrum, reference, spoil, words):
+    path = spectrum / read_experiment(spectrum).records[2].sample
+    spoil(path)
+    with pytest.raises(UserError, match=words) as error:
+        evaluate(spectrum, reference)
+    assert str(path) in str(error.value) and not (spectrum / "metrics.csv").exists()
+
+
+def test_pictures_too_small_for_a_metric(tmp_path):
+    small = fabricate.pictures(PROMPTS, side=8)
+    reference = fabricate.experiment(tmp_path / "nocache", PROMPTS, small)
+    with pytest.raises(UserError, match=r"nocache/samples/\w+.png is 8x8, smaller than the metric's window"):
+        evaluate(reference, reference)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "no experiment directory given"),
+        (["{spectrum}"], "reference= is missing"),
+        (["{spectrum}", "referense={reference}"], "no key referense: did you mean reference="),
+        (["{spectrum}", "reference="], "reference= has no value"),
+        (["{spectrum}", "--reference", "{reference}"], "no option --reference"),
+        (["/nowhere", "reference={reference}"], "/nowhere is no experiment directory"),
+        (["{spectrum}", "reference=/nowhere"], "/nowhere is no experiment directory"),
+    ],
+)
+def test_bad_command_lines(spectrum, reference, arguments, words):
+    found = fabricate.run_script("evaluate.py", *(a.format(spectrum=spectrum, reference=reference) for a in arguments))
+    assert found.returncode == 1 and found.stdout == ""
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1 and words in found.stderr
+
+
+def test_unreadable_directories(spectrum, reference):
+    for text, words in (("a: [", "is not YAML"), ("just words", "holds no settings")):
+        (spectrum / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_experiment(spectrum)
+    (spectrum / "config.yaml").unlink()
+    with pytest.raises(UserError, match="no .*config.yaml"):
+        read_experiment(spectrum)
+
+
+def test_bad_input_costs_no_heavy_import(tmp_path):
+    """The complaint comes before torch is loaded."""
+    code = (
+        "import runpy, sys; sys.argv = ['evaluate.py', '/nowhere', 'reference=/nowhere']\n"
+        "try: runpy.run_path('src/evaluate.py', run_name='__main__')\n"
+        "except SystemExit as e: assert e.code == 1\n"
+        "assert 'torch' not in sys.modules and 'scipy' not in sys.modules"
+    )
+    found = fabricate.run_python("-c", code)
+    assert found.returncode == 0, found.stderr
+    assert "error: /nowhere" in found.stderr
+
+
+def test_help():
+    found = fabricate.run_script("evaluate.py", "--help")
+    assert found.returncode == 0 and "reference=<dir>" in found.stdout and "metrics.csv" in found.stdout

@@ -1,0 +1,168 @@
+"""Pixel metrics against independent implementations, and what happens when one cannot be computed."""
+
+import hashlib
+import json
+import math
+
+import fabricate
+import numpy as np
+import pytest
+import torch
+
+from spectrum_bench.metrics import METRICS, MetricUnavailable, caption, pixel
+from tiny import judge as tiny_judge
+from tiny import world
+
+PICTURES = fabricate.pictures(fabricate.captions(4))
+GREY = np.full((64, 64, 3), 100, np.uint8)
+LEVELS = [2, 10, 40]
+
+
+def test_psnr_by_hand():
+    assert pixel.psnr(GREY, GREY + np.uint8(10)) == pytest.approx(20 * math.log10(255 / 10))
+    assert pixel.psnr(GREY, GREY) == 100
+    one = GREY.copy()
+    one[3, 4, 1] += 1
+    assert pixel.psnr(GREY, one) == pytest.approx(10 * math.log10(255**2 * GREY.size))
+
+
+@pytest.mark.parametrize("a, b", [(0, 255), (0, 250), (10, 240)])
+def test_psnr_does_not_wrap(a, b):
+    """In uint8, 0 - 250 is 6 and 6 * 6 is 36: black would look like white."""
+    found = pixel.psnr(np.full((16, 16, 3), a, np.uint8), np.full((16, 16, 3), b, np.uint8))
+    assert found == pytest.approx(20 * math.log10(255 / (b - a)))
+
+
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_psnr_and_ssim_agree_with_scikit_image(sigma):
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    for picture, other in zip(PICTURES, fabricate.noisy(PICTURES, sigma), strict=True):
+        assert pixel.psnr(other, picture) == pytest.approx(peak_signal_noise_ratio(picture, other, data_range=255))
+        # Without sigma's own window scikit-image would use another one; with it, it crops the same 5 pixels.
+        wanted = structural_similarity(
+            picture, other, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
+        )
+        assert pixel.ssim(other, picture) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_ssim_takes_the_smallest_picture_that_it_can():
+    small = fabricate.noisy(PICTURES[0], 10)[:11, :12]
+    assert 0 < pixel.ssim(small, PICTURES[0][:11, :12]) < 1
+    with pytest.raises(ValueError, match="12x10, smaller than the metric's window"):
+        pixel.ssim(small[:10], PICTURES[0][:10, :12])
+
+
+@pytest.mark.parametrize("metric", [pixel.psnr, pixel.ssim])
+def test_identity_symmetry_and_order(metric):
+    a, b, c = PICTURES[0], fabricate.noisy(PICTURES[0], 5), fabricate.noisy(PICTURES[0], 30)
+    perfect = METRICS[metric.__name__].perfect
+    assert metric(a, a) == pytest.approx(perfect, abs=1e-9)
+    assert metric(a, b) == pytest.approx(metric(b, a), abs=1e-12)
+    assert perfect > metric(a, b) > metric(a, c)
+
+
+@pytest.mark.parametrize("metric", [pixel.psnr, pixel.ssim])
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (GREY[:, :32], "64x64 and its reference 32x64: make both with the same model.width"),
+        (GREY[..., 0], "not an 8-bit RGB picture"),
+        (np.zeros((64, 64, 4), np.uint8), "not an 8-bit RGB picture"),
+        (GREY / 255.0, "not an 8-bit RGB picture"),
+    ],
+)
+def test_refused_pictures(metric, other, words):
+    with pytest.raises(ValueError, match=words):
+        metric(GREY, other)
+
+
+def test_lpips_without_weights_is_unavailable(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    with pytest.raises(MetricUnavailable, match=f"no backbone weights {path}; wget -P {path.parent} https://"):
+        METRICS["lpips"].scorer({})
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not these weights")
+    with pytest.raises(MetricUnavailable, match=f"{path} are damaged; rm {path}; wget"):
+        METRICS["lpips"].scorer({})
+
+
+def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path):
+    """With a random backbone, so the numbers mean nothing; ours must be those of lpips' own class."""
+    import lpips
+    import torchvision
+
+    torch.manual_seed(0)
+    alexnet = torchvision.models.AlexNet(num_classes=1)
+    path = tmp_path / "hub" / "checkpoints" / pixel.ALEXNET
+    path.parent.mkdir(parents=True)
+    torch.save({k: v for k, v in alexnet.state_dict().items() if k.startswith("features")}, path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(pixel, "ALEXNET_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    score = METRICS["lpips"].scorer({})
+    with monkeypatch.context() as patch:
+        patch.setattr(torchvision.models, "alexnet", lambda pretrained: alexnet)
+        witness = lpips.LPIPS(net="alex", verbose=False)
+    a, b = PICTURES[0], PICTURES[1]
+    found = score(a, b)
+    assert found == pytest.approx(float(witness(lpips.im2tensor(a), lpips.im2tensor(b))), rel=1e-6) and found > 1e-3
+    assert score(a, a) == 0 and score(a, b) == pytest.approx(score(b, a), rel=1e-5)
+    with pytest.raises(ValueError, match="30x30, smaller"):
+        score(a[:30, :30], b[:30, :30])
+    assert score(a[:31, :31], b[:31, :31]) > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Caption check
+
+
+def save_random_judge(folder):
+    tiny_judge.save_judge(tiny_judge.Judge(8), folder, {"width": 8, "rendered": {"caption": 0.5}})
+    return {"model": {"judge": str(folder)}}
+
+
+def test_caption_needs_a_judge(tmp_path):
+    for config in ({}, {"model": None}, {"model": {"judge": None}}):
+        with pytest.raises(MetricUnavailable, match="names no judge"):
+            METRICS["caption"].scorer(config)
+    with pytest.raises(MetricUnavailable, match="judge.json; python scripts/train_tiny.py"):
+        METRICS["caption"].scorer({"model": {"judge": str(tmp_path)}})
+
+
+def test_caption_passes_on_what_the_judge_sees(tmp_path, monkeypatch):
+    scorer = METRICS["caption"].scorer(save_random_judge(tmp_path))
+    red, blue = world.Thing("large", "red", "star"), world.Thing("small", "blue", "ring")
+    given = []
+
+    def read(self, images):
+        given.append(images)
+        return [tiny_judge.Seen(((red, 10.0, 30.0), (blue, 50.0, 31.0)), "navy")]
+
+    monkeypatch.setattr(tiny_judge.Judge, "read", read)
+    yes = scorer(PICTURES[0], "a large red star left of a small blue ring on a navy background")
+    assert yes == {"caption": 1, "things": 1, "sizes": 1, "relation": 1, "background": 1}
+    no = scorer(PICTURES[0], "a large red star right of a small blue ring on a teal background")
+    assert no == {"caption": 0, "things": 1, "sizes": 1, "relation": 0, "background": 0}
+    assert given[0].shape == (1, 3, 64, 64) and given[0].dtype == torch.float32
+    assert given[0][0, 2, 5, 7] == pytest.approx(PICTURES[0][5, 7, 2] / 255)
+
+
+def test_caption_is_blank_outside_the_grammar(tmp_path):
+    scorer = METRICS["caption"].scorer(save_random_judge(tmp_path))
+    assert all(math.isnan(v) for v in scorer(PICTURES[0], "a dog in the snow").values())
+    with pytest.raises(ValueError, match="32x64: the judge reads 64x64"):
+        scorer(PICTURES[0][:, :32], fabricate.captions(1)[0])
+
+
+def test_the_shipped_judge_reads_rendered_pictures():
+    folder = caption.ROOT / "assets/tiny/flux/judge"
+    if not folder.is_dir():
+        pytest.skip("no trained judge here: python scripts/train_tiny.py")
+    scorer = METRICS["caption"].scorer({"model": {"judge": "assets/tiny/flux/judge"}})
+    prompts = fabricate.captions(64)
+    pictures = fabricate.pictures(prompts)
+    right = np.mean([scorer(p, c)["caption"] for p, c in zip(pictures, prompts, strict=True)])
+    wrong = np.mean([scorer(p, c)["caption"] for p, c in zip(pictures, prompts[1:] + prompts[:1], strict=True)])
+    stated = json.loads((folder / "judge.json").read_text())["rendered"]["caption"]
+    assert right > stated - 0.1 and wrong < 0.1
