@@ -169,12 +169,11 @@ def test_partners_are_found_by_prompt_index_and_seed(spectrum, reference, capsys
 
 def test_captions_beside_the_references_own(tmp_path, monkeypatch):
     """A judge that sees what is asked for in the first sample only."""
-    judged = {"judge": "somewhere"}
-    reference = fabricate.experiment(
-        tmp_path / "nocache", [*PROMPTS, "no grammar"], fabricate.pictures([*PROMPTS, "-"]), model=judged
-    )
-    images = fabricate.noisy(fabricate.pictures([*PROMPTS, "-"]), 8)
-    other = fabricate.experiment(tmp_path / "fora", [*PROMPTS, "no grammar"], images, "fora", 14, model=judged)
+    judged, prompts = {"judge": "somewhere"}, [*PROMPTS, "no grammar"]
+    clean = fabricate.pictures(prompts)
+    images = fabricate.noisy(clean, 8)
+    reference = fabricate.experiment(tmp_path / "nocache", prompts, clean, model=judged)
+    other = fabricate.experiment(tmp_path / "fora", prompts, images, "fora", 14, model=judged)
     names = ("caption", "things", "sizes", "relation", "background")
 
     def scorer(sample, prompt):

@@ -46,6 +46,16 @@ def test_psnr_and_ssim_agree_with_scikit_image(sigma):
         assert pixel.ssim(other, picture) == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_ssim_agrees_with_torchmetrics(sigma):
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = PICTURES[0], fabricate.noisy(PICTURES[0], sigma)
+    x, y = (torch.from_numpy(p.astype(np.float64)).permute(2, 0, 1)[None] for p in (a, b))
+    _, whole = structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0, return_full_image=True)
+    assert pixel.ssim(a, b) == pytest.approx(float(whole[..., 5:-5, 5:-5].mean()), abs=1e-9)
+
+
 def test_ssim_takes_the_smallest_picture_that_it_can():
     small = fabricate.noisy(PICTURES[0], 10)[:11, :12]
     assert 0 < pixel.ssim(small, PICTURES[0][:11, :12]) < 1
@@ -106,7 +116,7 @@ def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path):
         witness = lpips.LPIPS(net="alex", verbose=False)
     a, b = PICTURES[0], PICTURES[1]
     found = score(a, b)
-    assert found == pytest.approx(float(witness(lpips.im2tensor(a), lpips.im2tensor(b))), rel=1e-6) and found > 1e-3
+    assert found == pytest.approx(witness(lpips.im2tensor(a), lpips.im2tensor(b)).item(), rel=1e-6) and found > 1e-3
     assert score(a, a) == 0 and score(a, b) == pytest.approx(score(b, a), rel=1e-5)
     with pytest.raises(ValueError, match="30x30, smaller"):
         score(a[:30, :30], b[:30, :30])

@@ -28,7 +28,7 @@ COLUMNS = (
     "caption_reference",
     "identical",
 )
-PACKAGES = ("numpy", "scipy", "torch", "torchmetrics", "lpips", "pillow")
+PACKAGES = ("numpy", "scipy", "torch", "lpips", "pillow")
 
 
 def load_scorers(config: dict) -> tuple[dict[str, Callable], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 from pathlib import Path
 
@@ -58,22 +59,12 @@ def write_report(experiments: list[Experiment], reference: Experiment, out: Path
 
 def page(table: tables.Table, svg: str, rows: int) -> str:
     """The report as one HTML file. Every string goes through autoescape; only our own drawing does not."""
-    shown = range(min(rows, len(table.rows[0].records)))
-    grid = [
-        {
-            "prompt": table.rows[0].records[i].prompt,
-            "cells": [picture(row, i) for row in table.rows],
-        }
-        for i in shown
-    ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
+    records = table.rows[0].records
+    grid = [(record.prompt, [picture(row, i) for row in table.rows]) for i, record in enumerate(records[:rows])]
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html.j2").render(
-        model=table.rows[0].records[0].model,
+        model=records[0].model,
         head=formats.HEAD,
         body=list(zip(table.rows, map(formats.cells, table.rows), strict=True)),
         marks=formats.marks(table),
@@ -81,19 +72,18 @@ def page(table: tables.Table, svg: str, rows: int) -> str:
         plot=inline(svg),
         rows=table.rows,
         grid=grid,
-        total=len(table.rows[0].records),
+        total=len(records),
     )
 
 
 def picture(row: tables.Row, i: int) -> dict:
     """The i-th sample of a row for the grid: its pixels as a data URI and its scores in words."""
-    record, words = row.records[i], []
-    if row.role != "reference" and row.scores["psnr"][i] == row.scores["psnr"][i]:
-        words.append("identical" if row.scores["identical"][i] else f"{row.scores['psnr'][i]:.1f} dB")
-    caption = row.scores["caption"][i]
-    if caption == caption:  # NaN: not measured
+    psnr, caption, words = row.scores["psnr"][i], row.scores["caption"][i], []
+    if not math.isnan(psnr):
+        words.append("identical" if row.scores["identical"][i] else f"{psnr:.1f} dB")
+    if not math.isnan(caption):
         words.append("caption ✓" if caption else "caption ✗")
-    uri, width = thumbnail(row.experiment, record)
+    uri, width = thumbnail(row.experiment, row.records[i])
     return {"uri": uri, "width": width, "words": " · ".join(words), "role": row.role}
 
 
@@ -113,7 +103,6 @@ def thumbnail(experiment: Experiment, record: Record) -> tuple[str, int]:
 
 def inline(svg: str) -> Markup:
     """Our own drawing as an element of the page, its ink in the page's colour so that it reads on light and dark."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1)
     return Markup(svg.replace(INK, "currentColor"))

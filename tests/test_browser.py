@@ -1,0 +1,156 @@
+"""The report in a real browser: pictures show, comparing works, prompts stay text, nothing is fetched."""
+
+import os
+import shutil
+
+import fabricate
+import pytest
+
+from spectrum_bench import evaluation, report
+from spectrum_bench.experiments import read_experiment
+
+BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+FLAGS += ["--window-size=1400,1000"]
+PROMPTS = [*fabricate.captions(3), *fabricate.HOSTILE]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """index.html of a reference, its re-run and one method, over hostile prompts."""
+    home = tmp_path_factory.mktemp("browser")
+    pictures = fabricate.pictures(PROMPTS)
+    fabricate.experiment(home / "nocache", PROMPTS, pictures)
+    fabricate.experiment(home / "again", PROMPTS, pictures)
+    fabricate.experiment(home / "fora", PROMPTS, fabricate.noisy(pictures, 20), "fora", 14)
+    reference, *others = (read_experiment(home / name) for name in ("nocache", "again", "fora"))
+    list(evaluation.evaluate(others, reference))
+    report.write_report(others, reference, home / "out", rows=16)
+    return (home / "out" / "index.html").as_uri()
+
+
+@pytest.fixture
+def browser(page, tmp_path):
+    """The page, open; afterwards its console must be empty."""
+    if not (BROWSER and DRIVER):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver: apt-get install -y chromium chromium-driver")
+        pytest.skip("no chromium with chromedriver: apt-get install -y chromium chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    try:
+        driver.get(page)
+        yield driver
+        assert driver.get_log("browser") == []
+    finally:
+        driver.quit()
+
+
+def test_console_check_would_notice(browser):
+    browser.execute_script("console.error('seen')")
+    assert [entry["level"] for entry in browser.get_log("browser")] == ["SEVERE"]  # and reading empties the log
+
+
+def test_pictures_show_and_nothing_is_fetched(browser):
+    widths = browser.execute_script("return [...document.querySelectorAll('.sample img')].map(i => i.naturalWidth)")
+    assert widths == [64] * (3 * len(PROMPTS))
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert all(name.startswith("data:") for name in fetched)
+    plot = browser.execute_script(
+        "const b = document.querySelector('.plot svg').getBoundingClientRect(); return [b.width, b.height]"
+    )
+    assert plot[0] > 400 and plot[1] > 250
+
+
+def test_prompts_stay_text(browser):
+    shown = browser.execute_script("return [...document.querySelectorAll('.grid .prompt')].map(p => p.textContent)")
+    assert shown == PROMPTS
+    assert browser.execute_script("return document.scripts.length") == 1
+    assert browser.execute_script("return document.querySelectorAll('[onerror]').length") == 0
+    heights = browser.execute_script("return [...document.querySelectorAll('.grid tbody tr')].map(r => r.offsetHeight)")
+    assert max(heights) < 300  # 5,000 characters scroll
+
+
+def test_click_compares_with_the_reference(browser):
+    from selenium.webdriver.common.by import By
+
+    sample = browser.find_elements(By.CSS_SELECTOR, ".sample")[2]  # the method's first
+    reference = browser.find_elements(By.CSS_SELECTOR, ".sample img")[0].get_attribute("src")
+    own = sample.find_element(By.TAG_NAME, "img").get_attribute("src")
+    sample.click()
+    dialog = browser.find_element(By.TAG_NAME, "dialog")
+    assert dialog.get_property("open")
+    for role, source in (("theirs", reference), ("mine", own)):
+        found = [i.get_attribute("src") for i in dialog.find_elements(By.CLASS_NAME, role)]
+        assert found == [source, source] and source.startswith("data:image/png")
+    assert dialog.find_element(By.CLASS_NAME, "name").text == "fora 14/50"
+    assert " dB" in dialog.find_element(By.CLASS_NAME, "words").text
+    assert dialog.find_element(By.CLASS_NAME, "prompt").text == PROMPTS[0]
+    browser.execute_script(
+        "const s = document.querySelector('dialog input'); s.value = 20; s.dispatchEvent(new Event('input'))"
+    )
+    clip = "return getComputedStyle(document.querySelector('.slide .mine')).clipPath"
+    assert browser.execute_script(clip).endswith("20%)")
+    dialog.find_element(By.CLASS_NAME, "close").click()
+    assert not dialog.get_property("open")
+
+
+def test_pointing_swaps_in_the_reference(browser):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    first, _, third = browser.find_elements(By.CSS_SELECTOR, ".sample")[:3]
+    image = third.find_element(By.TAG_NAME, "img")
+    own, reference = image.get_attribute("src"), first.find_element(By.TAG_NAME, "img").get_attribute("src")
+    assert own != reference
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", third)
+    ActionChains(browser).move_to_element(third).perform()
+    assert image.get_attribute("src") == reference
+    ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h2")).perform()
+    assert image.get_attribute("src") == own
+
+
+def test_columns_sort(browser):
+    from selenium.webdriver.common.by import By
+
+    def column(i):
+        return [row.find_elements(By.TAG_NAME, "td")[i].text.split("\n")[0] for row in rows()]
+
+    def rows():
+        return browser.find_elements(By.CSS_SELECTOR, ".figures tbody tr")
+
+    head = browser.find_elements(By.CSS_SELECTOR, ".figures th")[4]
+    before = column(4)
+    head.click()
+    rising = column(4)
+    assert rising == sorted(before, key=float) and head.get_attribute("aria-sort") == "ascending"
+    head.click()
+    assert column(4) == sorted(before, key=float, reverse=True)
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_only_tables_scroll_sideways(browser, width):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    inner = "const t = document.querySelector('.scroll'); return t.scrollWidth - t.clientWidth"
+    assert (browser.execute_script(inner) > 0) == (width < 500)
+
+
+def test_dark_mode(browser):
+    colours = []
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        style = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+        colours.append(browser.execute_script(style))
+    assert colours[0][0] == "rgb(255, 255, 255)" and colours[1][0] == "rgb(20, 23, 26)"
+    assert colours[0][1] != colours[1][1]

@@ -1,0 +1,314 @@
+"""report.py: the table's figures and footnotes, its formats, the plot's names, and a page that strings cannot break."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import fabricate
+import numpy as np
+import pytest
+
+from spectrum_bench import evaluation, formats, plots, report, tables
+from spectrum_bench.experiments import read_experiment
+from spectrum_bench.jobs import UserError
+
+PROMPTS = [*fabricate.captions(6), *fabricate.HOSTILE]
+PICTURES = fabricate.pictures(PROMPTS)
+NOTE = "Miniatures prove nothing."
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder of scored experiments: reference, re-run, two equals, one worse, one with fewer steps."""
+    home = tmp_path_factory.mktemp("runs")
+
+    def make(name, sigma, *arguments, **fields):
+        images = fabricate.noisy(PICTURES, sigma, seed=len(name)) if sigma else PICTURES
+        fabricate.experiment(home / name, PROMPTS, images, *arguments, model={"note": NOTE}, **fields)
+
+    make("nocache", 0, forecaster="-", site="-")
+    make("again", 0, forecaster="-", site="-")
+    make("spectrum", 8, "spectrum", 14, site="LastBlock", schedule="adaptive_window(window=2, flex=0.75)")
+    make("spectral", 8, "spectral", 14, site="LastBlock")
+    make("fora", 25, "fora", 14, forecaster="reuse", site="Modules")
+    make("steps", 30, "steps", 25, 25, forecaster="-", site="-")
+    score(home, "again", "spectrum", "spectral", "fora", "steps")
+    return home
+
+
+def score(home, *names):
+    list(evaluation.evaluate([read_experiment(home / n) for n in names], read_experiment(home / "nocache")))
+
+
+def build(home, *names):
+    names = names or ("fora", "steps", "spectrum", "spectral", "again", "nocache")
+    return tables.build([read_experiment(home / n) for n in names], read_experiment(home / "nocache"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def test_rows_and_their_order(home):
+    rows = build(home).rows
+    assert [r.experiment.name for r in rows[:3]] == ["nocache", "again", "steps"]  # then by passes, then by PSNR
+    assert {r.experiment.name for r in rows[3:5]} == {"spectrum", "spectral"} and rows[5].experiment.name == "fora"
+    assert [r.role for r in rows[:3]] == ["reference", "noise floor", "method"]
+    assert [r.passes for r in rows] == ["50/50", "50/50", "25/25", "14/50", "14/50", "14/50"]
+
+
+def test_figures_follow_from_the_records(home):
+    rows = {r.experiment.name: r.figures for r in build(home).rows}
+    seconds = [0.1 + 0.02 * 14 + 0.001 * i for i in range(len(PROMPTS))]  # as fabricate.py makes them
+    full = [0.1 + 0.02 * 50 + 0.001 * i for i in range(len(PROMPTS))]
+    found = rows["spectrum"]
+    assert found["latency_s"] == pytest.approx(np.median(seconds))
+    assert found["latency_p90_s"] == pytest.approx(np.quantile(seconds, 0.9))
+    assert found["speedup"] == pytest.approx(np.median(full) / np.median(seconds))
+    assert found["skipped_step_s"] == 0.002 and found["cache_bytes"] == 112 * 1024
+    assert rows["nocache"]["speedup"] == 1 and rows["steps"]["skipped_step_s"] is None
+    wanted = json.loads((home / "spectrum" / "summary.json").read_text())["metrics"]["psnr"]
+    assert [found["psnr"], found["psnr_low"], found["psnr_high"]] == [wanted["mean"], *wanted["interval"]]
+
+
+def test_ties_share_the_bold(home):
+    best = {r.experiment.name: r.figures["psnr_best"] for r in build(home).rows}
+    assert best == dict.fromkeys(best, False) | {"spectrum": True, "spectral": True}
+    best = {r.experiment.name: r.figures["psnr_best"] for r in build(home, "spectrum", "spectral").rows}
+    assert not any(best.values())  # nothing is told apart
+
+
+def test_dashes_say_why(home):
+    table = build(home)
+    reasons = formats.marks(table)
+    for words in (
+        "what the other rows are measured against",
+        "backbone weights",
+        "names no judge",
+        "no step is skipped",
+    ):
+        assert sum(words in reason for reason in reasons) == 1, words
+    for line in map(formats.cells, table.rows):
+        assert all((c.text == "—") == (c.note is not None) for c in line)
+
+
+def test_speedup_needs_one_device(home, tmp_path):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES, device="a fast one")
+    fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(PICTURES, 9), "fora", 14)
+    score(tmp_path, "fora")
+    row = build(tmp_path, "fora").rows[1]
+    assert row.figures["speedup"] is None
+    assert row.reasons["speedup"] == "a speedup needs one device, these are a fast one, test machine"
+    plot = plots.quality_speed([row])
+    assert b"network passes" in plot["svg"] and b"measured" not in plot["svg"]
+    assert plot["png"].startswith(b"\x89PNG")
+
+
+def test_nothing_measured(tmp_path):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS[:2], PICTURES[:2])
+    fabricate.experiment(tmp_path / "fora", PROMPTS[:2], fabricate.noisy(PICTURES[:2], 9), "fora", 14, latency={})
+    score(tmp_path, "fora")
+    cells = formats.cells(build(tmp_path, "fora").rows[1])
+    assert [c.note for c in cells if c.note][:2] == ["not measured", "not measured"]
+
+
+def test_notes(home):
+    notes = "\n".join(build(home).notes)
+    for words in (
+        f"{len(PROMPTS)} prompts ({len(PROMPTS)} samples, seed 0) against nocache",
+        "Device: test machine. Versions: torch 2.14.1. Code: 0123456789ab.",
+        f"counted as 100 dB: again {len(PROMPTS)} of {len(PROMPTS)}",
+        "Sanity, the reference against shuffled prompts: psnr",
+        NOTE,
+    ):
+        assert words in notes
+
+
+def test_rows_are_compared_on_the_samples_that_all_have(tmp_path):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS[:5], PICTURES[:5])
+    fabricate.experiment(tmp_path / "fora", PROMPTS[:5], fabricate.noisy(PICTURES[:5], 9), "fora", 14)
+    fabricate.experiment(tmp_path / "few", PROMPTS[:3], fabricate.noisy(PICTURES[:3], 9), "few", 14)
+    score(tmp_path, "fora", "few")
+    table = build(tmp_path, "fora", "few")
+    assert [r.figures["samples"] for r in table.rows] == [3, 3, 3]
+    assert "Samples that not every row has are left out: 2 of fora." in table.notes
+
+
+def test_names_tell_rows_apart(tmp_path):
+    pictures = PICTURES[:2]
+    fabricate.experiment(tmp_path / "nocache", PROMPTS[:2], pictures)
+    kinds = {
+        "a": ("Modules", "taylor(order=1)"),
+        "b": ("LastBlock", "taylor(order=1)"),
+        "c": ("LastBlock", "taylor(order=2)"),
+    }
+    for name, (site, forecaster) in kinds.items():
+        images = fabricate.noisy(pictures, 9)
+        fabricate.experiment(tmp_path / name, PROMPTS[:2], images, "taylor", 14, site=site, forecaster=forecaster)
+    fabricate.experiment(tmp_path / "d", PROMPTS[:2], fabricate.noisy(pictures, 9), "taylor", 10)
+    score(tmp_path, *"abcd")
+    names = {r.experiment.name: r.name for r in build(tmp_path, *"abcd").rows}
+    assert names == {
+        "nocache": "reference",
+        "a": "taylor Modules",
+        "b": "taylor LastBlock taylor(order=1)",
+        "c": "taylor LastBlock taylor(order=2)",
+        "d": "taylor",  # alone with 10 passes
+    }
+
+
+def test_stale_or_missing_scores(home, tmp_path):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS[:2], PICTURES[:2])
+    fora = fabricate.experiment(tmp_path / "fora", PROMPTS[:2], fabricate.noisy(PICTURES[:2], 9), "fora", 14)
+    command = f"python src/evaluate.py {fora} reference={tmp_path / 'nocache'}"
+    with pytest.raises(UserError, match=re.escape(f"{fora} is not scored: {command}")):
+        build(tmp_path, "fora")
+    score(tmp_path, "fora")
+    records = tmp_path / "nocache" / "records.jsonl"
+    kept = records.read_text()
+    records.write_text(kept.replace('"total": ', '"total": 1'))
+    with pytest.raises(UserError, match=re.escape(command)):
+        build(tmp_path, "fora")
+    records.write_text(kept)
+    build(tmp_path, "fora")
+    (fora / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read: python src/evaluate.py"):
+        build(tmp_path, "fora")
+    with pytest.raises(UserError, match="nothing to compare"):
+        build(tmp_path, "nocache")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formats
+
+
+def hostile_table(home):
+    table = build(home)
+    for row in table.rows:
+        row.figures["algo"] = r"a_b & 100% $x$ #1 {y} ~ ^ \ | <b>*[z]*`"
+    return table
+
+
+def test_markdown_keeps_its_columns(home):
+    lines = formats.markdown(hostile_table(home)).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 8 and {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {len(formats.HEAD) + 1}
+    assert "<b>" not in "".join(lines)
+    assert r"a\_b & 100% \$x\$ #1 {y} ~ ^ \\ \| \<b\>\*\[z\]\*\`" in lines[4]
+
+
+def test_latex_is_escaped_and_balanced(home):
+    text = formats.latex(hostile_table(home))
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith(r" \\")]
+    assert len(rows) == 6
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(formats.HEAD) - 1}
+    bare = re.sub(r"\\[\\&%$#_{}]", "", text)
+    assert bare.count("{") == bare.count("}") and "#" not in bare and "_" not in bare and "^" not in bare
+    assert all(line.startswith("% needs") for line in bare.splitlines() if line.replace(r"{!}{%", "").count("%"))
+    assert r"a\_b \& 100\% \$x\$ \#1 \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{} \textbar{}" in text
+    assert r"\textbf{30" in text or r"\textbf{29" in text
+
+
+def test_csv_is_unrounded(home):
+    table = hostile_table(home)
+    rows = list(csv.DictReader(io.StringIO(formats.unrounded(table))))
+    assert [float(r["psnr"]) if r["psnr"] else None for r in rows] == [r.figures["psnr"] for r in table.rows]
+    assert [r["algo"] for r in rows] == [r.figures["algo"] for r in table.rows]
+    assert rows[0]["lpips"] == "" and rows[3]["psnr_best"] == "True"
+
+
+def test_plain_marks_what_is_best(home):
+    text = formats.plain(build(home))
+    starred = [line.split()[0] for line in text.splitlines() if re.search(r"\d\.\d+\*", line)]
+    assert sorted(starred) == ["spectral", "spectrum"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Page
+
+
+class Page(HTMLParser):
+    """What a browser would load and show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.texts, self.handlers = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "data", "poster")]
+        self.handlers += [k for k, _ in attributes if k.startswith("on")]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(home, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "new" / "folder"
+    experiments = [read_experiment(f) for f in report.find_experiments([home])]
+    report.write_report(experiments, read_experiment(home / "nocache"), out, rows=20)
+    return out
+
+
+def test_files(written):
+    names = ["index.html", "plot.png", "plot.svg", "table.csv", "table.md", "table.tex"]
+    assert sorted(p.name for p in written.iterdir()) == names
+
+
+def test_page_is_self_contained_and_escaped(written):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.tags.count("script") == 1 and page.handlers == []
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    assert not re.search(r"url\((?!#)|@import", text)
+    for prompt in fabricate.HOSTILE:
+        assert page.texts.count(prompt) == 1
+    images = [link for link in page.links if link.startswith("data:image/png")]
+    assert len(images) == 6 * len(PROMPTS)
+
+
+def test_page_caps_prompts_and_shrinks_pictures(tmp_path):
+    prompts = PROMPTS[:3]
+    pictures = fabricate.pictures(prompts, side=600)
+    fabricate.experiment(tmp_path / "nocache", prompts, pictures)
+    fabricate.experiment(tmp_path / "fora", prompts, fabricate.noisy(pictures, 20), "fora", 14)
+    score(tmp_path, "fora")
+    report.write_report(
+        [read_experiment(tmp_path / "fora")], read_experiment(tmp_path / "nocache"), tmp_path / "out", 2
+    )
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert text.count("data:image/jpeg;base64,") == 4 and "the first 2 of 3" in text and len(text) < 400_000
+
+
+def test_find_experiments(home, tmp_path):
+    assert len(report.find_experiments([home])) == 6
+    assert report.find_experiments([home / "fora"]) == [home / "fora"]
+    with pytest.raises(UserError, match="no experiment directory in"):
+        report.find_experiments([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["{home}", "reference={home}/nocache"], "out= is missing"),
+        (["{home}", "reference={home}/nocache", "out={out}", "rows=many"], "rows=many is no number of prompts"),
+        (["{home}", "reference={home}/nocache", "out={out}", "row=3"], "no key row: did you mean rows=3?"),
+        (["{home}", "reference={home}/nocache", "out=/proc/nothing"], "choose another out=<folder>"),
+        (["{out}", "reference={home}/nocache", "out={out}"], "no experiment directory in"),
+    ],
+)
+def test_bad_command_lines(home, tmp_path, arguments, words):
+    found = fabricate.run_script("report.py", *(a.format(home=home, out=tmp_path) for a in arguments))
+    assert found.returncode == 1 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+    assert words in found.stderr
+
+
+def test_script(home, tmp_path):
+    found = fabricate.run_script("report.py", home, f"reference={home / 'nocache'}", f"out={tmp_path}", "rows=2")
+    assert found.returncode == 0 and found.stderr == ""
+    assert found.stdout.startswith("Method ") and str(tmp_path / "index.html") in found.stdout.splitlines()[-1]
