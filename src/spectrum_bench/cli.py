@@ -3,6 +3,7 @@
 import difflib
 import re
 import sys
+from collections.abc import Callable
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
@@ -15,13 +16,11 @@ from .models import ROOT
 CONFIGS = str(ROOT / "configs")
 
 
-def hydra_entry(config_name: str):
-    """The main function of an entry script: compose `configs/<config_name>.yaml` and run it."""
+def hydra_entry(config_name: str, main: Callable):
+    """The main function of an entry script: compose `configs/<config_name>.yaml` and call `main` with it."""
 
     @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
     def job(cfg):
-        from .run import main
-
         try:
             main(cfg)
         except (UserError, OmegaConfBaseException) as error:
@@ -64,7 +63,7 @@ def explain(config_name: str, error: Exception) -> str:
     text = str(error)
     if choice := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
         group, name = choice.groups()
-        names = re.findall(r"^\t(.+)$", text, re.MULTILINE)
+        names = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
         return f"there is no {group}={name}{nearest(name, names)}; choose of {', '.join(names)}"
     if key := re.search(r"Could not override '([^']+)'", text):
         default = OmegaConf.to_container(hydra.compose(config_name), resolve=False)

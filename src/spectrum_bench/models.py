@@ -58,7 +58,7 @@ def load_pipeline(repo: str, *, dtype: str, device: str):
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipe = DiffusionPipeline.from_pretrained(
-        find_weights(repo), torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        find_weights(repo), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -1,6 +1,7 @@
 """The main loop: configuration -> checks -> jobs -> samples and records."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     from .models import find_weights, locate
 
     check_aliases(cfg)
+    check_values(cfg)
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     plain.setdefault("site", None)
     algorithm = build(plain)
@@ -70,6 +72,28 @@ def check_aliases(cfg: DictConfig) -> None:
                 + (f" (it reads {', '.join(readers)})" if readers else "")
                 + ": leave it out, or set the schedule's own keys, e.g. schedule.interval=4"
             )
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse values of the wrong kind, which would only show after the model is loaded."""
+    import torch
+
+    for key, least in {
+        "seed": 0,
+        "threads": 1,
+        "warmup_samples": 0,
+        "total_prompt_num": 1,
+        "num_inference_steps": 1,
+    }.items():
+        value = cfg[key]
+        if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
+            raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
+    if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part != ".." for part in str(cfg.exp_name).split("/")):
+        raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
+    if not isinstance(getattr(torch, str(cfg.model.dtype), None), torch.dtype):
+        raise UserError(f"model.dtype={cfg.model.dtype} is no torch dtype: use float32, bfloat16 or float16")
+    if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={cfg.device}, but torch sees no GPU: use device=cpu, or a CUDA build of torch")
 
 
 def build(plain: dict):
@@ -128,7 +152,8 @@ def labels(plain: dict) -> dict[str, str]:
     def label(node):
         if not node:
             return "-"
-        arguments = ", ".join(f"{k}={v}" for k, v in node.items() if not k.startswith("_"))
+        numbers = {k: v for k, v in node.items() if isinstance(v, (int, float))}  # not step lists and polynomials
+        arguments = ", ".join(f"{k}={v}" for k, v in numbers.items() if not k.startswith("_"))
         name = node["_target_"].rpartition(".")[2]
         return f"{name}({arguments})" if arguments else name
 

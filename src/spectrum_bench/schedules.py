@@ -24,6 +24,7 @@ def uniform(T: int, *, interval: int, warmup: int = 1) -> Mask:
     The counter of Shenyi-Z/TaylorSeer@288776d: a step is full if fewer than `warmup` came before it or `interval - 1`
     steps in a row were skipped. FORA's own DiT code counts down from the last step instead; everyone's FLUX ports do not.
     """
+    _positive(interval=interval)
     return adaptive_window(T, window=interval, flex=0.0, warmup=warmup)
 
 

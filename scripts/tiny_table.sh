@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Compares the algorithms on the miniature FLUX: samples, scores, table and page.
+#   bash scripts/tiny_table.sh            64 prompts, two budgets: what results/tiny/flux holds
+#   PROMPTS=8 BUDGETS=slow OUT=... REPORT=... bash scripts/tiny_table.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/tiny-flux} REPORT=${REPORT:-results/tiny/flux}
+
+row() { echo; python src/text_to_image.py model=tiny-flux total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
+
+row nocache algo=nocache
+row nocache-again algo=nocache                                   # the noise floor
+for budget in $BUDGETS; do
+    case $budget in                                              # the Spectrum paper's two settings: 14 and 10 of 50 passes
+        slow) steps=14 interval=4 flex=0.75 threshold=0.3 ;;
+        fast) steps=10 interval=6 flex=3.0 threshold=0.45 ;;
+    esac
+    row steps-$budget algo=steps num_inference_steps=$steps
+    row fora-$budget algo=fora schedule.interval=$interval
+    row taylorseer1-$budget algo=taylorseer algo.order=1 schedule.interval=$interval
+    row taylorseer2-$budget algo=taylorseer algo.order=2 schedule.interval=$interval
+    row teacache-$budget algo=teacache schedule.threshold=$threshold
+    row spectrum-$budget algo=spectrum flex_window=$flex
+    row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex
+    # what the schedule alone gives: reuse and order-1 Taylor of the same tensor at the same steps
+    row reuse-$budget algo=reuse flex_window=$flex
+    row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
+done
+echo
+python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
+python src/report.py "$OUT" reference="$OUT/nocache" out="$REPORT"
