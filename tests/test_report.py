@@ -134,6 +134,7 @@ def test_rows_are_compared_on_the_samples_that_all_have(tmp_path):
     table = build(tmp_path, "fora", "few")
     assert [r.figures["samples"] for r in table.rows] == [3, 3, 3]
     assert "Samples that not every row has are left out: 2 of fora." in table.notes
+    assert "So few prompts make for rough intervals and ties." in table.notes
 
 
 def test_names_tell_rows_apart(tmp_path):
@@ -153,8 +154,8 @@ def test_names_tell_rows_apart(tmp_path):
     assert names == {
         "nocache": "reference",
         "a": "taylor Modules",
-        "b": "taylor LastBlock taylor(order=1)",
-        "c": "taylor LastBlock taylor(order=2)",
+        "b": "taylor LastBlock order=1",
+        "c": "taylor LastBlock order=2",
         "d": "taylor",  # alone with 10 passes
     }
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -149,9 +150,10 @@ def give_names(rows: list[Row]) -> None:
         for row in rows:
             crowds.setdefault((row.name, row.passes), []).append(row)
         for crowd in crowds.values():
-            if len({row.figures[key] for row in crowd}) > 1:
-                for row in crowd:
-                    row.name += f" {row.figures[key]}"
+            words = [re.findall(r"[^(),\s]+", row.figures[key]) for row in crowd]  # name(a=1, b=2) -> name a=1 b=2
+            shared = set.intersection(*map(set, words))
+            for row, own in zip(crowd, words, strict=True):
+                row.name = " ".join([row.name, *(word for word in own if word not in shared)])
 
 
 def mark_best(rows: list[Row]) -> None:
@@ -180,6 +182,8 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
         + "; ".join(sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records}))
         + f". Code: {_all(r.git_sha[:12] for r in records)}.",
     ]
+    if len(set(reference.prompts)) < 10:
+        notes.append("So few prompts make for rough intervals and ties.")
     if dropped:
         left = ", ".join(f"{n} of {name}" for name, n in dropped.items())
         notes.append(f"Samples that not every row has are left out: {left}.")
