@@ -3,8 +3,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
@@ -25,3 +25,32 @@ def random_pipe():
     pipe.vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def weights(random_pipe, tmp_path_factory):
+    """The random pipeline as a folder that from_pretrained reads."""
+    folder = tmp_path_factory.mktemp("weights")
+    random_pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def compose():
+    """Compose configs/base.yaml as the command line would: compose("algo=fora", "seed=1")."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict
+
+    from spectrum_bench.cli import CONFIGS
+
+    def make(*words, config_name="base"):
+        with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+            cfg = hydra.compose(config_name, list(words), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        OmegaConf.set_struct(cfg, True)
+        return cfg
+
+    return make

@@ -180,7 +180,6 @@ def describe(algorithm, plain: dict) -> str:
 def show_progress(run_jobs, jobs: list[Job], plain: dict, algorithm, folder: Path) -> None:
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,

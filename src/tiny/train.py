@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import parts, world
+from . import world
 from .fit import fit, ranks
 
 
@@ -138,9 +138,10 @@ class Student(nn.Module):
         )[0]
 
 
-def _noisy(x0: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_sigma, sigma, velocity): rectified flow at a logit-normal sigma (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
-    sigma = torch.from_numpy(rng.normal(0.3, 1.0, len(x0))).float().sigmoid().to(x0.device)
+def _noisy(x0: Tensor, rng: np.random.Generator, sigma) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_sigma, sigma, velocity): rectified flow at a logit-normal sigma (Esser et al. 2024, arXiv:2403.03206, eq. 19),
+    leaning to high noise, where layout and shapes are decided."""
+    sigma = torch.from_numpy(rng.normal(sigma.mean, sigma.std, len(x0))).float().sigmoid().to(x0.device)
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(x0.device)
     return torch.lerp(x0, noise, sigma[:, None, None]), sigma, noise - x0
 
@@ -162,7 +163,7 @@ def train_denoiser(pipe, pool: dict[str, Tensor], cfg, work: Path, device) -> St
         ids = [
             torch.where(dropped, e, pool[k][pick].long()).to(device) for k, e in zip(("clip", "t5"), empty, strict=True)
         ]
-        x, sigma, velocity = _noisy(pool["latents"][pick].float().to(device), rng)
+        x, sigma, velocity = _noisy(pool["latents"][pick].float().to(device), rng, cfg.stages.sigma)
         with torch.autocast(x.device.type, torch.bfloat16):
             predicted = student.velocity(x, sigma, student.text(*ids), torch.ones_like(sigma)).float()
             told = [head(kept["image"]).float() for head in student.heads]
@@ -188,7 +189,7 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], pipe, cfg, work: 
     def loss(step):
         rng = _rng(cfg.seed, 4, step)
         pick = torch.from_numpy(rng.integers(len(pool["latents"]), size=recipe.batch))
-        x, sigma, _ = _noisy(pool["latents"][pick].float().to(device), rng)
+        x, sigma, _ = _noisy(pool["latents"][pick].float().to(device), rng, cfg.stages.sigma)
         g = torch.from_numpy(rng.uniform(recipe.low, recipe.high, recipe.batch)).float().to(device)
         with torch.autocast(x.device.type, torch.bfloat16):
             with torch.no_grad():

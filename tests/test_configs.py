@@ -1,0 +1,143 @@
+"""Every YAML composes and instantiates; the keys of the command line are a promise."""
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from spectrum_bench import schedules
+from spectrum_bench.cli import CONFIGS, paths
+from spectrum_bench.jobs import UserError
+from spectrum_bench.run import build, check_aliases, labels
+
+GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
+UPSTREAM = [
+    "model",
+    "algo",
+    "algo.w",
+    "algo.lam",
+    "algo.m",
+    "window_size",
+    "flex_window",
+    "warmup_steps",
+    "num_inference_steps",
+    "seed",
+    "exp_name",
+    "ngpu",
+    "total_prompt_num",
+    "output_base_path",
+    "prompt_file",
+    "model.width",
+    "model.height",
+]
+
+
+def plain(cfg):
+    return {"site": None} | OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize("model", GROUPS["model"])
+@pytest.mark.parametrize("algo", GROUPS["algo"])
+def test_every_model_and_algorithm_builds(compose, model, algo):
+    cfg = plain(compose(f"model={model}", f"algo={algo}", "model.teacache=[1,0]"))
+    algorithm = build(cfg)
+    assert algorithm.name == algo == labels(cfg)["algo"]
+    if not schedules.is_gate(algorithm.schedule):
+        assert schedules.plan(algorithm.schedule, cfg["num_inference_steps"])[0]
+
+
+@pytest.mark.parametrize("site", GROUPS["site"])
+@pytest.mark.parametrize("schedule", GROUPS["schedule"])
+@pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
+def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site):
+    words = [f"algo={algo}", f"schedule={schedule}", f"site={site}", "model.teacache=[1,0]"]
+    words += ["schedule.steps=[0,1,9]"] if schedule == "mask" else []
+    algorithm = build(plain(compose(*words)))
+    assert type(algorithm.site).__name__.lower() == site.replace("_", "")
+
+
+@pytest.mark.parametrize(
+    "words,computed",
+    [
+        (["algo=spectrum"], [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]),
+        (["algo=spectrum", "flex_window=3.0"], [0, 1, 2, 3, 4, 6, 11, 19, 30, 44]),
+        (["algo=fora"], list(range(0, 50, 4))),
+        (["algo=taylorseer"], [0, 1, 2, 3, *range(4, 50, 4)]),
+        (["algo=taylorseer", "schedule.interval=6", "warmup_steps=3"], [0, 1, 2, *range(8, 50, 6)]),
+        (["algo=steps"], list(range(25))),
+        (["algo=fora", "schedule=mask", "schedule.steps=[0,7]"], [0, 7]),
+    ],
+    ids=str,
+)
+def test_the_command_line_reaches_the_schedule(compose, words, computed):
+    cfg = plain(compose(*words))
+    assert schedules.plan(build(cfg).schedule, cfg["num_inference_steps"]).nonzero()[0].tolist() == computed
+
+
+def test_upstream_keys_exist(compose):
+    have = set(paths(OmegaConf.to_container(compose("algo=spectrum"), resolve=False)))
+    assert set(UPSTREAM) <= have
+
+
+def test_top_level_keys_are_frozen(compose):
+    """Adding, renaming or dropping one changes what users type: do it on purpose, and say so in the README."""
+    assert sorted(compose()) == sorted(
+        [
+            "prompt_file",
+            "total_prompt_num",
+            "seed",
+            "num_inference_steps",
+            "window_size",
+            "flex_window",
+            "warmup_steps",
+            "output_base_path",
+            "exp_name",
+            "ngpu",
+            "device",
+            "threads",
+            "warmup_samples",
+            "model",
+            "schedule",
+            "site",
+            "algo",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["algo=fora", "window_size=3"], "window_size is not read by algo=fora"),
+        (["algo=nocache", "flex_window=1"], "flex_window is not read"),
+        (["algo=spectrum", "schedule=full", "warmup_steps=3"], "warmup_steps is not read"),
+        (["ngpu=8"], "ngpu=8"),
+    ],
+    ids=str,
+)
+def test_a_key_that_nobody_reads_is_refused(compose, words, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        check_aliases(compose(*words))
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["warmup_steps=-1"], "warmup must be greater than 0"),
+        (["algo=nocache", "schedule=uniform"], "schedule=full is the only one"),
+        (["algo=nocache", "site=modules"], "belong together"),
+        (["schedule=mask", "schedule.steps=[1,2]"], "step 0 must be computed"),
+        (["schedule=mask", "schedule.steps=[0,99]"], "from 0 to 49"),
+        (["algo=teacache", "model.teacache=null"], "no TeaCache polynomial"),
+        (["algo=teacache", "schedule.threshold=-1", "model.teacache=[1,0]"], "threshold must be greater than 0"),
+        (["algo.w=2"], "algo.w"),
+        (["algo.lam=0"], "algo.lam"),
+        (["algo.m=2.5"], "algo.m"),
+        (["+schedule.nonsense=1"], "nonsense"),
+    ],
+    ids=str,
+)
+def test_senseless_triples_are_refused_in_one_line(compose, words, said):
+    with pytest.raises(UserError) as error:
+        build(plain(compose(*words)))
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,236 @@
+"""The main loop end to end on random weights: files, resume, bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from spectrum_bench import jobs, run
+from spectrum_bench.cli import check_words
+from spectrum_bench.jobs import UserError
+from spectrum_bench.models import ROOT, find_weights
+
+HOSTILE = [
+    "a/b/../../etc/passwd",
+    "quotes \" and ' and `ticks`",
+    "emoji 🦊 and ünïcödé",
+    "<script>alert(1)</script> $(rm -rf) %s {x}",
+    "x" * 5000,
+    "twice",
+    "twice",
+]
+
+
+@pytest.fixture
+def words(weights, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red ring\na blue star\n", encoding="utf-8")
+    return [
+        f"model.repo={weights}",
+        f"prompt_file={tmp_path}/prompts.txt",
+        f"output_base_path={tmp_path}/out",
+        "exp_name=x",
+        "num_inference_steps=8",
+        "warmup_samples=0",
+    ]
+
+
+def start(*words, **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "src/text_to_image.py", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more,
+    )  # fmt: skip
+
+
+def test_a_run_writes_samples_records_and_config(compose, words, tmp_path, capsys):
+    run.main(compose("algo=spectrum", *words))
+    folder = tmp_path / "out/x"
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert [r["prompt"] for r in records] == ["a red ring", "a blue star"]
+    for r in records:
+        assert Image.open(folder / r["sample"]).size == (64, 64)
+        assert r["computed_steps"] == [0, 1, 2, 3, 4, 6] and r["nfe"] == 6 and r["num_inference_steps"] == 8
+        assert r["schedule"] == "adaptive_window(window=2, flex=0.75, warmup=5)" and r["site"] == "LastBlock"
+        assert r["latency"].keys() == {"text", "denoise", "decode", "total", "full_step", "skipped_step"}
+        assert all(v > 0 for v in r["latency"].values())
+        assert r["cache_bytes"] == 6 * 64 * 128 * 4 and r["peak_memory_bytes"] is None
+        assert r["versions"]["torch"] == torch.__version__.split("+")[0] and r["device"] and r["git_sha"]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["algo"]["lam"] == 0.1 and config["model"]["arguments"]["guidance_scale"] == 3.5
+    said = capsys.readouterr().out
+    assert "6 of 8 steps computed: 0 1 2 3 4 6\n[#####.#.]" in said
+
+
+def test_the_sample_is_what_the_plain_pipeline_makes(compose, words, tmp_path, random_pipe):
+    run.main(compose("algo=spectrum", "schedule=full", *words))
+    record = jobs.read_records(tmp_path / "out/x")[0]
+    plain = random_pipe(
+        record.prompt, height=64, width=64, num_inference_steps=8, guidance_scale=3.5, max_sequence_length=16,
+        generator=torch.Generator().manual_seed(42),
+    ).images[0]  # fmt: skip
+    assert np.array_equal(np.asarray(plain), np.asarray(Image.open(tmp_path / "out/x" / record.sample)))
+
+
+def test_running_again_makes_only_what_is_missing(compose, words, tmp_path, capsys):
+    run.main(compose(*words))
+    folder = tmp_path / "out/x"
+    first, second = jobs.read_records(folder)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.*") if p.name != "records.jsonl"}
+    run.main(compose(*words))
+    assert "2 samples, 2 of them finished" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.*") if p.name != "records.jsonl"}
+    old = (folder / first.sample).read_bytes()
+    (folder / first.sample).unlink()  # a picture lost: its record alone does not count
+    (folder / "records" / f"{second.id}.json").unlink()  # a record lost: a kill between picture and record
+    (folder / "samples" / ".x.png.1.part").write_bytes(b"half")
+    run.main(compose(*words))
+    assert "2 samples, 0 of them finished" in capsys.readouterr().out
+    assert (folder / first.sample).read_bytes() == old
+    assert [r.id for r in jobs.read_records(folder)] == [first.id, second.id]
+
+
+def test_more_prompts_extend_a_finished_run(compose, words, tmp_path, capsys):
+    run.main(compose("total_prompt_num=1", *words))
+    run.main(compose(*words))
+    assert "2 samples, 1 of them finished" in capsys.readouterr().out
+    assert len(jobs.read_records(tmp_path / "out/x")) == 2
+
+
+def test_hostile_prompts_are_only_ever_data(compose, words, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\ufeff" + "\n\n".join(HOSTILE), encoding="utf-8")
+    run.main(compose("num_inference_steps=1", "warmup_steps=1", *[w for w in words if "num_inf" not in w]))
+    records = jobs.read_records(tmp_path / "out/x")
+    assert [r.prompt for r in records] == HOSTILE
+    assert len({r.id for r in records}) == len(HOSTILE)
+    assert {p.name for p in (tmp_path / "out/x/samples").iterdir()} == {f"{r.id}.png" for r in records}
+    assert all(re.fullmatch(r"[0-9a-f]{16}", r.id) for r in records)
+
+
+def test_another_configuration_is_kept_out_of_a_folder(compose, words, tmp_path):
+    run.main(compose(*words))
+    for other, key in (("seed=1", "seed"), ("algo.lam=0.2", "algo"), ("algo=fora", "schedule")):
+        with pytest.raises(UserError, match=f"another configuration .*{key}"):
+            run.main(compose(other, *words))
+    (tmp_path / "prompts.txt").write_text("other\n")
+    with pytest.raises(UserError, match="prompts_sha256"):
+        run.main(compose(*words))
+    assert len(jobs.read_records(tmp_path / "out/x")) == 2
+
+
+@pytest.mark.parametrize(
+    "prepare,said",
+    [
+        (lambda t: ["prompt_file=nowhere.txt"], "no prompt file"),
+        (lambda t: (t / "e.txt").write_text("\n \n") and [f"prompt_file={t}/e.txt"], "holds no prompt"),
+        (lambda t: (t / "l.txt").write_bytes(b"ok\n\xff") and [f"prompt_file={t}/l.txt"], r"not UTF-8 \(line 2\)"),
+        (lambda t: [f"prompt_file={t}"], "is a folder"),
+        (lambda t: (t / "f").write_text("x") and [f"output_base_path={t}/f/g"], "cannot write to"),
+        (lambda t: ["model.repo=nobody/nothing"], "not on this machine: hf download nobody/nothing"),
+        (lambda t: [f"model.repo={t}"], "no model_index.json"),
+        (lambda t: ["seed=abc"], "seed must be a whole number"),
+        (lambda t: ["total_prompt_num=0"], "total_prompt_num must be"),
+        (lambda t: ["num_inference_steps=0"], "num_inference_steps must be"),
+        (lambda t: ["exp_name=../up"], "exp_name"),
+        (lambda t: ["model.dtype=float7"], "no torch dtype"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_a_model_is_loaded(compose, words, tmp_path, monkeypatch, prepare, said):
+    def never(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("spectrum_bench.models.load_pipeline", never)
+    given = prepare(tmp_path)
+    keys = [w.split("=")[0] for w in given]
+    with pytest.raises(UserError, match=said) as error:
+        run.main(compose(*[w for w in words if w.split("=")[0] not in keys], *given))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"\xff" * 64 + b[64:], lambda b: b""])
+def test_a_damaged_weights_file_is_named(weights, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(weights, copy)
+    file = copy / "transformer/diffusion_pytorch_model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model.safetensors is damaged .*: fetch it again"):
+        find_weights(str(copy))
+
+
+@pytest.mark.parametrize(
+    "given,said",
+    [
+        (["algo=spectrm"], "there is no algo=spectrm (did you mean spectrum?)"),
+        (["model=tiny-flus"], "did you mean tiny-flux?"),
+        (["algo.lamda=1"], "there is no key algo.lamda (did you mean algo.lam?)"),
+        (["windowsize=2"], "(did you mean window_size?)"),
+        (["-m", "algo=fora,spectrum", "sed=1"], "did you mean seed?"),
+        (["nonsense"], "'nonsense' is not key=value"),
+        (["seed='1"], "cannot read"),
+    ],
+    ids=str,
+)
+def test_typos_get_one_line_with_the_nearest_name(given, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        check_words("base", given)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and said in error and error.count("\n") == 1
+
+
+def test_the_command_line_fails_with_one_line_and_exit_code_1(words):
+    process = start("algo=spectrum", *words, "warmup_steps=-1")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.strip() == "error: warmup must be greater than 0, not -1" and out == ""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on(words, tmp_path, how):
+    """Ctrl-C and kill -9 in the middle leave only whole files, and the next run makes the rest."""
+    (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {i}" for i in range(60)))
+    process = start("num_inference_steps=20", *[w for w in words if "num_inf" not in w])
+    folder = tmp_path / "out/x"
+    for _ in range(600):
+        if len(list(folder.glob("records/*.json"))) >= 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    done = len(list(folder.glob("records/*.json")))
+    assert 3 <= done < 60
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert len((folder / "records.jsonl").read_text().splitlines()) == done
+    for path in folder.glob("samples/*.png"):
+        Image.open(path).load()
+    process = start("num_inference_steps=20", *[w for w in words if "num_inf" not in w])
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and f"60 samples, {done} of them finished" in out
+    assert [r.prompt for r in jobs.read_records(folder)] == [f"prompt {i}" for i in range(60)]
+
+
+def test_a_sweep_and_help(words, tmp_path):
+    process = start("-m", "algo=reuse,nocache", *[w for w in words if "exp_name" not in w])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"tiny-flux_reuse", "tiny-flux_nocache"}
+    process = start("--help")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "text_to_image.py model=flux algo=spectrum" in out and "window_size" in out
+
+
+def test_entry_scripts_run_from_anywhere(words, tmp_path):
+    process = start("algo=reuse", *words, cwd="/")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(jobs.read_records(Path(tmp_path, "out/x"))) == 2
