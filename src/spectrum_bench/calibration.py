@@ -69,6 +69,5 @@ def main(cfg: DictConfig) -> None:
     print(f"{len(prompts)} prompts x {steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
     if r2 < 0.8:
         raise UserError(f"R^2 = {r2:.3f} is below 0.8: this signal does not predict the output of {model['name']}")
-    print(
-        f"put this line into configs/model/{model['name']}.yaml:\nteacache: [{', '.join(f'{c:.8e}' for c in polynomial)}]"
-    )
+    print(f"put this line into configs/model/{model['name']}.yaml:")
+    print(f"teacache: [{', '.join(f'{c:.8e}' for c in polynomial)}]")

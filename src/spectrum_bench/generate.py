@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -135,7 +136,7 @@ def environment(device: str, threads: int) -> dict:
 
 def _cpu() -> str:
     try:
-        lines = open("/proc/cpuinfo").read().split("\n")
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

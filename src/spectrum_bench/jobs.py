@@ -24,7 +24,7 @@ class Job:
 
 @dataclass
 class Record:
-    """One finished sample. Times are seconds, memory is bytes; None where a figure does not exist or was not measured."""
+    """One finished sample. Times in seconds, memory in bytes; None for what does not exist or was not measured."""
 
     id: str
     prompt_index: int

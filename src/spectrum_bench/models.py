@@ -31,7 +31,7 @@ def find_weights(repo: str) -> Path:
             folder = Path(snapshot_download(repo, local_files_only=True))
         except (HFValidationError, LocalEntryNotFoundError):
             raise UserError(
-                f"the weights of {repo} are not on this machine: hf download {repo}  (gated models: hf auth login first)"
+                f"the weights of {repo} are not on this machine: hf download {repo}  (gated: hf auth login first)"
             ) from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")

@@ -22,7 +22,7 @@ def uniform(T: int, *, interval: int, warmup: int = 1) -> Mask:
     """`warmup` steps, then every `interval`-th (FORA, arXiv:2407.01425; TaylorSeer, arXiv:2503.06923).
 
     The counter of Shenyi-Z/TaylorSeer@288776d: a step is full if fewer than `warmup` came before it or `interval - 1`
-    steps in a row were skipped. FORA's own DiT code counts down from the last step instead; everyone's FLUX ports do not.
+    steps in a row were skipped. FORA's own DiT code counts down from the last step; the FLUX ports of it do not.
     """
     _positive(interval=interval)
     return adaptive_window(T, window=interval, flex=0.0, warmup=warmup)
@@ -110,7 +110,7 @@ def plan(schedule: Schedule, T: int) -> Mask | None:
     if is_gate(schedule):
         return None
     out = schedule(T)
-    if getattr(out, "dtype", None) != bool or out.shape != (T,):
+    if getattr(out, "dtype", None) is not np.dtype(bool) or out.shape != (T,):
         raise ValueError(f"a schedule must return ({T},) bool, one entry a step")
     if not out[0]:
         raise ValueError("step 0 must be computed: there is nothing to forecast it from")

@@ -1,4 +1,4 @@
-"""One training loop for every stage: optimisers, learning-rate schedule, averaged weights, checkpoints, several processes."""
+"""One training loop for every stage: optimisers, schedule, averaged weights, checkpoints, several processes."""
 
 import math
 import time

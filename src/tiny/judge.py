@@ -13,7 +13,8 @@ from . import world
 from .world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
 
 CELL = 4  # pixels per cell of the judge's map
-HEADS = {"heat": 1, "size": len(SIZES), "colour": len(COLOURS), "shape": len(SHAPES)}
+KINDS = {"size": list(SIZES), "colour": list(COLOURS), "shape": list(SHAPES)}
+HEADS = {"heat": 1} | {kind: len(names) for kind, names in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,7 @@ class Judge(nn.Module):
         for b in range(len(images)):
             things = []
             for i, j in peaks[b].nonzero().tolist():
-                kind = (
-                    list(names)[best[head][b, i, j]]
-                    for head, names in zip(("size", "colour", "shape"), (SIZES, COLOURS, SHAPES))
-                )
+                kind = (names[best[head][b, i, j]] for head, names in KINDS.items())
                 things.append((Thing(*kind), (j + 0.5) * CELL, (i + 0.5) * CELL))
             seen.append(Seen(tuple(things), list(BACKGROUNDS)[out["ground"][b].argmax()]))
         return seen
@@ -79,10 +77,8 @@ def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor
         square = ((centres[None, None, :] - x) ** 2 + (centres[None, :, None] - y) ** 2) / CELL**2
         target = torch.maximum(target, torch.exp(-square / 1.5) * there[:, None, None])
         b, i, j = ((square < 2) & there[:, None, None]).nonzero(as_tuple=True)
-        for head, names in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES)):
-            index = torch.tensor(
-                [list(names).index(getattr(s.things[min(k, len(s.things) - 1)], head)) for s in scenes]
-            )
+        for head, names in KINDS.items():
+            index = torch.tensor([names.index(getattr(s.things[min(k, len(s.things) - 1)], head)) for s in scenes])
             total = total + F.cross_entropy(out[head][b, :, i, j], index[b])
     bce = F.binary_cross_entropy_with_logits(out["heat"][:, 0], target, reduction="none")
     return total + 4 * (bce * (1 + 8 * target)).mean()

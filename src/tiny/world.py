@@ -120,9 +120,8 @@ def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         across = rng.uniform(max(low), min(high))
         for k in range(2):  # nearly level across the axis, so that the relation is plain to see
             xy[k][1 - axis] = np.clip(across + rng.uniform(-5, 5), low[k], high[k])
-    for k, thing in enumerate(scene.things):
-        turn = rng.uniform(-0.35, 0.35)
-        out[k] = *xy[k], radii[k], turn
+    for k, radius in enumerate(radii):
+        out[k] = *xy[k], radius, rng.uniform(-0.35, 0.35)
     return out
 
 
