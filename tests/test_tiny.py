@@ -1,0 +1,159 @@
+"""The miniature world, its judge, its training loop and what is shipped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spectrum_bench.jobs import read_prompts
+from spectrum_bench.models import ROOT
+from tiny import parts, world
+from tiny.fit import fit
+from tiny.judge import Seen, check, load_judge
+from tiny.world import Scene, Thing
+
+SHIPPED = ROOT / "assets/tiny/flux"
+RED_RING, BLUE_STAR = Thing("small", "red", "ring"), Thing("large", "blue", "star")
+
+
+def test_captions_and_scenes_are_one_to_one():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        scene = world.draw_scene(rng)
+        assert world.parse(str(scene)) == scene
+    assert str(Scene((RED_RING, BLUE_STAR), "left of", "navy")) == (
+        "a small red ring left of a large blue star on a navy background"
+    )
+    for other in ("", "a ring", "a small red ring", "a small red ring on a navy background and more", "🦊" * 9):
+        assert world.parse(other) is None
+
+
+def test_the_prompt_files_keep_their_promises():
+    shapes = read_prompts(ROOT / "prompts/shapes.txt")
+    assert len(shapes) == len(set(shapes)) == 64
+    assert all(world.parse(c) and world.held_out(c) for c in shapes)
+    assert not any(world.held_out(c) for c in read_prompts(ROOT / "prompts/shapes_dev.txt"))
+    drawn = world.draw_scenes(np.random.default_rng(0), 500, held=False)  # what every training stage draws
+    assert not {str(s) for s in drawn} & set(shapes)
+
+
+@pytest.mark.parametrize("relation", world.RELATIONS)
+def test_things_lie_as_the_caption_says_and_apart(relation):
+    rng, scene = np.random.default_rng(0), Scene((RED_RING, BLUE_STAR), relation, "gray")
+    for _ in range(200):
+        (x0, y0, r0, _), (x1, y1, r1, _) = world.place(scene, rng)
+        dx, dy = world.RELATIONS[relation]
+        assert (x0 - x1) * dx + (y0 - y1) * dy >= r0 + r1
+        assert all(r <= c <= world.SIDE - r for c, r in ((x0, r0), (y0, r0), (x1, r1), (y1, r1)))
+
+
+def test_pictures_depend_on_the_seed_alone():
+    scenes = world.draw_scenes(np.random.default_rng(0), 4, held=True)
+    one, places, cover = world.render(scenes, np.random.default_rng(1))
+    two, _, _ = world.render(scenes, np.random.default_rng(1))
+    other, _, _ = world.render(scenes, np.random.default_rng(2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert one.shape == (4, 3, 64, 64) and 0 <= one.min() and one.max() <= 1
+    for b, scene in enumerate(scenes):
+        for k in range(2):
+            assert bool(cover[b, k].any()) == (k < len(scene.things))
+        x, y = places[b, 0, :2]
+        colour = torch.tensor(world.COLOURS[scene.things[0].colour])
+        inside = one[b, :, cover[b, 0] > 0.99]
+        assert (inside.mean(1) - colour).abs().max() < 0.35, (scene, x, y)
+
+
+def test_the_check_by_hand():
+    scene = Scene((RED_RING, BLUE_STAR), "left of", "navy")
+    ring, star = (RED_RING, 10.0, 30.0), (BLUE_STAR, 50.0, 33.0)
+    all_right = {"things": 1, "sizes": 1, "relation": 1, "background": 1, "caption": 1}
+    assert check(scene, Seen((star, ring), "navy")) == all_right
+    assert check(scene, Seen((ring, star), "teal")) == all_right | {"background": 0, "caption": 0}
+    swapped = Seen(((RED_RING, 50.0, 30.0), (BLUE_STAR, 10.0, 33.0)), "navy")
+    assert check(scene, swapped) == all_right | {"relation": 0, "caption": 0}
+    level = Seen(((RED_RING, 30.0, 10.0), (BLUE_STAR, 32.0, 50.0)), "navy")
+    assert check(scene, level)["relation"] == 0
+    large = Seen(((Thing("large", "red", "ring"), 10.0, 30.0), star), "navy")
+    assert check(scene, large) == all_right | {"sizes": 0, "caption": 0}
+    for wrong in ((ring,), (ring, star, (BLUE_STAR, 50.0, 5.0)), ((Thing("small", "red", "star"), 10.0, 30.0), star), ()):
+        found = check(scene, Seen(wrong, "navy"))
+        assert (found["things"], found["relation"], found["caption"], found["background"]) == (0, 0, 0, 1)
+    alone = check(Scene((RED_RING,), None, "navy"), Seen((ring,), "navy"))
+    assert np.isnan(alone["relation"]) and alone["caption"] == 1
+
+
+def test_the_judge_reads_held_out_pictures():
+    judge, rng = load_judge(SHIPPED / "judge"), np.random.default_rng(123)
+    scenes = world.draw_scenes(rng, 100, held=True)
+    images, _, _ = world.render(scenes, rng)
+    right = [check(s, seen)["caption"] for s, seen in zip(scenes, judge.read(images), strict=True)]
+    assert np.mean(right) >= 0.95
+    shuffled = [check(s, seen)["caption"] for s, seen in zip(scenes[1:] + scenes[:1], judge.read(images), strict=True)]
+    assert np.mean(shuffled) <= 0.05
+
+
+def test_tokenizers_know_every_word_and_survive_any_text():
+    clip, t5 = parts.clip_tokenizer(16), parts.t5_tokenizer(16)
+    for scene in world.draw_scenes(np.random.default_rng(0), 300, held=False):
+        caption = str(scene)
+        assert len(clip(caption).input_ids) == len(caption.split()) + 2 <= 16
+        assert len(t5(caption).input_ids) == len(caption.split()) + 1 and t5.unk_token_id not in t5(caption).input_ids
+    for text in ("", "🦊 ünïcödé <script>", "x" * 5000):
+        assert len(clip(text, truncation=True, max_length=16).input_ids) <= 16
+
+
+def test_training_goes_on_exactly_where_it_stopped(tmp_path):
+    """Ten steps at once and five, a restart, five more end in the same weights, bit for bit."""
+
+    def train(folder, steps_now):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"transformer_blocks": nn.ModuleList([nn.Linear(8, 8)]), "head": nn.Linear(8, 1)})
+
+        def loss(step):
+            if step >= steps_now:
+                raise KeyboardInterrupt
+            x = torch.from_numpy(np.random.default_rng(step).standard_normal((16, 8), dtype=np.float32))
+            y = model["head"](model["transformer_blocks"][0](x))
+            return ((y - x.sum(1, keepdim=True)) ** 2).mean(), {}
+
+        folder.mkdir(exist_ok=True)
+        fit("toy", model, loss, steps=10, lr=1e-2, work=folder, muon=True, save_every=5)
+        return model
+
+    whole = train(tmp_path / "a", 99)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", 5)
+    resumed = train(tmp_path / "b", 99)
+    for (name, p), q in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_what_is_shipped_is_small_safe_and_a_plain_flux_pipeline():
+    from diffusers import FluxPipeline
+
+    files = [p for p in SHIPPED.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 8e6
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".md"}
+    pipe = FluxPipeline.from_pretrained(SHIPPED, local_files_only=True)
+    assert pipe.transformer.config.guidance_embeds
+    real = {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    assert {k: pipe.scheduler.config[k] for k in real} == real  # FLUX.1-dev's scheduler_config.json
+
+
+def test_the_shipped_miniature_draws_what_captions_say():
+    """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
+    from spectrum_bench.models import load_pipeline
+
+    pipe, judge = load_pipeline(str(SHIPPED), dtype="float32", device="cpu"), load_judge(SHIPPED / "judge")
+    captions = read_prompts(ROOT / "prompts/shapes.txt", 16)
+    images = pipe(
+        captions, height=64, width=64, num_inference_steps=20, guidance_scale=3.5, max_sequence_length=16,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(captions))], output_type="pt",
+    ).images  # fmt: skip
+    rows = [check(world.parse(c), seen) for c, seen in zip(captions, judge.read(images.float()), strict=True)]
+    reached = json.loads((SHIPPED / "score.json").read_text())
+    for part in ("things", "background"):
+        assert np.mean([r[part] for r in rows]) >= reached[part] - 0.35
+    assert np.mean([r["background"] for r in rows]) >= 0.8
