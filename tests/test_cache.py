@@ -233,3 +233,24 @@ def test_an_unknown_denoiser_raises():
         cached(Pipe(), schedule=schedules.full, forecaster=TAYLOR, site=LastBlock(), num_steps=3),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "site,stand_ins", [("last_block", 2 + 1), ("stack_residual", 2 + 1), ("modules", 19 * 3 + 38 * 3)]
+)
+def test_sites_attach_to_flux_dev_at_its_full_size(site, stand_ins):
+    """FLUX.1-dev's own architecture (the class's defaults) on the meta device: 19 double and 38 single blocks."""
+    from diffusers import FluxTransformer2DModel
+
+    class Pipe:
+        with torch.device("meta"):
+            transformer = FluxTransformer2DModel(guidance_embeds=True)
+
+    def ours():
+        modules = Pipe.transformer.modules()
+        return sum(type(m).__module__ == "spectrum_bench.sites" for m in modules)
+
+    assert (len(Pipe.transformer.transformer_blocks), len(Pipe.transformer.single_transformer_blocks)) == (19, 38)
+    with cached(Pipe(), schedule=schedules.full, forecaster=TAYLOR, site=SITES[site], num_steps=50):
+        assert ours() == stand_ins
+    assert ours() == 0

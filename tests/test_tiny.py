@@ -55,7 +55,7 @@ def test_pictures_depend_on_the_seed_alone():
     two, _, _ = world.render(scenes, np.random.default_rng(1))
     other, _, _ = world.render(scenes, np.random.default_rng(2))
     assert torch.equal(one, two) and not torch.equal(one, other)
-    assert one.shape == (4, 3, 64, 64) and 0 <= one.min() and one.max() <= 1
+    assert one.shape == (4, 3, 64, 64) and one.min() >= 0 and one.max() <= 1
     for b, scene in enumerate(scenes):
         for k in range(2):
             assert bool(cover[b, k].any()) == (k < len(scene.things))
@@ -77,7 +77,12 @@ def test_the_check_by_hand():
     assert check(scene, level)["relation"] == 0
     large = Seen(((Thing("large", "red", "ring"), 10.0, 30.0), star), "navy")
     assert check(scene, large) == all_right | {"sizes": 0, "caption": 0}
-    for wrong in ((ring,), (ring, star, (BLUE_STAR, 50.0, 5.0)), ((Thing("small", "red", "star"), 10.0, 30.0), star), ()):
+    for wrong in (
+        (ring,),
+        (ring, star, (BLUE_STAR, 50.0, 5.0)),
+        ((Thing("small", "red", "star"), 10.0, 30.0), star),
+        (),
+    ):
         found = check(scene, Seen(wrong, "navy"))
         assert (found["things"], found["relation"], found["caption"], found["background"]) == (0, 0, 0, 1)
     alone = check(Scene((RED_RING,), None, "navy"), Seen((ring,), "navy"))
