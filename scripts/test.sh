@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs linter and tests: bash scripts/test.sh [pytest arguments]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt
-if [ ! -x /usr/bin/chromium ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then  # for the page's test
+if [ ! -x /usr/bin/chromium ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing Debian's chromium for the test of the report's page"
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 || true
 fi
 ruff check --quiet .

@@ -18,6 +18,7 @@ for budget in $BUDGETS; do
     row fora-$budget algo=fora schedule.interval=$interval
     row taylorseer1-$budget algo=taylorseer algo.order=1 schedule.interval=$interval
     row taylorseer2-$budget algo=taylorseer algo.order=2 schedule.interval=$interval
+    row taylorseer1-last-$budget algo=taylorseer site=last_block schedule.interval=$interval   # as in Spectrum's tables
     row teacache-$budget algo=teacache schedule.threshold=$threshold
     row spectrum-$budget algo=spectrum flex_window=$flex
     row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex

@@ -116,8 +116,7 @@ def test_a_batch_of_two_is_two_samples(random_pipe, site):
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_guidance_branches_keep_separate_state(random_pipe, site):
-    """Each branch must forecast from its own features: the second one's rows come from its own prompt."""
+def test_guidance_branches_decide_alike_and_store_apart(random_pipe, site):
     extra = {"true_cfg_scale": 3.0, "negative_prompt": "a blue star"}
     _, session = run(random_pipe, SITES[site], **extra)
     cond, uncond = session.branches[("transformer", 0)], session.branches[("transformer", 1)]
@@ -142,6 +141,20 @@ def test_last_block_feeds_the_epilogue_exactly_the_forecast(random_pipe):
         expected = weights[0] * seen[newest - 1] + weights[1] * seen[newest]
         torch.testing.assert_close(seen[step], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(seen[5], seen[4] + (seen[4] - seen[1]) / 3, rtol=1e-5, atol=1e-5)
+
+
+def test_each_guidance_branch_forecasts_from_its_own_features(random_pipe):
+    """What enters the epilogue in the second call of a skipped step follows from the second calls before it."""
+    seen, transformer = [], random_pipe.transformer
+    handle = transformer.norm_out.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    extra = {"true_cfg_scale": 3.0, "negative_prompt": "a blue star"}
+    try:
+        run(random_pipe, LastBlock(), partial(schedules.mask, steps=[0, 1]), TAYLOR, steps=3, **extra)
+    finally:
+        handle.remove()
+    assert len(seen) == 6 and not torch.allclose(seen[2], seen[3])
+    for branch in (0, 1):
+        torch.testing.assert_close(seen[4 + branch], 2 * seen[2 + branch] - seen[branch], rtol=1e-5, atol=1e-5)
 
 
 def test_stack_residual_adds_to_the_current_input(random_pipe):
@@ -214,6 +227,26 @@ def test_the_gate_reads_the_modulated_input(random_pipe):
 def test_cache_bytes_are_those_of_the_features(random_pipe, site, slots, rows):
     _, session = run(random_pipe, SITES[site])
     assert session.cache_bytes == rows * 4 * sum(slots)
+
+
+def test_full_and_skipped_steps_are_told_apart_by_the_clock(random_pipe, monkeypatch):
+    """A clock that only the first block's attention moves: a full step takes one tick, a skipped one none."""
+    from spectrum_bench import generate
+    from spectrum_bench.jobs import Job
+
+    ticks = [0]
+    monkeypatch.setattr(generate.time, "perf_counter", lambda: float(ticks[0]))
+    attention = random_pipe.transformer.transformer_blocks[0].attn.to_q
+    handle = attention.register_forward_hook(lambda *_: ticks.__setitem__(0, ticks[0] + 1))
+    algorithm = generate.Algorithm("x", partial(schedules.mask, steps=[0, 1, 4]), TAYLOR, LastBlock())
+    shape = {"height": 64, "width": 64, "max_sequence_length": 16}
+    try:
+        _, figures = generate.generate(random_pipe, Job("", 0, "a ring", 0), algorithm, num_steps=6, arguments=shape)
+    finally:
+        handle.remove()
+    assert figures["computed_steps"] == [0, 1, 4] and figures["nfe"] == 3
+    expected = {"text": 0, "denoise": 3, "decode": 0, "total": 3, "full_step": 1, "skipped_step": 0}
+    assert figures["latency"] == expected
 
 
 def test_another_number_of_steps_than_announced_raises(random_pipe):

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from spectrum_bench import forecasters, jobs, run
+from spectrum_bench import arguments, forecasters, jobs, run
 from spectrum_bench.cli import check_words
 from spectrum_bench.models import ROOT
 
@@ -29,6 +29,10 @@ def test_commands_name_scripts_and_keys_that_exist(command):
         check_words("base", words[2:])
     if words[1:2] == ["src/calibrate.py"]:
         check_words("calibrate", words[2:])
+    if words[1:2] == ["src/evaluate.py"]:
+        arguments.parse(words[2:], "", {"reference": None})
+    if words[1:2] == ["src/report.py"]:
+        arguments.parse(words[2:], "", {"reference": None, "out": None, "rows": "16"})
 
 
 def test_the_algorithm_in_twenty_lines(compose, weights, tmp_path, monkeypatch):

@@ -142,7 +142,12 @@ def test_another_configuration_is_kept_out_of_a_folder(compose, words, tmp_path)
         (lambda t: ["total_prompt_num=0"], "total_prompt_num must be"),
         (lambda t: ["num_inference_steps=0"], "num_inference_steps must be"),
         (lambda t: ["exp_name=../up"], "exp_name"),
-        (lambda t: ["model.dtype=float7"], "no torch dtype"),
+        (lambda t: ["model.dtype=int8"], "none of float32"),
+        (lambda t: ["model.width=abc"], "model.width must be"),
+        (lambda t: ["model.height=100"], "multiple of 16"),
+        (lambda t: ["device=gpu"], "none of cpu, cuda"),
+        (lambda t: ["device=cuda:99"], "torch sees"),
+        (lambda t: [f"seed={2**63}"], "too large"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_a_model_is_loaded(compose, words, tmp_path, monkeypatch, prepare, said):
@@ -155,6 +160,54 @@ def test_bad_input_is_refused_before_a_model_is_loaded(compose, words, tmp_path,
     with pytest.raises(UserError, match=said) as error:
         run.main(compose(*[w for w in words if w.split("=")[0] not in keys], *given))
     assert "\n" not in str(error.value)
+
+
+def test_other_weights_under_the_same_name_are_kept_out(compose, words, tmp_path, weights):
+    copy = tmp_path / "copy"
+    shutil.copytree(weights, copy)
+    words = [f"model.repo={copy}", *words[1:]]
+    run.main(compose(*words))
+    file = copy / "transformer/diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="another configuration .*model"):
+        run.main(compose(*words))
+
+
+def test_a_footnote_or_a_polynomial_does_not_make_another_experiment(compose, words, capsys):
+    run.main(compose(*words))
+    run.main(compose(*words, "model.note=changed", "model.teacache=[1,0]"))
+    assert "2 samples, 2 of them finished" in capsys.readouterr().out
+
+
+def test_damaged_bookkeeping_is_named(compose, words, tmp_path):
+    run.main(compose(*words))
+    folder = tmp_path / "out/x"
+    record = next((folder / "records").iterdir())
+    for file, said in ((record, "is damaged: delete it"), (folder / "config.yaml", "config.yaml is damaged")):
+        file.write_text("{")
+        with pytest.raises(UserError, match=said):
+            run.main(compose(*words))
+    for text in ("{", '{"id": 1}'):
+        (folder / "records.jsonl").write_text(text)
+        with pytest.raises(UserError, match="damaged or of another version"):
+            jobs.read_records(folder)
+
+
+def test_a_folder_that_became_read_only(compose, words, tmp_path, monkeypatch):
+    run.main(compose(*words))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "samples")
+    with pytest.raises(UserError, match="cannot write to .*samples"):
+        run.main(compose(*words))
+
+
+def test_a_pipeline_without_one_of_its_parts(weights, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(weights, copy)
+    shutil.rmtree(copy / "text_encoder_2")
+    with pytest.raises(UserError, match="has no text_encoder_2"):
+        find_weights(str(copy))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"\xff" * 64 + b[64:], lambda b: b""])
@@ -177,6 +230,7 @@ def test_a_damaged_weights_file_is_named(weights, tmp_path, damage):
         (["-m", "algo=fora,spectrum", "sed=1"], "did you mean seed?"),
         (["nonsense"], "'nonsense' is not key=value"),
         (["seed='1"], "cannot read"),
+        (["site=null"], "site"),
     ],
     ids=str,
 )
@@ -191,7 +245,7 @@ def test_the_command_line_fails_with_one_line_and_exit_code_1(words):
     process = start("algo=spectrum", *words, "warmup_steps=-1")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.strip() == "error: warmup must be greater than 0, not -1" and out == ""
+    assert err.strip() == "error: warmup must be a whole number of at least 1, not -1" and out == ""
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

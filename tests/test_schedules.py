@@ -78,7 +78,13 @@ def test_a_gate_starts_anew_for_every_sample():
         lambda: adaptive_window(50, window=0, flex=0.75, warmup=5),
         lambda: adaptive_window(50, window=2, flex=-1, warmup=5),
         lambda: adaptive_window(50, window="two", flex=1, warmup=5),
+        lambda: adaptive_window(50, window=2, flex=float("inf"), warmup=5),
+        lambda: adaptive_window(50, window=2, flex=0.75, warmup=2.5),
         lambda: uniform(50, interval=0),
+        lambda: uniform(50, interval=2.7),
+        lambda: mask(50, steps=5),
+        lambda: Accumulated(threshold="x", polynomial=[1.0]),
+        lambda: Accumulated(threshold=1.0, polynomial=[1.0, "x"]),
         lambda: mask(50, steps=[0, 50]),
         lambda: mask(50, steps=[0, 1.5]),
         lambda: plan(lambda T: mask(T, steps=[1, 2]), 50),
@@ -90,5 +96,5 @@ def test_a_gate_starts_anew_for_every_sample():
     ],
 )
 def test_senseless_schedules_raise(make):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="must|no TeaCache polynomial"):
         make()

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from .jobs import UserError
 
@@ -40,12 +41,17 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
     return folders, options
 
 
+def fail(error: Exception) -> NoReturn:
+    """Print the error as one line and exit with 1."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(1)
+
+
 def run(main) -> None:
     """Call `main` with the command line; bad input becomes one line on stderr and exit code 1."""
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

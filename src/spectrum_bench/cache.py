@@ -98,7 +98,9 @@ class Session:
 
     def callback(self, pipe, step: int, timestep, tensors: dict) -> dict:
         """Pass this as the pipeline's `callback_on_step_end`: it moves the clock."""
-        held = sum(b.bytes for branch in self.branches.values() for b in branch.buffers.values())
+        branches = self.branches.values()
+        held = sum(buffer.bytes for branch in branches for buffer in branch.buffers.values())
+        held += sum(branch.signal.nbytes for branch in branches if branch.signal is not None)
         self.cache_bytes = max(self.cache_bytes, held)
         self.step, self.call = step + 1, -1
         return tensors

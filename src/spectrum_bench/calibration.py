@@ -5,6 +5,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from .cache import cached
+from .cli import check_values
 from .jobs import UserError, make_jobs, read_prompts
 from .models import find_weights, load_pipeline, locate
 from .sites import LastBlock
@@ -56,6 +57,7 @@ def main(cfg: DictConfig) -> None:
     Raises:
         UserError: R^2 below 0.8, when the signal does not tell how far the output moves.
     """
+    check_values(cfg)
     plain = OmegaConf.to_container(cfg, resolve=True)
     model, steps = plain["model"], cfg.num_inference_steps
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)

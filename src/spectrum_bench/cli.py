@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .arguments import fail
 from .jobs import UserError
 from .models import ROOT
 
@@ -33,12 +34,6 @@ def hydra_entry(config_name: str, main: Callable):
     return entry
 
 
-def fail(error: Exception) -> None:
-    """Print the error as one line and exit with 1."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(1)
-
-
 def check_words(config_name: str, words: list[str]) -> None:
     """Compose once before Hydra does, to say in one line what is wrong with the words of the command line."""
     overrides = [word for word in words if not word.startswith("-") and "=" in word]
@@ -52,8 +47,37 @@ def check_words(config_name: str, words: list[str]) -> None:
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
             hydra.compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             fail(UserError(explain(config_name, error)))
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse values of the wrong kind, which would only show after the model is loaded."""
+    import torch
+
+    for key, least in {
+        "seed": 0,
+        "threads": 1,
+        "warmup_samples": 0,
+        "total_prompt_num": 1,
+        "num_inference_steps": 1,
+    }.items():
+        value = cfg.get(key, least)
+        if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
+            raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
+    if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part != ".." for part in str(cfg.exp_name).split("/")):
+        raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
+    if cfg.seed >= 2**63:
+        raise UserError(f"seed={cfg.seed} is too large: keep it below 2^63")
+    if cfg.model.dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"model.dtype={cfg.model.dtype} is none of float32, bfloat16, float16")
+    for key in ("width", "height"):
+        if not (isinstance(cfg.model[key], int) and cfg.model[key] > 0 and cfg.model[key] % 16 == 0):
+            raise UserError(f"model.{key} must be a positive multiple of 16 pixels, not {cfg.model[key]}")
+    if cfg.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(cfg.device)):
+        raise UserError(f"device={cfg.device} is none of cpu, cuda, cuda:<number>")
+    if str(cfg.device).startswith("cuda") and int(cfg.device[5:] or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={cfg.device}: torch sees {torch.cuda.device_count()} GPUs; use device=cpu")
 
 
 def explain(config_name: str, error: Exception) -> str:
@@ -61,6 +85,8 @@ def explain(config_name: str, error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' as key=value: put quotes round special characters"
     text = str(error)
+    if "Config group override must be" in text:
+        return "a choice such as site= or algo= cannot be null: leave it out (algo=nocache has no site)"
     if choice := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
         group, name = choice.groups()
         names = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)

@@ -9,13 +9,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from .jobs import Record, UserError, read_records
-
-DESCRIPTIVE = {
-    "judge",
-    "note",
-    "num_inference_steps",
-}  # model settings that two comparable runs may differ in
+from .jobs import DESCRIPTIVE, Record, UserError, read_records
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def chebyshev_ridge(times: np.ndarray, t: float, *, degree: int, ridge: float, s
     """
     if not (isinstance(degree, int) and degree >= 0):
         raise ValueError(f"degree (algo.m) must be a whole number of at least 0, not {degree}")
-    if not ridge > 0:
-        raise ValueError(f"ridge (algo.lam) must be greater than 0, not {ridge}")
+    if not (isinstance(ridge, (int, float)) and 0 < ridge < math.inf):
+        raise ValueError(f"ridge (algo.lam) must be a number greater than 0, not {ridge}")
     tau = 2 * np.append(times, t) / steps - 1
     phi = chebyshev.chebvander(tau, degree)  # (K + 1, M + 1)
     Phi, phi_t = phi[:-1], phi[-1]
@@ -60,7 +60,7 @@ def spectrum(times: np.ndarray, t: float, *, degree: int, ridge: float, blend: f
 
     w = 1 is the paper's method; hanjq17/Spectrum@f7b7841 added the blend later and advises 0.5 <= w <= 1.
     """
-    if not 0 <= blend <= 1:
-        raise ValueError(f"blend (algo.w) must lie in [0, 1], not {blend}")
+    if not (isinstance(blend, (int, float)) and 0 <= blend <= 1):
+        raise ValueError(f"blend (algo.w) must be a number in [0, 1], not {blend}")
     fit = chebyshev_ridge(times, t, degree=degree, ridge=ridge, steps=steps)
     return blend * fit + (1 - blend) * taylor(times, t, order=1)

@@ -39,6 +39,11 @@ def cells(row: Row) -> list[Cell]:
         cell = number(name, lambda v: f"{k * v:.{digits}f}", small)
         return Cell(cell.text, cell.small, f[f"{name}_best"], cell.note, cell.value)
 
+    def seconds(v):
+        return f"{v:.2f}" if v >= 10 else f"{v:.3f}"
+
+    low, high = f.get("speedup_low"), f.get("speedup_high")
+    speedups = f"[{low:.2f}, {high:.2f}]" if low is not None and row.role != "reference" else ""
     name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
     share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
     detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
@@ -48,8 +53,8 @@ def cells(row: Row) -> list[Cell]:
         Cell(schedule, arguments.removesuffix(")")),
         Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
         Cell(row.passes, value=f["passes"]),
-        number("latency_s", lambda v: f"{v:.2f}" if v >= 10 else f"{v:.3f}"),
-        number("speedup", lambda v: f"{v:.2f}×"),
+        number("latency_s", seconds, f"p90 {seconds(f['latency_p90_s'])}" if f["latency_p90_s"] is not None else ""),
+        number("speedup", lambda v: f"{v:.2f}×", speedups),
         *(score(metric) for metric in METRICS),
         number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
         Cell(_bytes(f["cache_bytes"]), value=f["cache_bytes"]),

@@ -81,7 +81,9 @@ def generate(
             laps.mark()
             if on_step is not None:
                 on_step(session.computing)
-            return session.callback(pipe, step, timestep, tensors)
+            tensors = session.callback(pipe, step, timestep, tensors)
+            laps.mark()  # our own bookkeeping is no part of the next step
+            return tensors
 
         def text_done(*_):  # the denoiser's first call ends the text stage
             laps.mark()
@@ -100,7 +102,10 @@ def generate(
         finally:
             started.remove()
         laps.mark()
-    text, *steps, decode = laps.seconds()
+    if session.step != num_steps:
+        raise RuntimeError(f"the pipeline took {session.step} steps, not num_inference_steps={num_steps}")
+    text, *between, decode = laps.seconds()
+    steps = between[::2]  # every other lap is the callback
     computed = session.computed_steps
     full = [s for i, s in enumerate(steps) if i in computed]
     skipped = [s for i, s in enumerate(steps) if i not in computed]

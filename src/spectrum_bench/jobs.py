@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+# Model settings that describe: they decide no pixel by themselves (a gate's polynomial is one of its arguments).
+DESCRIPTIVE = {"judge", "note", "teacache"}
+
 
 class UserError(Exception):
     """Bad input. The message is one line that names the fix; entry scripts print it and exit with 1."""
@@ -124,11 +127,20 @@ def read_records(folder: Path) -> list[Record]:
     path = Path(folder) / "records.jsonl"
     if not path.is_file():
         raise UserError(f"{folder} is no experiment directory (no records.jsonl): name a folder that a run has made")
-    records = [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        records = [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged or of another version: run the experiment into a fresh folder") from None
     if not records:
         raise UserError(f"{path} is empty: run the experiment first")
     return records
 
 
 def _records(folder: Path) -> list[Record]:
-    return [Record(**json.loads(p.read_text(encoding="utf-8"))) for p in (folder / "records").glob("*.json")]
+    found = []
+    for path in (folder / "records").glob("*.json"):
+        try:
+            found.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged: delete it, and its sample is made again") from None
+    return found

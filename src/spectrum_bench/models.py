@@ -1,5 +1,7 @@
 """Finding a model's weights and loading its pipeline."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from .jobs import UserError
@@ -35,12 +37,34 @@ def find_weights(repo: str) -> Path:
             ) from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
+    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    for part in (name for name, kind in parts.items() if isinstance(kind, list) and kind[0]):
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder} has no {part}, which its model_index.json names: fetch {repo} again")
     for file in sorted(folder.rglob("*.safetensors")):
         try:
             safe_open(file, framework="pt")
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged ({error}): fetch it again") from None
     return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells a pipeline's weights from others under the same name: the hub's commit, or a hash of the files.
+
+    Of each file name, size and 8 MiB at either end are hashed: all of a miniature, and of a large model enough.
+    """
+    if folder.parent.name == "snapshots":
+        return folder.name
+    digest = hashlib.sha256()
+    for part in sorted(p for p in folder.iterdir() if p.is_dir() and (p / "config.json").exists()):
+        for path in sorted([*part.rglob("*.safetensors"), *part.rglob("*.json")]):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                digest.update(f"{path.relative_to(folder)} {size}\n".encode() + file.read(2**23))
+                file.seek(max(0, size - 2**23))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def load_pipeline(repo: str, *, dtype: str, device: str):
@@ -57,8 +81,12 @@ def load_pipeline(repo: str, *, dtype: str, device: str):
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipe = DiffusionPipeline.from_pretrained(
-        find_weights(repo), dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-    )
+    folder = find_weights(repo)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
+        raise UserError(f"{folder} cannot be loaded ({error}): fetch {repo} again") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

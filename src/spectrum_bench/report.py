@@ -104,5 +104,10 @@ def thumbnail(experiment: Experiment, record: Record) -> tuple[str, int]:
 def inline(svg: str) -> Markup:
     """Our own drawing as an element of the page, its ink in the page's colour so that it reads on light and dark."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1)
+    svg = re.sub(
+        r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" role="img" aria-label="Quality against speed">',
+        svg,
+        count=1,
+    )
     return Markup(svg.replace(INK, "currentColor"))

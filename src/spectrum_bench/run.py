@@ -1,7 +1,7 @@
 """The main loop: configuration -> checks -> jobs -> samples and records."""
 
 import hashlib
-import re
+import os
 import sys
 from pathlib import Path
 
@@ -12,17 +12,28 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import forecasters, schedules
-from .jobs import Job, Record, UserError, collect_records, finished, make_jobs, read_prompts, write_atomically
+from .cli import check_values
+from .jobs import (
+    DESCRIPTIVE,
+    Job,
+    Record,
+    UserError,
+    collect_records,
+    finished,
+    make_jobs,
+    read_prompts,
+    write_atomically,
+)
 
 ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
-IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps")  # what decides a sample's pixels, with its seed
+IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps")  # decide a sample's pixels, with its seed
 FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
 
 
 def main(cfg: DictConfig) -> None:
     """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
     from .engine import run_jobs
-    from .models import find_weights, locate
+    from .models import find_weights, fingerprint, locate
 
     check_aliases(cfg)
     check_values(cfg)
@@ -33,18 +44,18 @@ def main(cfg: DictConfig) -> None:
     prompt_file = locate(cfg.prompt_file)
     prompts = read_prompts(prompt_file, cfg.total_prompt_num)
     plain["prompts_sha256"] = hashlib.sha256(prompt_file.read_bytes()).hexdigest()
-    find_weights(plain["model"]["repo"])
+    plain["model"]["weights"] = fingerprint(find_weights(plain["model"]["repo"]))
     folder = Path(cfg.output_base_path) / cfg.exp_name
     claim(folder, plain)
 
-    jobs = make_jobs(prompts, cfg.seed, {key: plain[key] for key in IDENTITY})
+    jobs = make_jobs(prompts, cfg.seed, {key: comparable(plain)[key] for key in IDENTITY})
     done = finished(folder)
     missing = [job for job in jobs if job.id not in done]
     print(describe(algorithm, plain))
     print(f"{len(jobs)} samples, {len(jobs) - len(missing)} of them finished, in {folder}")
     try:
         if missing:
-            show_progress(run_jobs, missing, plain, algorithm, folder)
+            show_progress(run_jobs, missing, plain, folder)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -72,28 +83,6 @@ def check_aliases(cfg: DictConfig) -> None:
                 + (f" (it reads {', '.join(readers)})" if readers else "")
                 + ": leave it out, or set the schedule's own keys, e.g. schedule.interval=4"
             )
-
-
-def check_values(cfg: DictConfig) -> None:
-    """Refuse values of the wrong kind, which would only show after the model is loaded."""
-    import torch
-
-    for key, least in {
-        "seed": 0,
-        "threads": 1,
-        "warmup_samples": 0,
-        "total_prompt_num": 1,
-        "num_inference_steps": 1,
-    }.items():
-        value = cfg[key]
-        if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
-            raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
-    if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part != ".." for part in str(cfg.exp_name).split("/")):
-        raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
-    if not isinstance(getattr(torch, str(cfg.model.dtype), None), torch.dtype):
-        raise UserError(f"model.dtype={cfg.model.dtype} is no torch dtype: use float32, bfloat16 or float16")
-    if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={cfg.device}, but torch sees no GPU: use device=cpu, or a CUDA build of torch")
 
 
 def build(plain: dict):
@@ -126,20 +115,32 @@ def build(plain: dict):
 def claim(folder: Path, plain: dict) -> None:
     """Write `config.yaml`, or make sure that the one there is of the same experiment."""
     path = folder / "config.yaml"
-    ours = {k: v for k, v in plain.items() if k not in FREE}
     if path.exists():
-        theirs = {k: v for k, v in yaml.safe_load(path.read_text(encoding="utf-8")).items() if k not in FREE}
-        if theirs != ours:
-            keys = [k for k in sorted(ours.keys() | theirs.keys()) if k != "labels" and ours.get(k) != theirs.get(k)]
+        try:
+            ours, theirs = comparable(plain), comparable(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+            raise UserError(f"{path} is damaged: choose another exp_name, or remove that folder") from None
+        keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
+        if keys:
             raise UserError(
                 f"{folder} was made with another configuration ({', '.join(keys)} differ): "
                 "choose another exp_name, or remove that folder"
             )
+    locked = [p for p in (folder, folder / "samples", folder / "records") if p.exists() and not os.access(p, os.W_OK)]
+    if locked:
+        raise UserError(f"cannot write to {locked[0]}: change its permissions, or choose another exp_name")
+    if path.exists():
         return
     try:
         write_atomically(path, yaml.safe_dump(plain, allow_unicode=True, sort_keys=False).encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another output_base_path") from None
+
+
+def comparable(plain: dict) -> dict:
+    """The part of a configuration that makes two runs the same experiment."""
+    kept = {k: v for k, v in plain.items() if k not in (*FREE, "labels")}
+    return kept | {"model": {k: v for k, v in kept["model"].items() if k not in DESCRIPTIVE}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def describe(algorithm, plain: dict) -> str:
     return f"{head}\n{mask.sum()} of {steps} steps computed: {listed}\n[{bar}]"
 
 
-def show_progress(run_jobs, jobs: list[Job], plain: dict, algorithm, folder: Path) -> None:
+def show_progress(run_jobs, jobs: list[Job], plain: dict, folder: Path) -> None:
     from rich.progress import (
         BarColumn,
         Progress,

@@ -4,6 +4,7 @@ A *mask* is a pure function of T. A *gate* reads one number a step, how far its 
 and is asked step by step. Step 0 is the noisiest.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ def uniform(T: int, *, interval: int, warmup: int = 1) -> Mask:
     The counter of Shenyi-Z/TaylorSeer@288776d: a step is full if fewer than `warmup` came before it or `interval - 1`
     steps in a row were skipped. FORA's own DiT code counts down from the last step; the FLUX ports of it do not.
     """
-    _positive(interval=interval)
+    _whole(interval=interval)
     return adaptive_window(T, window=interval, flex=0.0, warmup=warmup)
 
 
@@ -34,9 +35,9 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 
     The counter of hanjq17/Spectrum@f7b7841, which rounds the growing window to three decimals.
     """
-    _positive(window=window, warmup=warmup)
-    if window < 1 or flex < 0:
-        raise ValueError(f"window must be at least 1 and flex at least 0, not {window} and {flex}")
+    _whole(warmup=warmup)
+    _number("window", window, 1)
+    _number("flex", flex, 0)
     out = np.arange(T) < warmup
     step = warmup - 1
     while (step := step + int(window)) < T:
@@ -47,7 +48,8 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 
 def mask(T: int, *, steps: Sequence[int]) -> Mask:
     """Exactly the steps of a list, for replaying what another method or implementation computed."""
-    steps = list(steps)
+    if isinstance(steps, (str, int, float)):
+        raise ValueError(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
     wrong = [s for s in steps if not (isinstance(s, int) and 0 <= s < T)]
     if wrong:
         raise ValueError(f"steps must be whole numbers from 0 to {T - 1}, not {wrong}")
@@ -71,9 +73,11 @@ class Accumulated:
     polynomial: Sequence[float]
 
     def __post_init__(self):
-        _positive(threshold=self.threshold)
-        if self.polynomial is None:
+        _number("threshold", self.threshold, 1e-12)
+        if not self.polynomial:
             raise ValueError("this model has no TeaCache polynomial yet: fit one with src/calibrate.py model=<model>")
+        for coefficient in self.polynomial:
+            _number("polynomial", coefficient, -math.inf)
 
     def start(self, T: int) -> Decide:
         """A fresh decision function for one sample and one guidance branch."""
@@ -125,7 +129,13 @@ def starter(schedule: Schedule, T: int) -> Callable[[], Decide]:
     return lambda: lambda step, change: bool(steps[step])
 
 
-def _positive(**values: float) -> None:
+def _whole(**values: int) -> None:
     for name, value in values.items():
-        if not (isinstance(value, (int, float)) and value > 0):
-            raise ValueError(f"{name} must be greater than 0, not {value}")
+        if not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+
+
+def _number(name: str, value: float, least: float) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= least):
+        bound = f" of at least {least:g}" if math.isfinite(least) else ""
+        raise ValueError(f"{name} must be a number{bound}, not {value}")

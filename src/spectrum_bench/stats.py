@@ -40,6 +40,18 @@ def estimate(values: Sequence[float], prompts: Sequence[Hashable]) -> dict:
     return {"mean": mean, "interval": interval(each), "n": len(each)}
 
 
+def ratio_interval(a: Sequence[float], b: Sequence[float]) -> list[float] | None:
+    """95 % percentile bootstrap interval of median(a) / median(b), a and b drawn apart; None with fewer than two."""
+    if min(len(a), len(b)) < 2:
+        return None
+
+    def ratio(a, b, axis):
+        return np.median(a, axis=axis) / np.median(b, axis=axis)
+
+    found = bootstrap((a, b), ratio, method="percentile", n_resamples=10_000, batch=1000, rng=np.random.default_rng(0))
+    return [float(bound) for bound in found.confidence_interval]
+
+
 def tied(differences: Sequence[float], prompts: Sequence[Hashable]) -> bool:
     """Whether paired differences leave open which of two is better: their interval holds 0."""
     each = by_prompt(differences, prompts)

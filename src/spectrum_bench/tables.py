@@ -11,7 +11,7 @@ import numpy as np
 from .experiments import Experiment, check_reference
 from .jobs import Record, UserError
 from .metrics import METRICS
-from .stats import estimate, tied
+from .stats import estimate, ratio_interval, tied
 
 ITSELF = "the reference is what the other rows are measured against"
 
@@ -126,6 +126,7 @@ def measure(row: Row, reference: Row) -> None:
         why["speedup"] = f"a speedup needs one device, these are {', '.join(sorted(devices))}"
     elif totals and against is not None:
         f["speedup"] = against / f["latency_s"]
+        f["speedup_low"], f["speedup_high"] = ratio_interval(_measured(reference, "total"), totals) or (None, None)
     for name, metric in METRICS.items():
         found = estimate(row.scores[name], row.prompts)
         f[name] = found["mean"]
@@ -157,13 +158,29 @@ def give_names(rows: list[Row]) -> None:
 
 
 def mark_best(rows: list[Row]) -> None:
-    """In each metric mark the best method and all that its paired differences, by bootstrap, do not set apart."""
+    """In each metric mark the methods that none with as few passes or fewer beats by more than chance, by bootstrap of
+    the paired differences; nothing where that is all of them. Also note each method's difference from the best."""
     for name, metric in METRICS.items():
         scored = [r for r in rows if r.role == "method" and r.figures[name] is not None]
         if len(scored) < 2 or scored[0].figures["prompts"] < 2:
             continue
         best = (max if metric.higher_is_better else min)(scored, key=lambda r: r.figures[name])
-        winners = [r for r in scored if r is best or tied(np.subtract(r.scores[name], best.scores[name]), r.prompts)]
+        for row in scored:
+            found = estimate(np.subtract(row.scores[name], best.scores[name]), row.prompts)
+            row.figures[f"{name}_minus_best"] = found["mean"]
+            row.figures[f"{name}_minus_best_low"], row.figures[f"{name}_minus_best_high"] = (
+                found["interval"] or (None,) * 2
+            )
+        winners = [
+            row
+            for row in scored
+            if not any(
+                metric.worse(row.figures[name], r.figures[name])
+                and not tied(np.subtract(row.scores[name], r.scores[name]), row.prompts)
+                for r in scored
+                if r.figures["passes"] <= row.figures["passes"]
+            )
+        ]
         for row in winners if len(winners) < len(scored) else ():
             row.figures[f"{name}_best"] = True
 
@@ -175,10 +192,12 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
     seeds = ", ".join(map(str, sorted({r.seed for r in records})))
     notes = [
         f"Means over {len(set(reference.prompts))} prompts ({len(reference.records)} samples, seed {seeds}) against "
-        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: the best method, "
-        "and those whose paired difference from it has an interval that holds 0; nothing where that is all of them.",
-        "Latency is the median of a sample, speedup the ratio of this table's medians; a skipped step in ms and as a "
-        f"share of a full one. Device: {_all(r.device for r in records)}. Versions: "
+        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: no method "
+        "with as few passes or fewer is better by more than chance (paired differences, uncorrected for their number); "
+        "nothing where that is all of them.",
+        "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
+        "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. "
+        f"Device: {_all(r.device for r in records)}. Versions: "
         + "; ".join(sorted({", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records}))
         + f". Code: {_all(r.git_sha[:12] for r in records)}.",
     ]

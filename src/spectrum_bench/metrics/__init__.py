@@ -24,10 +24,9 @@ class Metric:
     """
 
     name: str
-    kind: str  # "paired" | "single" | "set"
+    kind: str  # "paired" | "single"
     unit: str
     higher_is_better: bool
-    env: str | None  # name of an environment of its own; None: this one
     fn: str
     digits: int = 2  # after the point, in tables
     perfect: float | None = None  # of a picture and itself
@@ -45,11 +44,11 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("psnr", "paired", "dB", True, None, "pixel:make_psnr", 2, perfect=100.0, unrelated=25.0),
-        Metric("ssim", "paired", "", True, None, "pixel:make_ssim", 3, perfect=1.0, unrelated=0.95),
-        Metric("lpips", "paired", "", False, None, "pixel:make_lpips", 3, perfect=0.0, unrelated=0.05),
+        Metric("psnr", "paired", "dB", True, "pixel:make_psnr", 2, perfect=100.0, unrelated=25.0),
+        Metric("ssim", "paired", "", True, "pixel:make_ssim", 3, perfect=1.0, unrelated=0.95),
+        Metric("lpips", "paired", "", False, "pixel:make_lpips", 3, perfect=0.0, unrelated=0.05),
         Metric(
-            "caption", "single", "share", True, None, "caption:make_caption", 3, unrelated=0.5,
+            "caption", "single", "share", True, "caption:make_caption", 3, unrelated=0.5,
             details=("things", "sizes", "relation", "background"),
         ),
     )
