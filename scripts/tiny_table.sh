@@ -11,8 +11,8 @@ row nocache algo=nocache
 row nocache-again algo=nocache                                   # the noise floor
 for budget in $BUDGETS; do
     case $budget in                                              # the Spectrum paper's two settings: 14 and 10 of 50 passes
-        slow) steps=14 interval=4 flex=0.75 threshold=0.3 ;;
-        fast) steps=10 interval=6 flex=3.0 threshold=0.45 ;;
+        slow) steps=14 interval=4 flex=0.75 threshold=0.12 ;;
+        fast) steps=10 interval=6 flex=3.0 threshold=0.185 ;;
     esac
     row steps-$budget algo=steps num_inference_steps=$steps
     row fora-$budget algo=fora schedule.interval=$interval
