@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compares the algorithms on the miniature FLUX: samples, scores, table and page.
-#   bash scripts/tiny_table.sh            64 prompts, two budgets: what results/tiny/flux holds
+#   bash scripts/tiny_table.sh            64 prompts, two budgets, a report each: what results/tiny/flux holds
 #   PROMPTS=8 BUDGETS=slow OUT=... REPORT=... bash scripts/tiny_table.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/tiny-flux} REPORT=${REPORT:-results/tiny/flux}
@@ -28,4 +28,7 @@ for budget in $BUDGETS; do
 done
 echo
 python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
-python src/report.py "$OUT" reference="$OUT/nocache" out="$REPORT"
+for budget in $BUDGETS; do
+    echo
+    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget"
+done
