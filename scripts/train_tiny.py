@@ -46,7 +46,7 @@ def main(cfg):
         return  # the rest is one process's work
     save_judge(judge, ROOT / cfg.out / "judge", facts)
     export(pipe.to("cpu"), ROOT / cfg.out)
-    pipe = type(pipe).from_pretrained(ROOT / cfg.out, dtype=torch.float32)  # score what a user loads: weights rounded to bf16
+    pipe = type(pipe).from_pretrained(ROOT / cfg.out, dtype=torch.float32)  # as a user loads it, rounded
     score = train.caption_score(pipe, judge, cfg)
     (ROOT / cfg.out / "score.json").write_text(json.dumps(score, indent=2) + "\n")
     print("held-out captions followed:", json.dumps(score))

@@ -65,7 +65,8 @@ def check_values(cfg: DictConfig) -> None:
         value = cfg.get(key, least)
         if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
             raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
-    if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part != ".." for part in str(cfg.get("exp_name", "none")).split("/")):
+    folders = str(cfg.get("exp_name", "none")).split("/")
+    if not all(re.fullmatch(r"[\w=,.+@ -]+", folder) and folder != ".." for folder in folders):
         raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
     if cfg.seed >= 2**63:
         raise UserError(f"seed={cfg.seed} is too large: keep it below 2^63")

@@ -55,7 +55,7 @@ def quality_speed(rows: list[Row]) -> dict[str, bytes]:
         axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
         if not measured:
             axes.invert_xaxis()
-        axes.margins(x=0.2, y=0.14)
+        axes.margins(x=0.55, y=0.2)  # room for the names
         axes.grid(color=FAINT, alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         names = [f"{row.name}  {row.passes}" for row in methods]
@@ -87,7 +87,7 @@ def _name(figure, axes, points, names) -> None:
         for dx, dy, side in PLACES:
             line = {"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkB": 3} if dx and dy else None
             text = axes.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", ha=side, va="center", color=INK, fontsize=9,
+                name, (x, y), (dx, dy), textcoords="offset points", ha=side, va="center", color=INK, fontsize=8,
                 parse_math=False, arrowprops=line, zorder=4,
             )  # fmt: skip
             text.update_positions(figure.canvas.get_renderer())
