@@ -55,7 +55,7 @@ def quality_speed(rows: list[Row]) -> dict[str, bytes]:
         axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
         if not measured:
             axes.invert_xaxis()
-        axes.margins(x=0.55, y=0.2)  # room for the names
+        axes.margins(x=0.7, y=0.2)  # room for the names
         axes.grid(color=FAINT, alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         names = [f"{row.name}  {row.passes}" for row in methods]
