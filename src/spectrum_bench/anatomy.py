@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor, nn
 
 
@@ -25,23 +25,56 @@ class Anatomy:
     """What differs from the default, by class of denoiser.
 
     Attributes:
+        stacks: names of what a skipped step bypasses, in the order in which it runs, if that is not just every list
+            of blocks that diffusers has registered.
+        answer: hidden states -> what the first block returns, where diffusers' registry does not tell.
+        image: (last block's output, first block's input) -> its image tokens, where text shares their stream.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
         modules: per class of block, for per-module caching.
     """
 
+    stacks: tuple[str, ...] | None = None
+    answer: Callable[[Tensor], object] | None = None
+    image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
     modulated: Callable[[nn.Module, dict], Tensor] | None = None
     modules: dict[str, BlockModules] = field(default_factory=dict)
 
 
+def _first_norm(block: nn.Module, given: dict) -> Tensor:
+    """(B, L, D) normalised and modulated by the timestep."""
+    return block.norm1(given["hidden_states"], emb=given["temb"])[0]
+
+
+def _time_embedding(block: nn.Module, given: dict) -> Tensor:
+    return given["temb"]
+
+
+DOUBLE = BlockModules(cached=("attn", "ff", "ff_context"))
+# one linear layer closes attention and MLP together: its output is "total" in TaylorSeer's code
+SINGLE = BlockModules(cached=("proj_out",), idle=("attn", "proj_mlp"))
+
 ANATOMY = {
     "FluxTransformer2DModel": Anatomy(
-        modulated=lambda block, given: block.norm1(given["hidden_states"], emb=given["temb"])[0],
-        modules={
-            "FluxTransformerBlock": BlockModules(cached=("attn", "ff", "ff_context")),
-            # one linear layer closes attention and MLP together: its output is "total" in TaylorSeer's code
-            "FluxSingleTransformerBlock": BlockModules(cached=("proj_out",), idle=("attn", "proj_mlp")),
-        },
+        modulated=_first_norm, modules={"FluxTransformerBlock": DOUBLE, "FluxSingleTransformerBlock": SINGLE}
     ),
+    "SD3Transformer2DModel": Anatomy(  # TeaCache's authors have none: our reading, as for FLUX
+        modulated=_first_norm,
+        modules={"JointTransformerBlock": BlockModules(cached=("attn", "attn2", "ff", "ff_context"))},
+    ),
+    "HunyuanVideoTransformer3DModel": Anatomy(
+        modulated=_first_norm,
+        modules={"HunyuanVideoTransformerBlock": DOUBLE, "HunyuanVideoSingleTransformerBlock": SINGLE},
+    ),
+    "WanTransformer3DModel": Anatomy(  # ali-vilab/TeaCache@7c10efc, TeaCache4Wan2.1 with use_ret_steps
+        modulated=_time_embedding,
+        modules={"WanTransformerBlock": BlockModules(cached=("attn1", "attn2", "ffn"))},
+    ),
+    "UNet2DConditionModel": Anatomy(  # skip connections do not leave the bypassed part; TeaCache is our reading
+        stacks=("down_blocks", "mid_block", "up_blocks"),
+        answer=lambda hidden: (hidden, ()),
+        modulated=_time_embedding,
+    ),
+    "Flux2Transformer2DModel": Anatomy(image=lambda leaving, entering: leaving[:, -entering.shape[1] :]),
 }
 
 
@@ -51,15 +84,18 @@ def anatomy(denoiser: nn.Module) -> Anatomy:
 
 def block_io(block: nn.Module):
     """Where a block's streams are among its arguments and outputs (diffusers' TransformerBlockMetadata)."""
-    return TransformerBlockRegistry.get(type(block))
+    TransformerBlockRegistry._register()
+    return TransformerBlockRegistry._registry.get(type(block), TransformerBlockMetadata(return_hidden_states_index=0))
 
 
 def stacks(denoiser: nn.Module) -> list[str]:
-    """Names of the denoiser's lists of blocks, in the order in which they run.
+    """Names of what a skipped step bypasses: lists of blocks, and single ones, in the order in which they run.
 
     Raises:
-        ValueError: none of its module lists holds blocks that diffusers has registered.
+        ValueError: ANATOMY names none, and no module list holds blocks that diffusers has registered.
     """
+    if anatomy(denoiser).stacks is not None:
+        return list(anatomy(denoiser).stacks)
     TransformerBlockRegistry._register()
     known = tuple(TransformerBlockRegistry._registry)
     found = [

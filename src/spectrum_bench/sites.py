@@ -49,29 +49,52 @@ class StackResidual:
         _bypass(self, denoiser, anatomy, session, undo)
 
 
-class _Entry(nn.Module):
+class _StandIn(nn.Module):
+    """Takes a module's place in its parent; what the parent reads of it is still the module's own."""
+
+    def __init__(self, module: nn.Module, session):
+        super().__init__()
+        self.module, self.session = module, session
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+class _Entry(_StandIn):
     """Stands in for the first block: on a skipped step it gives the whole stack's answer."""
 
-    def __init__(self, block: nn.Module, site: LastBlock | StackResidual, anatomy: Anatomy, session):
-        super().__init__()
-        self.block, self.site, self.anatomy, self.session = block, site, anatomy, session
+    def __init__(self, block: nn.Module, session, site: LastBlock | StackResidual, anatomy: Anatomy):
+        super().__init__(block, session)
+        self.site, self.anatomy = site, anatomy
         self.entering: Tensor | None = None
 
     def forward(self, *args, **kwargs):
-        given = _by_name(self.block, args, kwargs)
-        hidden = given["hidden_states"]  # (B, L, D)
-        self.session.begin_blocks(lambda: _modulated(self.block, self.anatomy, given))
+        given = _by_name(self.module, args, kwargs)
+        hidden = given["hidden_states"]  # (B, L, D); (B, D, H, W) in a U-Net
+        self.session.begin_blocks(lambda: _modulated(self.module, self.anatomy, given))
         if self.session.computing:
             self.entering = hidden
-            return self.block(*args, **kwargs)
+            return self.module(*args, **kwargs)
         hidden = self.site.restore(hidden, self.session.branch.forecast("stack"))
-        return _outputs(self.block, hidden, given)
+        if self.anatomy.answer is not None:
+            return self.anatomy.answer(hidden)
+        return _outputs(self.module, hidden, given)
 
     def leave(self, block, args, output):
         """After the last block of a computed step: keep the feature."""
-        feature = self.site.feature(self.entering, _hidden(block, output))
-        self.session.branch.store("stack", feature)
+        leaving = self.anatomy.image(_hidden(block, output), self.entering)
+        self.session.branch.store("stack", self.site.feature(self.entering, leaving))
         self.entering = None
+
+
+class _Through(_StandIn):
+    """Stands in for a single block between lists: on a skipped step its input passes through."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return self.module(hidden_states, *args, **kwargs) if self.session.computing else hidden_states
 
 
 class _Stack(nn.Module):
@@ -97,13 +120,16 @@ class _Stack(nn.Module):
 
 
 def _bypass(site, denoiser, anatomy, session, undo):
-    names = stacks(denoiser)
-    lists = [getattr(denoiser, name) for name in names]
-    entry = _Entry(lists[0][0], site, anatomy, session)
-    undo.callback(lists[-1][-1].register_forward_hook(entry.leave).remove)
-    for name, blocks in zip(names, lists, strict=True):
-        undo.callback(setattr, denoiser, name, blocks)
-        setattr(denoiser, name, _Stack(blocks, session, entry if blocks is lists[0] else None))
+    parts = {name: getattr(denoiser, name) for name in stacks(denoiser)}
+    blocks = _blocks(denoiser)
+    entry = _Entry(blocks[0], session, site, anatomy)
+    undo.callback(blocks[-1].register_forward_hook(entry.leave).remove)
+    for i, (name, part) in enumerate(parts.items()):
+        undo.callback(setattr, denoiser, name, part)
+        if isinstance(part, nn.ModuleList):
+            setattr(denoiser, name, _Stack(part, session, None if i else entry))
+        else:
+            setattr(denoiser, name, _Through(part, session))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,33 +142,33 @@ class Modules:
     arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). Norms, modulation and gates run."""
 
     def attach(self, denoiser, anatomy, session, undo):
-        lists = [getattr(denoiser, name) for name in stacks(denoiser)]
-        first = lists[0][0]
+        blocks = _blocks(denoiser)
 
         def decide(block, args, kwargs):
             session.begin_blocks(lambda: _modulated(block, anatomy, _by_name(block, args, kwargs)))
 
-        undo.callback(first.register_forward_pre_hook(decide, with_kwargs=True).remove)
-        for i, block in enumerate(block for blocks in lists for block in blocks):
+        undo.callback(blocks[0].register_forward_pre_hook(decide, with_kwargs=True).remove)
+        for i, block in enumerate(blocks):
             if type(block).__name__ not in anatomy.modules:
                 raise ValueError(
                     f"per-module caching does not know the modules of {type(block).__name__}: "
-                    "use algo.site=LastBlock, or add them to ANATOMY"
+                    "use site=last_block, or add them to ANATOMY"
                 )
             modules = anatomy.modules[type(block).__name__]
             for names, stand_in in ((modules.cached, _Cached), (modules.idle, _Idle)):
                 for name in names:
                     module = getattr(block, name)
-                    undo.callback(setattr, block, name, module)
-                    setattr(block, name, stand_in(module, session, f"{i}.{name}"))
+                    if module is not None:  # SD3's last block has no ff_context, most have no attn2
+                        undo.callback(setattr, block, name, module)
+                        setattr(block, name, stand_in(module, session, f"{i}.{name}"))
 
 
-class _Cached(nn.Module):
+class _Cached(_StandIn):
     """Stands in for a module: stores its output, or each of its outputs, or gives their forecast."""
 
     def __init__(self, module: nn.Module, session, slot: str):
-        super().__init__()
-        self.module, self.session, self.slot = module, session, slot
+        super().__init__(module, session)
+        self.slot = slot
         self.outputs = 0  # how many the module returns as a tuple; 0 for a plain tensor
 
     def forward(self, *args, **kwargs):
@@ -157,22 +183,31 @@ class _Cached(nn.Module):
         return features if self.outputs else features[0]
 
 
-class _Idle(nn.Module):
+class _Idle(_StandIn):
     """Stands in for a module whose output only feeds a forecast one: on a skipped step it gives zero channels."""
 
     def __init__(self, module: nn.Module, session, slot: str):
-        super().__init__()
-        self.module, self.session = module, session
+        super().__init__(module, session)
+        self.outputs = 0
 
     def forward(self, *args, **kwargs):
         if self.session.computing:
-            return self.module(*args, **kwargs)
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return hidden[..., :0]
+            out = self.module(*args, **kwargs)
+            self.outputs = len(out) if isinstance(out, tuple) else 0
+            return out
+        streams = [*args, *(kwargs[k] for k in ("hidden_states", "encoder_hidden_states") if k in kwargs)]
+        nothing = tuple(stream[..., :0] for stream in streams[: max(self.outputs, 1)])
+        return nothing if self.outputs else nothing[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Blocks differ in the order of their arguments and outputs
+
+
+def _blocks(denoiser: nn.Module) -> list[nn.Module]:
+    """All blocks in the order in which they run."""
+    parts = [getattr(denoiser, name) for name in stacks(denoiser)]
+    return [block for part in parts for block in (part if isinstance(part, nn.ModuleList) else [part])]
 
 
 def _by_name(block: nn.Module, args: tuple, kwargs: dict) -> dict:
