@@ -39,6 +39,7 @@ def main(cfg):
     train.train_vae(pipe.vae, cfg, work, cfg.device)
     judge, facts = train.train_judge(pipe.vae.to("cpu"), cfg, work)
     pipe.to(cfg.device)
+    train.train_text(pipe, cfg, work, cfg.device)
     pool = train.make_pool(pipe, cfg, work, cfg.device)
     student = train.train_denoiser(pipe, pool, cfg, work, cfg.device)
     train.distil_guidance(student, pool, pipe, cfg, work, cfg.device)

@@ -1,4 +1,4 @@
-"""The stages that make a miniature FLUX: VAE, pool of latents, denoiser, guidance distillation, judge, score."""
+"""The stages that make a miniature FLUX: VAE, judge, text, pool of latents, denoiser, guidance distillation, score."""
 
 import copy
 from pathlib import Path
@@ -51,6 +51,51 @@ def train_vae(vae, cfg, work: Path, device) -> None:
         shift_factor=round(float(latents.mean()), 4), scaling_factor=round(float(1 / latents.std()), 4)
     )
     print(f"vae: {psnr:.1f} dB on fresh images, {dict(vae.config)['scaling_factor']=}", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+class Reader(nn.Module):
+    """A T5 encoder with heads that tell, from the state of each word, what the thing that it is about is like."""
+
+    FACTS = (list(world.SIZES), list(world.COLOURS), list(world.SHAPES), [None, *world.RELATIONS])
+
+    def __init__(self, t5):
+        super().__init__()
+        self.t5 = t5
+        self.heads = nn.ModuleList(nn.Linear(t5.config.d_model, len(names)) for names in self.FACTS)
+
+    @classmethod
+    def labels(cls, scene: world.Scene, tokens: int) -> Tensor:
+        """(tokens, 4) size, colour, shape and place (against the other thing) of the thing that each word of the
+        caption is about, -100 where it is about none. One word is one token."""
+        out = torch.full((tokens, 4), -100)
+        opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", None: None}
+        start = 0
+        for thing, place in zip(scene.things, (scene.relation, opposite[scene.relation]), strict=False):
+            facts = (thing.size, thing.colour, thing.shape, place)
+            length = len(str(thing).split())
+            out[start : start + length] = torch.tensor([n.index(f) for n, f in zip(cls.FACTS, facts, strict=True)])
+            start += length + len((scene.relation or "").split())
+        return out
+
+
+def train_text(pipe, cfg, work: Path, device) -> None:
+    """Teach T5 which words belong together, before it sees a picture: a real T5 comes with a knowledge of language, and
+    one that learnt from the denoiser's loss alone never found out which of two things is the red one. Then it stays
+    as it is, as FLUX's does. (CLIP's pooled state is learnt with the denoiser.)"""
+    recipe, reader = cfg.stages.text, Reader(pipe.text_encoder_2)
+
+    def loss(step):
+        scenes = world.draw_scenes(_rng(cfg.seed, 8, step), recipe.batch, held=False)
+        said = torch.stack([reader.labels(s, cfg.text_tokens) for s in scenes]).to(device)
+        states = reader.t5(_ids(pipe.tokenizer_2, [str(s) for s in scenes], cfg).to(device))[0]
+        told = [head(states) for head in reader.heads]
+        return sum(F.cross_entropy(t.flatten(0, 1), said[..., i].flatten()) for i, t in enumerate(told)), {}
+
+    fit("text", reader, loss, steps=recipe.steps, lr=recipe.lr, work=work, ema=0.99)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,7 +155,7 @@ def _semantics(scenes, cover: Tensor) -> Tensor:
 
 
 class Student(nn.Module):
-    """The denoiser with its text encoders, trained together, and two heads that help it learn what is where."""
+    """The denoiser with its text encoders (T5 frozen), and two heads that help it learn what is where."""
 
     def __init__(self, pipe):
         super().__init__()
