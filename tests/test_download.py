@@ -1,0 +1,417 @@
+"""download.py as a user types it, against a small hub on this machine."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import hf_raise_for_status
+from safetensors.numpy import save
+
+from spectrum_bench import downloads
+from spectrum_bench.jobs import UserError
+from spectrum_bench.metrics import pixel
+from spectrum_bench.models import ROOT, find_weights
+
+FLUX = "black-forest-labs/FLUX.1-dev"
+INDEX = {
+    "_class_name": "FluxPipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "safety_checker": [None, None],
+}
+TENSOR = save({"weight": np.arange(50_000, dtype=np.float32)})
+SHARD = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
+NEEDED = {
+    "model_index.json": json.dumps(INDEX).encode(),
+    "scheduler/scheduler_config.json": b'{"a": 1}',  # no two are the same: the cache would keep one of them
+    "tokenizer/vocab.json": b'{"b": 1}',
+    "tokenizer/merges.txt": b"#version: 0.2\n",
+    "tokenizer/spiece.model": b"pieces",
+    "transformer/config.json": b'{"c": 1}',
+    SHARD: TENSOR,
+    "transformer/diffusion_pytorch_model-00002-of-00002.safetensors": save({"bias": np.zeros(8)}),
+    "transformer/diffusion_pytorch_model.safetensors.index.json": b'{"d": 1}',
+}
+USELESS = [
+    "README.md",
+    "flux1-dev.safetensors",
+    "ae.safetensors",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+    "tokenizer/tokenization.py",
+    "transformer/pytorch_model.bin",
+    "transformer/pytorch_model.bin.index.json",
+    "transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors.index.fp16.json",
+    "transformer/old/model.safetensors",
+    "transformer/model.onnx",
+    "transformer/flax_model.msgpack",
+]
+
+
+class Hub:
+    """Repositories and plain files, and what was asked for: (method, path, Range, bytes sent)."""
+
+    def __init__(self):
+        self.repos, self.gated, self.files, self.sizes = {}, set(), {}, {}
+        self.cut, self.stall, self.stalled = set(), set(), threading.Event()
+        self.asked = []
+
+    def commit(self, repo: str) -> str:
+        return hashlib.sha1(repo.encode()).hexdigest()
+
+    def info(self, repo: str) -> dict:
+        files = [
+            {"rfilename": name, "size": self.sizes.get(name, len(data)), "blobId": hashlib.sha1(data).hexdigest()}
+            for name, data in self.repos[repo].items()
+        ]
+        return {"id": repo, "sha": self.commit(repo), "gated": repo in self.gated and "auto", "siblings": files}
+
+    def url_of(self, name: str) -> str:
+        return f"/{FLUX}/resolve/{self.commit(FLUX)}/{name}"
+
+    def sent(self) -> list[str]:
+        """Names of the files of which content was sent."""
+        paths = [path for method, path, _, sent in self.asked if method == "GET" and sent and "/resolve/" in path]
+        return [path.split("/resolve/")[1].partition("/")[2] for path in paths]
+
+
+def handler(hub: Hub):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.answer(send=False)
+
+        def do_GET(self):
+            self.answer(send=True)
+
+        def answer(self, send: bool):
+            path = self.path.split("?")[0]
+            repo, _, name = path[1:].partition("/resolve/")
+            name = name.partition("/")[2]
+            if path.startswith("/api/models/") and path[12:] in hub.repos:
+                self.reply(json.dumps(hub.info(path[12:])).encode(), send)
+            elif path in hub.files:
+                self.reply(hub.files[path], send)
+            elif repo in hub.gated and self.headers.get("Authorization") != "Bearer allowed":
+                self.reply(b"", send, status=401, **{"X-Error-Code": "GatedRepo"})
+            elif name in hub.repos.get(repo, {}):
+                data = hub.repos[repo][name]
+                self.reply(
+                    data, send, ETag=f'"{hashlib.sha1(data).hexdigest()}"', **{"X-Repo-Commit": hub.commit(repo)}
+                )
+            else:
+                self.reply(b"", send, status=404, **{"X-Error-Code": "RepoNotFound"})
+
+        def reply(self, data: bytes, send: bool, status: int = 200, **headers):
+            begin = self.headers.get("Range")
+            part = data[int(begin.removeprefix("bytes=").rstrip("-")) :] if begin else data
+            if begin:
+                status, headers["Content-Range"] = 206, f"bytes {len(data) - len(part)}-{len(data) - 1}/{len(data)}"
+            self.send_response(status)
+            for key, value in {"Content-Length": len(part), **headers}.items():
+                self.send_header(key, str(value))
+            self.end_headers()
+            if send and (self.path in hub.cut or self.path in hub.stall):
+                part = part[: len(part) // 2]
+            if send:
+                self.wfile.write(part)
+            hub.asked.append((self.command, self.path, begin, len(part) * send))
+            if send and self.path in hub.stall:
+                hub.stalled.set()
+                threading.Event().wait(20)
+            if send and self.path in hub.cut:
+                hub.cut.remove(self.path)
+                self.close_connection = True
+
+        def log_message(self, *args):
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    hub.repos[FLUX] = {**dict.fromkeys(USELESS, b"useless"), **NEEDED}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what download.py needs of this repository, for tests to write into."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "src/spectrum_bench", folder / "src/spectrum_bench", ignore=shutil.ignore_patterns("__pyc*"))
+    (folder / "configs/model").mkdir(parents=True)
+    for name in ("download.py", "configs/downloads.yaml", "configs/model/flux.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def start(hub, checkout, tmp_path):
+    """Start download.py: start("model=flux", TORCH_HOME=...)."""
+
+    def start(*words, **env):
+        paths = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "PATH": os.defpath}
+        env = {**paths, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "OMP_NUM_THREADS": "1", **env}
+        command = [sys.executable, str(checkout / "download.py"), *words]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.fixture
+def download(start):
+    """Run download.py to its end: (exit code, lines of stdout, error lines of stderr)."""
+
+    def download(*words, **env):
+        process = start(*words, **env)
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        return process.returncode, out.splitlines(), [line for line in err.splitlines() if line.startswith("error")]
+
+    return download
+
+
+def offline_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
+    return find_weights(FLUX)
+
+
+def test_a_model_is_what_its_pipeline_needs_and_is_then_found_offline(hub, download, tmp_path, monkeypatch):
+    code, out, errors = download("model=flux")
+    assert (code, errors) == (0, []) and out[-1] == "model=flux: all here"
+    assert sorted(set(hub.sent())) == sorted(NEEDED)
+    folder = offline_weights(monkeypatch, tmp_path)
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*") if p.is_file()) == sorted(NEEDED)
+    assert (folder / SHARD).read_bytes() == TENSOR
+
+    hub.asked.clear()
+    code, out, errors = download("model=flux")
+    assert code == 0 and "0 B missing" in out[0]
+    assert hub.sent() == ["model_index.json"]  # which says what is needed
+
+
+def test_dry_run_lists_sizes_and_fetches_nothing(hub, download, tmp_path):
+    code, out, errors = download("model=flux", "--dry-run")
+    assert (code, errors) == (0, [])
+    total = downloads.human(sum(map(len, NEEDED.values())))
+    assert out[0] == f"model=flux from {FLUX}: {total} in {len(NEEDED)} files, {total} missing"
+    assert f"  missing   200 kB  {SHARD}" in out
+    assert len(out) == 1 + len(NEEDED)
+    assert hub.sent() == ["model_index.json"]
+    assert not [path for path in (tmp_path / "hf").rglob("*") if path.is_file()]
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(hub, download, tmp_path, monkeypatch):
+    hub.repos[FLUX][SHARD] = data = save({"weight": np.zeros(6_000_000, np.float32)})
+    hub.cut.add(hub.url_of(SHARD))
+    assert download("model=flux")[0] == 0
+    chunk = constants.DOWNLOAD_CHUNK_SIZE  # what the hub's client writes at a time
+    asked = [(begin, sent) for method, path, begin, sent in hub.asked if path == hub.url_of(SHARD) and method == "GET"]
+    assert asked == [(None, len(data) // 2), (f"bytes={chunk}-", len(data) - chunk)]
+    assert (offline_weights(monkeypatch, tmp_path) / SHARD).read_bytes() == data
+
+
+def test_after_ctrl_c_whole_files_are_kept(hub, start, download, tmp_path, monkeypatch):
+    hub.stall.add(hub.url_of(SHARD))
+    process = start("model=flux")
+    assert hub.stalled.wait(20)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
+    assert not list((tmp_path / "hf").rglob("*.incomplete"))
+    with pytest.raises(UserError, match="not on this machine"):
+        offline_weights(monkeypatch, tmp_path)
+
+    whole = set(hub.sent()) - {"model_index.json", SHARD}
+    assert whole
+    hub.stall.clear()
+    hub.asked.clear()
+    assert download("model=flux")[0] == 0
+    assert not whole & set(hub.sent())
+    offline_weights(monkeypatch, tmp_path)
+
+
+def test_a_gated_model_says_how_to_log_in(hub, download):
+    hub.gated.add(FLUX)
+    code, out, errors = download("model=flux")
+    assert (code, out) == (1, [])
+    assert errors == [f"error: model=flux: {FLUX} is gated: accept its licence on {hub.url}/{FLUX}, then hf auth login"]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_fetched(hub, download):
+    hub.sizes[SHARD] = 10**16
+    code, _, errors = download("model=flux")
+    assert code == 1 and len(errors) == 1 and "is too small by" in errors[0] and "10 PB to fetch" in errors[0]
+    assert hub.sent() == ["model_index.json"]
+
+
+def test_one_failure_does_not_lose_the_others(hub, start, checkout, tmp_path, monkeypatch):
+    for name, repo in (("pickled", "a/pickled"), ("nowhere", "a/nowhere")):
+        (checkout / f"configs/model/{name}.yaml").write_text(f"name: {name}\nrepo: {repo}\n")
+    hub.repos["a/pickled"] = {name: b"{}" for name in ("scheduler/a.json", "tokenizer/a.json", "transformer/a.bin")}
+    hub.repos["a/pickled"]["model_index.json"] = NEEDED["model_index.json"]
+    process = start("model=nowhere,pickled,flux")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "model=flux: all here" in out
+    lines = [line for line in err.splitlines() if line.startswith(("error", "failed"))]
+    assert lines[0].startswith(f"error: model=nowhere: {hub.url} shows you no repository a/nowhere")
+    assert lines[1].startswith("error: model=pickled: its transformer has pickled weights only")
+    assert lines[2].startswith("failed: model=nowhere, model=pickled") and len(lines) == 3
+    assert not [path for path in hub.sent() if path.endswith(".bin")]
+    offline_weights(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "env, message",
+    [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "no connection"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
+)
+def test_no_network_is_one_line(download, env, message):
+    code, _, errors = download("model=flux", **env)
+    assert code == 1 and len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize(
+    "url, status, headers, message",
+    [
+        ("{hub}/a/b", 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "refuses your token"),
+        ("{hub}/a/b", 403, {}, "refuses your token"),
+        ("{hub}/a/b", 403, {"X-Error-Code": "GatedRepo"}, "accept its licence on {hub}/a/b as the account that is"),
+        ("{hub}/a/b", 404, {"X-Error-Code": "RepoNotFound"}, "{hub} shows you no repository a/b"),
+        ("https://web.test", 403, {}, "https://web.test/resolve/main/c answers 403: try again later"),
+    ],
+)
+def test_what_a_server_refuses_is_explained(url, status, headers, message):
+    request = httpx2.Request("GET", url.format(**downloads.PLACES) + "/resolve/main/c?signature=long")
+    with pytest.raises(HfHubHTTPError) as refused:
+        hf_raise_for_status(httpx2.Response(status, headers=headers, request=request))
+    assert message.format(**downloads.PLACES) in downloads.explain(refused.value)
+
+
+def test_prompts_come_with_their_origin_and_only_if_the_checksum_is_right(hub, download, checkout):
+    path, listed = "/lists/drawbench.txt", b"A red car.\n\nTwo cats \n"
+    digest = hashlib.sha256(listed).hexdigest()
+
+    def pin(sha256):
+        entry = {"url": "{hub}" + path, "size": len(listed), "sha256": sha256}
+        (checkout / "configs/downloads.yaml").write_text(
+            yaml.safe_dump({"prompts": {"drawbench": entry}, "metrics": {}})
+        )
+
+    txt, part = checkout / "prompts/drawbench.txt", checkout / "prompts/drawbench.txt.part"
+    hub.files[path] = listed.replace(b"red", b"bad")
+    pin(digest)
+    code, _, errors = download("prompts=drawbench")
+    assert code == 1 and len(errors) == 1 and f"not {digest[:8]}" in errors[0]
+    assert not list(checkout.glob("prompts/*"))
+
+    hub.files[path] = listed
+    part.write_bytes(listed[:9])  # as an interrupted run leaves it
+    assert download("prompts=all")[0] == 0
+    assert hub.asked[-1][2:] == ("bytes=9-", len(listed) - 9)
+    assert txt.read_bytes() == listed and not part.exists()
+    assert json.loads(txt.with_suffix(".json").read_text()) == {"url": hub.url + path, "sha256": digest, "prompts": 2}
+
+    pin("0" * 64)  # or the list was edited: it is the user's now
+    code, _, errors = download("prompts=drawbench")
+    assert code == 1 and "was edited or is damaged" in errors[0] and txt.read_bytes() == listed
+
+
+def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()
+    hub.files["/a/weights.pth"] = b"weights"
+    hub.repos["timm/clip"] = {"open_clip_model.safetensors": TENSOR, "open_clip_pytorch_model.bin": b"pickle"}
+    web = {"url": "{hub}/a/weights.pth", "to": "{torch}/hub/checkpoints", "size": 7, "sha256": digest}
+    entries = {"lpips": [web], "clip": [{"repo": "timm/clip", "file": "open_clip_model.safetensors"}]}
+    (checkout / "configs/downloads.yaml").write_text(
+        yaml.safe_dump({"prompts": {}, "metrics": entries}, sort_keys=False)
+    )
+    code, out, errors = download("metrics=all", TORCH_HOME=str(tmp_path / "torch"))
+    assert (code, errors) == (0, []) and out[-2:] == ["metrics=lpips: all here", "metrics=clip: all here"]
+    assert (tmp_path / "torch/hub/checkpoints/weights.pth").read_bytes() == b"weights"
+    snapshot = tmp_path / "hf/hub/models--timm--clip"
+    commit = (snapshot / "refs/main").read_text()
+    assert (snapshot / "snapshots" / commit / "open_clip_model.safetensors").read_bytes() == TENSOR
+    assert not [path for path in hub.sent() if path.endswith(".bin")]
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("model=fluks", r"there is no model=fluks \(did you mean flux\?\); choose of .*flux.*, all"),
+        ("model=tiny-flux", "there is no model=tiny-flux to fetch: its weights are in this repository"),
+        ("prompts=draw", "choose of drawbench, coco, vbench, all"),
+        ("metrics=fid", "choose of lpips, clip, imagereward, vbench, all"),
+        ("metrics=", "choose of lpips"),
+        ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),
+        ("--dryrun", "cannot read --dryrun"),
+        ("--dry-run", "nothing to fetch"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(word, message):
+    with pytest.raises(UserError, match=message):
+        downloads.parse([word])
+
+
+def test_words_stand_for_names():
+    wanted, dry_run = downloads.parse(["prompts=all", "metrics=clip,lpips,clip", "--dry-run"])
+    assert dry_run and wanted == [("prompts", n) for n in ("drawbench", "coco", "vbench")] + [
+        ("metrics", "clip"), ("metrics", "lpips"),
+    ]  # fmt: skip
+    assert ("model", "flux") in downloads.parse(["model=all"])[0]
+
+
+def test_help_says_what_there_is():
+    words = [sys.executable, str(ROOT / "download.py"), "--help"]
+    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "flux" in out and "drawbench, coco, vbench" in out and "lpips, clip" in out and "example:" in out
+
+
+def test_the_plain_weights_unless_the_model_names_a_variant():
+    index = {"unet": ["diffusers", "UNet2DConditionModel"]}
+    plain, half = (f"unet/diffusion_pytorch_model{v}.safetensors" for v in ("", ".fp16"))
+    pick = downloads.pipeline_files
+    assert pick([half, plain], index) == [plain, "model_index.json"]
+    assert pick([half, plain], index, "fp16") == [half, "model_index.json"]
+    assert pick([plain], index, "fp16") == [plain, "model_index.json"]
+    shards = [f"unet/model{v}-0000{i}-of-00002.safetensors" for v in ("", ".fp16") for i in (1, 2)]
+    indices = [f"unet/model.safetensors.index{v}.json" for v in ("", ".fp16")]
+    assert set(pick([*shards, *indices], index, "fp16")[:-1]) == {*shards[2:], indices[1]}
+    with pytest.raises(UserError, match="no plain weights: write variant: fp16"):
+        pick([half], index)
+    with pytest.raises(UserError, match="names unet, of which it has no file"):
+        pick(["vae/config.json"], index)
+
+
+def test_the_catalogue_is_complete_and_agrees_with_the_metrics():
+    catalogue = downloads.catalogue()
+    files = [*catalogue["prompts"].values(), *(e for entries in catalogue["metrics"].values() for e in entries)]
+    for entry in files:
+        if "url" in entry:
+            assert entry["url"].startswith(("https://", "{hub}/")) and entry["size"] > 0
+            assert len(bytes.fromhex(entry["sha256"])) == 32
+        else:
+            assert set(entry) == {"repo", "file"}
+    (alexnet,) = catalogue["metrics"]["lpips"]
+    assert alexnet["url"].endswith(pixel.ALEXNET) and alexnet["sha256"].startswith(pixel.ALEXNET_SHA256)
