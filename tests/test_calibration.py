@@ -42,4 +42,4 @@ def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tm
             calibration.main(cfg)
     else:
         calibration.main(cfg)
-        assert "teacache: [1.00000000e+00, 0.00000000e+00]" in capsys.readouterr().out
+        assert "polynomial: [1.00000000e+00, 0.00000000e+00]" in capsys.readouterr().out

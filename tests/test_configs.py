@@ -40,7 +40,7 @@ def plain(cfg):
 @pytest.mark.parametrize("model", GROUPS["model"])
 @pytest.mark.parametrize("algo", GROUPS["algo"])
 def test_every_model_and_algorithm_builds(compose, model, algo):
-    cfg = plain(compose(f"model={model}", f"algo={algo}", "model.teacache=[1,0]"))
+    cfg = plain(compose(f"model={model}", f"algo={algo}", "model.teacache.polynomial=[1,0]"))
     algorithm = build(cfg)
     assert algorithm.name == algo == labels(cfg)["algo"]
     if not schedules.is_gate(algorithm.schedule):
@@ -51,7 +51,7 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
 @pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
 def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site):
-    words = [f"algo={algo}", f"schedule={schedule}", f"site={site}", "model.teacache=[1,0]"]
+    words = [f"algo={algo}", f"schedule={schedule}", f"site={site}", "model.teacache.polynomial=[1,0]"]
     words += ["schedule.steps=[0,1,9]"] if schedule == "mask" else []
     algorithm = build(plain(compose(*words)))
     assert type(algorithm.site).__name__.lower() == site.replace("_", "")
@@ -128,8 +128,8 @@ def test_a_key_that_nobody_reads_is_refused(compose, words, said):
         (["algo=nocache", "site=modules"], "belong together"),
         (["schedule=mask", "schedule.steps=[1,2]"], "step 0 must be computed"),
         (["schedule=mask", "schedule.steps=[0,99]"], "from 0 to 49"),
-        (["algo=teacache", "model.teacache=null"], "no TeaCache polynomial"),
-        (["algo=teacache", "schedule.threshold=-1", "model.teacache=[1,0]"], "threshold must be a number"),
+        (["algo=teacache", "model.teacache.polynomial=null"], "no TeaCache polynomial"),
+        (["algo=teacache", "schedule.threshold=-1", "model.teacache.polynomial=[1,0]"], "threshold must be a number"),
         (["algo.w=2"], "algo.w"),
         (["algo.lam=0"], "algo.lam"),
         (["algo.m=2.5"], "algo.m"),

@@ -151,8 +151,10 @@ def test_caption_passes_on_what_the_judge_sees(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tiny_judge.Judge, "read", read)
     yes = scorer(PICTURES[0], "a large red star left of a small blue ring on a navy background")
+    assert np.isnan(yes.pop("motion"))
     assert yes == {"caption": 1, "things": 1, "sizes": 1, "relation": 1, "background": 1}
     no = scorer(PICTURES[0], "a large red star right of a small blue ring on a teal background")
+    assert np.isnan(no.pop("motion"))
     assert no == {"caption": 0, "things": 1, "sizes": 1, "relation": 0, "background": 0}
     assert given[0].shape == (1, 3, 64, 64) and given[0].dtype == torch.float32
     assert given[0][0, 2, 5, 7] == pytest.approx(PICTURES[0][5, 7, 2] / 255)

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from .cache import cached
 from .cli import check_values
 from .jobs import UserError, make_jobs, read_prompts
-from .models import find_weights, load_pipeline, locate
+from .models import identify, load_pipeline, locate
 from .sites import LastBlock
 
 
@@ -61,15 +61,15 @@ def main(cfg: DictConfig) -> None:
     plain = OmegaConf.to_container(cfg, resolve=True)
     model, steps = plain["model"], cfg.num_inference_steps
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
-    find_weights(model["repo"])
+    identify(model)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(cfg.threads)
-    pipe = load_pipeline(model["repo"], dtype=model["dtype"], device=device)
+    pipe = load_pipeline(model, device)
     pairs = [changes(pipe, j.prompt, j.seed, steps, model["arguments"]) for j in make_jobs(prompts, cfg.seed, {})]
     x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
     polynomial, r2 = fit_polynomial(x, y, cfg.degree)
     print(f"{len(prompts)} prompts x {steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
     if r2 < 0.8:
         raise UserError(f"R^2 = {r2:.3f} is below 0.8: this signal does not predict the output of {model['name']}")
-    print(f"put this line into configs/model/{model['name']}.yaml:")
-    print(f"teacache: [{', '.join(f'{c:.8e}' for c in polynomial)}]")
+    print(f"put this line below teacache in configs/model/{model['name']}.yaml:")
+    print(f"  polynomial: [{', '.join(f'{c:.8e}' for c in polynomial)}]")

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .arguments import fail
 from .jobs import UserError
-from .models import ROOT
+from .models import LOADERS, ROOT
 
 CONFIGS = str(ROOT / "configs")
 
@@ -72,6 +72,8 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"seed={cfg.seed} is too large: keep it below 2^63")
     if cfg.model.dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"model.dtype={cfg.model.dtype} is none of float32, bfloat16, float16")
+    if cfg.model.init not in LOADERS:
+        raise UserError(f"model.init={cfg.model.init} is none of {', '.join(LOADERS)}")
     for key in ("width", "height"):
         if not (isinstance(cfg.model[key], int) and cfg.model[key] > 0 and cfg.model[key] % 16 == 0):
             raise UserError(f"model.{key} must be a positive multiple of 16 pixels, not {cfg.model[key]}")

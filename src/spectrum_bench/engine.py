@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from . import media
 from .jobs import Job, Record, save_record, write_atomically
 
 
@@ -25,21 +26,22 @@ def run_jobs(
     if device == "cpu":
         torch.set_num_threads(cfg["threads"])
     model = cfg["model"]
-    pipe = load_pipeline(model["repo"], dtype=model["dtype"], device=device)
+    pipe = load_pipeline(model, device)
     algorithm = build(cfg)
     steps, arguments = cfg["num_inference_steps"], dict(model["arguments"])
     for _ in range(cfg["warmup_samples"] if jobs else 0):
         generate(pipe, jobs[0], algorithm, num_steps=steps, arguments=arguments)
     for job in jobs:
-        picture, figures = generate(pipe, job, algorithm, num_steps=steps, arguments=arguments, on_step=on_step)
-        sample = f"samples/{job.id}.png"
-        write_atomically(folder / sample, picture)
+        pixels, figures = generate(pipe, job, algorithm, num_steps=steps, arguments=arguments, on_step=on_step)
+        files = media.encode(pixels, model.get("fps"))
+        for suffix, data in files.items():
+            write_atomically(folder / "samples" / f"{job.id}{suffix}", data)
         record = Record(
             id=job.id,
             prompt_index=job.prompt_index,
             prompt=job.prompt,
             seed=job.seed,
-            sample=sample,
+            sample=f"samples/{job.id}{next(iter(files))}",
             model=model["name"],
             num_inference_steps=steps,
             **cfg["labels"],

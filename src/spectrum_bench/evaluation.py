@@ -34,6 +34,8 @@ PACKAGES = ("numpy", "scipy", "torch", "lpips", "pillow")
 def load_scorers(config: dict) -> tuple[dict[str, Callable], dict[str, str]]:
     """(metric -> scorer, metric -> why it cannot be computed)."""
     scorers, missing = {}, {}
+    if (config.get("model") or {}).get("init") == "random":
+        return {}, {name: f"{name}: random weights show nothing" for name in METRICS}
     for name, metric in METRICS.items():
         try:
             scorers[name] = metric.scorer(config)
@@ -101,12 +103,26 @@ def score(scorers: dict, sample: np.ndarray, reference: np.ndarray, prompt: str,
     for name, scorer in scorers.items():
         try:
             if METRICS[name].kind == "paired":
-                out[name] = scorer(sample, reference)
+                out[name] = by_frame(scorer, sample, reference)
             else:
                 out |= scorer(sample, prompt)
         except ValueError as error:
             raise UserError(f"{where} {error}") from None
     return out
+
+
+def by_frame(scorer: Callable, sample: np.ndarray, reference: np.ndarray) -> float:
+    """A paired score of two pictures; of two clips the mean over their frames.
+
+    Raises:
+        ValueError: another number of frames.
+    """
+    if sample.ndim < 4 and reference.ndim < 4:
+        return scorer(sample, reference)
+    if sample.shape[:-3] != reference.shape[:-3]:
+        counts = [x.shape[0] if x.ndim == 4 else 1 for x in (sample, reference)]
+        raise ValueError(f"has {counts[0]} frames and its reference {counts[1]}: make both with the same num_frames")
+    return float(np.mean([scorer(a, b) for a, b in zip(sample, reference, strict=True)]))
 
 
 def summarise(rows: list[dict], missing: dict[str, str]) -> dict:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
+from . import media
 from .jobs import DESCRIPTIVE, Record, UserError, read_records
 
 
@@ -48,21 +48,21 @@ class Experiment:
         return all(r.nfe == r.num_inference_steps for r in self.records)
 
     def picture(self, record: Record) -> np.ndarray:
-        """The sample's pixels, (H, W, 3) uint8.
+        """The sample's pixels: (H, W, 3) uint8, of a clip (F, H, W, 3).
 
         Raises:
-            UserError: no such file, damaged, not PNG (lossy pictures cannot be compared), or not 8-bit RGB.
+            UserError: no such file, damaged, or coded with loss, so that it cannot be compared.
         """
         path = self.folder / record.sample
         try:
-            with Image.open(path) as image:
-                if image.format != "PNG" or image.mode != "RGB":
-                    raise UserError(f"{path} is {image.format} {image.mode}, not RGB PNG: delete it and run again")
-                return np.asarray(image)
+            return media.read(path)
         except FileNotFoundError:
             raise UserError(f"no sample {path}: run the experiment again, it makes only what is missing") from None
-        except (OSError, SyntaxError) as error:  # Pillow's answers to damaged files
-            raise UserError(f"{path} is damaged ({error}): delete it and run again") from None
+        except ValueError as error:
+            raise UserError(f"{path} {error}: delete it and run again") from None
+        except (OSError, SyntaxError, RuntimeError) as error:  # Pillow's and ffmpeg's answers to damaged files
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
 
 
 def read_experiment(folder: Path) -> Experiment:

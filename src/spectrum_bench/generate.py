@@ -1,6 +1,5 @@
-"""One job -> one picture and its figures: seed, stage times, memory."""
+"""One job -> one picture or clip and its figures: seed, stage times, memory."""
 
-import io
 import platform
 import statistics
 import subprocess
@@ -10,6 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .cache import cached, denoisers
@@ -56,7 +56,7 @@ class Laps:
 
 def generate(
     pipe, job: Job, algorithm: Algorithm, *, num_steps: int, arguments: dict, on_step=None
-) -> tuple[bytes, dict]:
+) -> tuple[np.ndarray, dict]:
     """Make one sample with an unmodified pipeline call.
 
     The initial noise is drawn on the CPU from the job's own seed, whatever the device.
@@ -66,8 +66,11 @@ def generate(
         on_step: called after every denoising step with whether the network was computed.
 
     Returns:
-        The picture as a lossless PNG file, and the figures of a Record: computed_steps, nfe, latency,
+        The picture (H, W, 3) or clip (F, H, W, 3), uint8, and the figures of a Record: computed_steps, nfe, latency,
         peak_memory_bytes, cache_bytes.
+
+    Raises:
+        RuntimeError: the pipeline takes another number of steps than it was told, or its output is not finite.
     """
     device = pipe._execution_device
     laps = Laps(device)
@@ -92,13 +95,15 @@ def generate(
         laps.mark()
         started = next(iter(denoisers(pipe).values())).register_forward_pre_hook(text_done)
         try:
-            image = pipe(
+            sample = pipe(
                 prompt=job.prompt,
                 num_inference_steps=num_steps,
                 generator=torch.Generator().manual_seed(job.seed),
                 callback_on_step_end=step_done,
+                output_type="np",
+                return_dict=False,
                 **arguments,
-            ).images[0]
+            )[0][0]
         finally:
             started.remove()
         laps.mark()
@@ -109,9 +114,9 @@ def generate(
     computed = session.computed_steps
     full = [s for i, s in enumerate(steps) if i in computed]
     skipped = [s for i, s in enumerate(steps) if i not in computed]
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue(), {
+    if not np.isfinite(sample).all():
+        raise RuntimeError("the decoded sample is not finite: try model.dtype=float32")
+    return (255 * sample).round().astype(np.uint8), {
         "computed_steps": computed,
         "nfe": len(computed),
         "latency": {

@@ -24,17 +24,17 @@ def find_weights(repo: str) -> Path:
         UserError: not on this machine, not a pipeline, or damaged. Nothing is ever downloaded here.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
     from safetensors import SafetensorError, safe_open
 
     folder = locate(repo)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(repo, local_files_only=True))
+        except IncompleteSnapshotError as error:  # by design: a pipeline needs no single-file checkpoints
+            folder = Path(error.snapshot_path)
         except (HFValidationError, LocalEntryNotFoundError):
-            raise UserError(
-                f"the weights of {repo} are not on this machine: hf download {repo}  (gated: hf auth login first)"
-            ) from None
+            raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
     parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -67,26 +67,54 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_pipeline(repo: str, *, dtype: str, device: str):
+def identify(model: dict) -> str:
+    """What tells the model's weights from others: see `fingerprint`; random ones are told by the seed of their making.
+
+    Raises:
+        UserError: they are not here.
+    """
+    return "random" if model["init"] == "random" else fingerprint(find_weights(model["repo"]))
+
+
+def load_pipeline(model: dict, device: str):
     """A diffusers pipeline in eval mode on `device`; safetensors only, no remote code, no network.
 
     Args:
-        repo: a folder in diffusers' format, or a Hugging Face repository id.
-        dtype: name of a torch dtype, for all parts.
+        model: settings of configs/model: init, the name of one of LOADERS; repo, a folder in diffusers' format or a
+            Hugging Face repository id; dtype of all parts but a VAE with a `vae_dtype` of its own; vae_tiling;
+            scheduler, settings that replace its own.
     """
     import diffusers
     import torch
     import transformers
-    from diffusers import DiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    folder = find_weights(repo)
-    try:
-        pipe = DiffusionPipeline.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
-        raise UserError(f"{folder} cannot be loaded ({error}): fetch {repo} again") from None
+    pipe = LOADERS[model["init"]](model, getattr(torch, model["dtype"]), device)
+    pipe.vae.to(getattr(torch, model.get("vae_dtype", model["dtype"])))
+    if model.get("vae_tiling"):
+        pipe.vae.enable_tiling()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.get("scheduler", {}))
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _pretrained(model: dict, dtype, device: str):
+    from diffusers import DiffusionPipeline
+
+    folder = find_weights(model["repo"])
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
+        raise UserError(f"{folder} cannot be loaded ({error}): fetch {model['repo']} again") from None
     return pipe.to(device)
+
+
+def _random(model: dict, dtype, device: str):
+    """The full-size architecture with random weights: for times and memory, which need no others."""
+    from .architectures import random_pipeline
+
+    return random_pipeline(model["name"], dtype=dtype, device=device)
+
+
+LOADERS = {"pretrained": _pretrained, "random": _random}

@@ -88,10 +88,21 @@ def picture(row: tables.Row, i: int) -> dict:
 
 
 def thumbnail(experiment: Experiment, record: Record) -> tuple[str, int]:
-    """(data URI, width in CSS pixels). Up to 256 px the pixels are the sample's own; small ones are shown double."""
-    image = Image.fromarray(experiment.picture(record))
+    """(data URI, width in CSS pixels). Up to 256 px the pixels are the sample's own; small ones are shown double.
+    A clip is an animated WebP, which every browser plays as a picture."""
+    frames = experiment.picture(record)
+    image, *others = map(Image.fromarray, frames if frames.ndim == 4 else [frames])
+    small = max(image.size) <= THUMBNAIL
     stream = io.BytesIO()
-    if max(image.size) <= THUMBNAIL:
+    if others:
+        for frame in (image, *others):
+            frame.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        pace = round(1000 / experiment.model["fps"])
+        image.save(
+            stream, "WEBP", save_all=True, append_images=others, duration=pace, loop=0, lossless=small, quality=80
+        )
+        kind, width = "webp", image.width * (2 if max(image.size) <= THUMBNAIL // 2 else 1)
+    elif small:
         image.save(stream, "PNG", optimize=True)
         kind, width = "png", image.width * (2 if max(image.size) <= THUMBNAIL // 2 else 1)
     else:

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -33,7 +34,7 @@ FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "t
 def main(cfg: DictConfig) -> None:
     """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
     from .engine import run_jobs
-    from .models import find_weights, fingerprint, locate
+    from .models import identify, locate
 
     check_aliases(cfg)
     check_values(cfg)
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     prompt_file = locate(cfg.prompt_file)
     prompts = read_prompts(prompt_file, cfg.total_prompt_num)
     plain["prompts_sha256"] = hashlib.sha256(prompt_file.read_bytes()).hexdigest()
-    plain["model"]["weights"] = fingerprint(find_weights(plain["model"]["repo"]))
+    plain["model"]["weights"] = identify(plain["model"])
     folder = Path(cfg.output_base_path) / cfg.exp_name
     claim(folder, plain)
 
@@ -104,8 +105,6 @@ def build(plain: dict):
         if site is not None and forecaster is None:
             raise ValueError(f"site and forecaster belong together: algo={plain['algo']['name']} has no forecaster")
         forecaster = forecaster or forecasters.reuse
-        import numpy as np
-
         forecaster(np.arange(3.0), 4.0)
     except (InstantiationException, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error.__cause__ or error).split())) from None

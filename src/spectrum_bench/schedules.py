@@ -61,16 +61,19 @@ def mask(T: int, *, steps: Sequence[int]) -> Mask:
 @dataclass(frozen=True)
 class Accumulated:
     """TeaCache (arXiv:2411.19108, eq. 7; ali-vilab/TeaCache@7c10efc): compute when the rescaled relative L1 changes of
-    the timestep-modulated input, summed since the last computed step, reach `threshold`. First and last are computed.
+    the timestep-modulated input, summed since the last computed step, reach `threshold`.
 
     Attributes:
         threshold: in units of relative change of the block stack's output.
         polynomial: highest power first; estimates that change from the signal's. Fitted for one model, see
             src/calibrate.py: another model's polynomial is another method.
+        first, last: how many steps at either end are computed in any case.
     """
 
     threshold: float
     polynomial: Sequence[float]
+    first: int = 1
+    last: int = 1
 
     def __post_init__(self):
         _number("threshold", self.threshold, 1e-12)
@@ -78,6 +81,8 @@ class Accumulated:
             raise ValueError("this model has no TeaCache polynomial yet: fit one with src/calibrate.py model=<model>")
         for coefficient in self.polynomial:
             _number("polynomial", coefficient, -math.inf)
+        _whole(first=self.first)
+        _number("last", self.last, 0)
 
     def start(self, T: int) -> Decide:
         """A fresh decision function for one sample and one guidance branch."""
@@ -85,7 +90,7 @@ class Accumulated:
 
         def decide(step: int, change: float) -> bool:
             nonlocal total
-            if 0 < step < T - 1:
+            if self.first <= step < T - self.last:
                 total += float(np.polyval(self.polynomial, change))
                 if total < self.threshold:
                     return False

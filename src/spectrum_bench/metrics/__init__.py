@@ -20,7 +20,8 @@ class Metric:
     configuration, raises MetricUnavailable, or returns a scorer:
         paired: (sample, reference) -> float
         single: (sample, prompt) -> dict of floats: the metric and its `details`
-    Pictures are (H, W, 3) uint8; a scorer raises ValueError for pictures that it cannot take.
+    Pictures are (H, W, 3) uint8; a scorer raises ValueError for pictures that it cannot take. Of clips, (F, H, W, 3),
+    a paired scorer sees one frame at a time, and their mean counts; a single one sees the clip.
     """
 
     name: str
@@ -49,7 +50,7 @@ METRICS = {
         Metric("lpips", "paired", "", False, "pixel:make_lpips", 3, perfect=0.0, unrelated=0.05),
         Metric(
             "caption", "single", "share", True, "caption:make_caption", 3, unrelated=0.5,
-            details=("things", "sizes", "relation", "background"),
+            details=("things", "sizes", "relation", "background", "motion"),
         ),
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Does the picture show what its caption says? For the miniature world, whose captions have a grammar."""
+"""Does the picture or clip show what its caption says? For the miniature world, whose captions have a grammar."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def judge_facts(config: dict) -> dict | None:
 
 
 def make_caption(config: dict):
-    """The scorer: 1 where things, colours, shapes, sizes, relation and background are as the prompt says."""
+    """The scorer: 1 where things, colours, shapes, sizes, relation, background and motion are as the prompt says."""
     folder = judge_folder(config)
     if folder is None:
         raise MetricUnavailable("caption", "the model names no judge (model.judge)", "only miniature worlds have one")
@@ -43,10 +43,10 @@ def make_caption(config: dict):
         scene = world.parse(prompt)
         if scene is None:
             return dict.fromkeys(names, float("nan"))
-        if sample.shape != (world.SIDE, world.SIDE, 3):
-            raise ValueError(f"is {sample.shape[1]}x{sample.shape[0]}: the judge reads {world.SIDE}x{world.SIDE}")
-        image = torch.from_numpy(sample.astype(np.float32) / 255).permute(2, 0, 1)[None]
-        found = check(scene, judge.read(image)[0])
+        frames = sample if sample.ndim == 4 else sample[None]
+        if frames.shape[1:] != (world.SIDE, world.SIDE, 3):
+            raise ValueError(f"is {frames.shape[2]}x{frames.shape[1]}: the judge reads {world.SIDE}x{world.SIDE}")
+        found = check(scene, *judge.read(torch.from_numpy(frames.astype(np.float32) / 255).permute(0, 3, 1, 2)))
         return {name: found[name] for name in names}
 
     return score

@@ -1,0 +1,9 @@
+"""Sample every prompt of a file with a video model under a caching algorithm: python src/text_to_video.py --help"""
+
+from spectrum_bench.cli import hydra_entry
+from spectrum_bench.run import main
+
+main = hydra_entry("video", main)
+
+if __name__ == "__main__":
+    main()
