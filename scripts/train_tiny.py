@@ -1,10 +1,10 @@
 """Train a miniature pipeline from nothing and save it in diffusers' own format.
 
-    python scripts/train_tiny.py                                         # one process
-    torchrun --nproc-per-node 2 scripts/train_tiny.py                    # two, gradients averaged
-    python scripts/train_tiny.py device=cuda stages.denoiser.batch=512   # a GPU
+    python scripts/train_tiny.py --config-name sd3                                   # one process
+    torchrun --nproc-per-node 2 scripts/train_tiny.py --config-name sd3              # two, gradients averaged
+    python scripts/train_tiny.py --config-name sd3 device=cuda stages.denoiser.batch=512   # a GPU
 
-The recipe is configs/train/flux.yaml. Every stage keeps a checkpoint in `work`; run the command again to go on.
+The recipes are in configs/train. Every stage keeps a checkpoint; run the command again to go on.
 """
 
 import json
@@ -27,28 +27,30 @@ def main(cfg):
     from tiny import parts, train
     from tiny.fit import ranks
     from tiny.judge import save_judge
+    from tiny.students import STUDENTS
 
     torch.set_num_threads(cfg.threads)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dist.init_process_group("gloo")
-    work = ROOT / cfg.work
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (cfg.shared, cfg.work):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
-    pipe = parts.build_flux(OmegaConf.to_container(cfg, resolve=True))
-    pipe.to(cfg.device)
-    train.train_vae(pipe.vae, cfg, work, cfg.device)
-    judge, facts = train.train_judge(pipe.vae.to("cpu"), cfg, work)
-    pipe.to(cfg.device)
-    train.train_text(pipe, cfg, work, cfg.device)
-    pool = train.make_pool(pipe, cfg, work, cfg.device)
-    student = train.train_denoiser(pipe, pool, cfg, work, cfg.device)
-    train.distil_guidance(student, pool, pipe, cfg, work, cfg.device)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    pipe = parts.build(plain).to(cfg.device)
+    student = STUDENTS[cfg.pipeline](pipe, plain["call"], cfg.stages.denoiser.width).to(cfg.device)
+    train.train_vae(student, cfg, cfg.device)
+    judge, facts = train.train_judge(student, cfg, cfg.device)
+    train.train_text(student, cfg, cfg.device)
+    pool = train.make_pool(student, cfg, cfg.device)
+    train.train_denoiser(student, pool, cfg, cfg.device)
+    if "guide" in cfg.stages:
+        train.distil_guidance(student, pool, cfg, cfg.device)
     if ranks()[0] > 0:
         return  # the rest is one process's work
-    save_judge(judge, ROOT / cfg.out / "judge", facts)
+    save_judge(judge, ROOT / cfg.judge, facts)
     export(pipe.to("cpu"), ROOT / cfg.out)
     pipe = type(pipe).from_pretrained(ROOT / cfg.out, dtype=torch.float32)  # as a user loads it, rounded
-    score = train.caption_score(pipe, judge, cfg)
+    score = train.caption_score(pipe, judge, OmegaConf.create(plain))
     (ROOT / cfg.out / "score.json").write_text(json.dumps(score, indent=2) + "\n")
     print("held-out captions followed:", json.dumps(score))
 

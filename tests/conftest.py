@@ -9,22 +9,41 @@ import torch
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def random_pipe():
-    """A FluxPipeline of the miniature's sizes with random weights: for plumbing, never for quality."""
-    import yaml
+def recipe(name: str) -> dict:
+    """configs/train/<name>.yaml, composed."""
+    import hydra
+    from omegaconf import OmegaConf
 
     from spectrum_bench.models import ROOT
+
+    with hydra.initialize_config_dir(str(ROOT / "configs/train"), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(name), resolve=True)
+
+
+@pytest.fixture(scope="session")
+def random_pipes():
+    """Name of a recipe -> a pipeline of that miniature's sizes with random weights: for plumbing, never for quality."""
+    from functools import cache
+
     from tiny import parts
 
-    torch.manual_seed(0)
-    pipe = parts.build_flux(yaml.safe_load((ROOT / "configs/train/flux.yaml").read_text()))
-    for parameter in pipe.transformer.parameters():  # undo adaLN-Zero, under which a block would be the identity
-        if parameter.ndim == 2:
-            torch.nn.init.xavier_uniform_(parameter)
-    pipe.vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    @cache
+    def make(name: str):
+        torch.manual_seed(0)
+        pipe = parts.build(recipe(name))
+        for parameter in parts.denoiser(pipe).parameters():  # undo adaLN-Zero, under which a block is the identity
+            if parameter.ndim >= 2:
+                torch.nn.init.xavier_uniform_(parameter)
+        pipe.vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_pipe(random_pipes):
+    return random_pipes("flux")
 
 
 @pytest.fixture(scope="session")

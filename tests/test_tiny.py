@@ -43,7 +43,7 @@ def test_the_prompt_files_keep_their_promises():
 def test_things_lie_as_the_caption_says_and_apart(relation):
     rng, scene = np.random.default_rng(0), Scene((RED_RING, BLUE_STAR), relation, "gray")
     for _ in range(200):
-        (x0, y0, r0, _), (x1, y1, r1, _) = world.place(scene, rng)
+        (x0, y0, r0, *_), (x1, y1, r1, *_) = world.place(scene, rng)
         dx, dy = world.RELATIONS[relation]
         assert (x0 - x1) * dx + (y0 - y1) * dy >= r0 + r1
         assert all(r <= c <= world.SIDE - r for c, r in ((x0, r0), (y0, r0), (x1, r1), (y1, r1)))
@@ -66,27 +66,82 @@ def test_pictures_depend_on_the_seed_alone():
 
 
 def test_the_check_by_hand():
+    def checked(*given):
+        return {k: v for k, v in check(*given).items() if not np.isnan(v)}
+
     scene = Scene((RED_RING, BLUE_STAR), "left of", "navy")
     ring, star = (RED_RING, 10.0, 30.0), (BLUE_STAR, 50.0, 33.0)
     all_right = {"things": 1, "sizes": 1, "relation": 1, "background": 1, "caption": 1}
-    assert check(scene, Seen((star, ring), "navy")) == all_right
-    assert check(scene, Seen((ring, star), "teal")) == all_right | {"background": 0, "caption": 0}
+    assert checked(scene, Seen((star, ring), "navy")) == all_right
+    assert checked(scene, Seen((ring, star), "teal")) == all_right | {"background": 0, "caption": 0}
     swapped = Seen(((RED_RING, 50.0, 30.0), (BLUE_STAR, 10.0, 33.0)), "navy")
-    assert check(scene, swapped) == all_right | {"relation": 0, "caption": 0}
+    assert checked(scene, swapped) == all_right | {"relation": 0, "caption": 0}
     level = Seen(((RED_RING, 30.0, 10.0), (BLUE_STAR, 32.0, 50.0)), "navy")
-    assert check(scene, level)["relation"] == 0
+    assert checked(scene, level)["relation"] == 0
     large = Seen(((Thing("large", "red", "ring"), 10.0, 30.0), star), "navy")
-    assert check(scene, large) == all_right | {"sizes": 0, "caption": 0}
+    assert checked(scene, large) == all_right | {"sizes": 0, "caption": 0}
     for wrong in (
         (ring,),
         (ring, star, (BLUE_STAR, 50.0, 5.0)),
         ((Thing("small", "red", "star"), 10.0, 30.0), star),
         (),
     ):
-        found = check(scene, Seen(wrong, "navy"))
+        found = checked(scene, Seen(wrong, "navy"))
         assert (found["things"], found["relation"], found["caption"], found["background"]) == (0, 0, 0, 1)
     alone = check(Scene((RED_RING,), None, "navy"), Seen((ring,), "navy"))
     assert np.isnan(alone["relation"]) and alone["caption"] == 1
+
+
+def test_motion_is_that_of_the_first_thing_from_first_frame_to_last():
+    scene = Scene((RED_RING, BLUE_STAR), "left of", "navy", "up")
+    star = (BLUE_STAR, 50.0, 33.0)
+
+    def clip(*rows):
+        return [Seen(((RED_RING, 10.0, y), star), "navy") for y in rows]
+
+    right = check(scene, *clip(40.0, 33.0, 24.0))
+    assert right["motion"] == right["caption"] == 1
+    for rows in ((24.0, 33.0, 40.0), (33.0, 33.0, 33.0), (36.0, 33.0, 30.0)):
+        wrong = check(scene, *clip(*rows))
+        assert (wrong["motion"], wrong["things"], wrong["caption"]) == (0, 1, 0)
+    lost = [*clip(40.0, 33.0), Seen((star,), "navy")]
+    assert check(scene, *lost)["motion"] == 0
+    assert np.isnan(check(Scene((RED_RING,), None, "navy"), Seen(((RED_RING, 9.0, 9.0),), "navy"))["motion"])
+
+
+def test_clips_move_as_they_say_and_nothing_else_does():
+    rng = np.random.default_rng(0)
+    scenes = world.draw_scenes(rng, 20, held=False, moving=True)
+    assert all(world.parse(str(s)) == s and world.from_numbers(world.to_numbers(s)) == s for s in scenes)
+    clips, places, cover = world.render_clips(scenes, rng, 9)
+    assert clips.shape == (20, 9, 3, 64, 64) and cover.shape == (20, 9, 2, 64, 64)
+    rows, columns = torch.arange(64) + 0.5, torch.arange(64) + 0.5
+    for b, scene in enumerate(scenes):
+        centres = []
+        for f in (0, 8):
+            mask = cover[b, f, 0]
+            centres.append(torch.stack([(mask.sum(0) * columns).sum(), (mask.sum(1) * rows).sum()]) / mask.sum())
+        moved = centres[1] - centres[0]
+        way = torch.tensor(world.MOTIONS[scene.motion], dtype=torch.float)
+        assert (moved @ way) >= world.TRAVEL[0] - 1 and (moved - (moved @ way) * way).abs().max() < 0.5
+        assert torch.equal(cover[b, 0, 1], cover[b, 8, 1])
+        still = (cover[b].sum((0, 1)) == 0) & (torch.hypot(columns - 32, rows[:, None] - 32) > 44)  # a corner's ground
+        assert (clips[b, 0] - clips[b, 8])[:, still].abs().max() < 0.1 if still.any() else True
+    pictures = world.draw_scenes(rng, 20, held=False)
+    assert all(s.motion is None and world.from_numbers(world.to_numbers(s)) == s for s in pictures)
+
+
+def test_words_are_labelled_with_the_thing_they_are_about():
+    from tiny.train import Reader
+
+    words, whole = Reader.labels(Scene((RED_RING, BLUE_STAR), "left of", "navy", "up"), 20, first=1)
+    ring, star = [0, 0, 5, 1, 3], [1, 4, 3, 2, 0]
+    # <s> a small red ring moving up left of | a large blue star | on a navy background </s>
+    assert words.tolist() == [[-100] * 5] + [ring] * 8 + [star] * 4 + [[-100] * 5] * 7
+    assert whole.tolist() == ring + star + [2]
+    words, whole = Reader.labels(Scene((RED_RING,), None, "gray"), 6, first=0)
+    assert words.tolist() == [[0, 0, 5, 0, 0]] * 4 + [[-100] * 5] * 2
+    assert whole.tolist() == [0, 0, 5, 0, 0] + [-100] * 5 + [0]
 
 
 def test_the_judge_reads_held_out_pictures():
@@ -100,7 +155,7 @@ def test_the_judge_reads_held_out_pictures():
 
 
 def test_tokenizers_know_every_word_and_survive_any_text():
-    clip, t5 = parts.clip_tokenizer(16), parts.t5_tokenizer(16)
+    clip, t5 = parts.clip_tokenizer(parts.WORDS, 16), parts.t5_tokenizer(parts.WORDS, 16)
     for scene in world.draw_scenes(np.random.default_rng(0), 300, held=False):
         caption = str(scene)
         assert len(clip(caption).input_ids) == len(caption.split()) + 2 <= 16
@@ -151,7 +206,10 @@ def test_the_shipped_miniature_draws_what_captions_say():
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
     from spectrum_bench.models import load_pipeline
 
-    pipe, judge = load_pipeline(str(SHIPPED), dtype="float32", device="cpu"), load_judge(SHIPPED / "judge")
+    pipe, judge = (
+        load_pipeline({"repo": str(SHIPPED), "init": "pretrained", "dtype": "float32"}, "cpu"),
+        load_judge(SHIPPED / "judge"),
+    )
     captions = read_prompts(ROOT / "prompts/shapes.txt", 16)
     images = pipe(
         captions, height=64, width=64, num_inference_steps=20, guidance_scale=3.5, max_sequence_length=16,

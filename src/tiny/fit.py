@@ -10,8 +10,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-MATRICES = ("transformer_blocks", "single_transformer_blocks")  # whose weights Muon updates; AdamW has the rest
-
 
 def ranks() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) without torchrun."""
@@ -21,7 +19,7 @@ def ranks() -> tuple[int, int]:
 def _optimisers(model: nn.Module, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        hidden = p.ndim == 2 and any(f"{m}." in name for m in MATRICES) and ".norm" not in name
+        hidden = p.ndim == 2 and "blocks." in name and ".norm" not in name  # AdamW has the rest
         (matrices if muon and hidden else rest).append(p)
     optimisers = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
     if matrices:

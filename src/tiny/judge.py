@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import world
-from .world import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
+from .world import BACKGROUNDS, COLOURS, MOTIONS, RELATIONS, SHAPES, SIZES, TRAVEL, Scene, Thing
 
 CELL = 4  # pixels per cell of the judge's map
 KINDS = {"size": list(SIZES), "colour": list(COLOURS), "shape": list(SHAPES)}
@@ -68,44 +68,63 @@ class Judge(nn.Module):
 def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor) -> Tensor:
     """Heat by cross-entropy against Gaussian bumps; attributes on the cells round each centre; background."""
     out = judge(images)
-    centres = torch.arange(world.SIDE // CELL) * CELL + CELL / 2
-    total = F.cross_entropy(out["ground"], torch.tensor([list(BACKGROUNDS).index(s.background) for s in scenes]))
+    centres = torch.arange(world.SIDE // CELL, device=images.device) * CELL + CELL / 2
+    places = places.to(images.device)
+
+    def numbers(names, of):
+        return torch.tensor([names.index(of(s)) for s in scenes], device=images.device)
+
+    total = F.cross_entropy(out["ground"], numbers(list(BACKGROUNDS), lambda s: s.background))
     target = torch.zeros_like(out["heat"][:, 0])
     for k in range(2):
-        there = torch.tensor([len(s.things) > k for s in scenes])
+        there = torch.tensor([len(s.things) > k for s in scenes], device=images.device)
         x, y = places[:, k, 0, None, None], places[:, k, 1, None, None]
         square = ((centres[None, None, :] - x) ** 2 + (centres[None, :, None] - y) ** 2) / CELL**2
         target = torch.maximum(target, torch.exp(-square / 1.5) * there[:, None, None])
         b, i, j = ((square < 2) & there[:, None, None]).nonzero(as_tuple=True)
         for head, names in KINDS.items():
-            index = torch.tensor([names.index(getattr(s.things[min(k, len(s.things) - 1)], head)) for s in scenes])
+            index = numbers(names, lambda s, k=k, head=head: getattr(s.things[min(k, len(s.things) - 1)], head))
             total = total + F.cross_entropy(out[head][b, :, i, j], index[b])
     bce = F.binary_cross_entropy_with_logits(out["heat"][:, 0], target, reduction="none")
     return total + 4 * (bce * (1 + 8 * target)).mean()
 
 
-def check(scene: Scene, seen: Seen) -> dict[str, float]:
-    """How a picture follows its caption, each 0 or 1.
+def check(scene: Scene, *frames: Seen) -> dict[str, float]:
+    """How a picture, or a clip by its frames, follows its caption, each 0 or 1.
 
     things: as many as the caption names, with those colours and shapes; sizes: and of those sizes; relation: and
-    lying as it says (NaN where the caption names one thing); background; caption: all of it.
+    lying as it says (NaN where the caption names one thing); background; motion: the first thing goes that way from
+    the first frame to the last (NaN where the caption names none); caption: all of it. A clip's things are those of
+    its middle frame.
     """
-    found = {(t.colour, t.shape): (t, x, y) for t, x, y in seen.things}
+    middle = frames[len(frames) // 2]
+    found = {(t.colour, t.shape): (t, x, y) for t, x, y in middle.things}
     wanted = {(t.colour, t.shape): t for t in scene.things}
-    things = len(seen.things) == len(scene.things) and found.keys() == wanted.keys()
+    things = len(middle.things) == len(scene.things) and found.keys() == wanted.keys()
     sizes = things and all(found[k][0].size == wanted[k].size for k in wanted)
-    background = seen.background == scene.background
-    relation = float("nan")
+    background = middle.background == scene.background
+    relation = motion = float("nan")
     if scene.relation:
-        dx, dy = RELATIONS[scene.relation]
-        relation = False
-        if things:
-            (_, x0, y0), (_, x1, y1) = (found[(t.colour, t.shape)] for t in scene.things)
-            along, across = ((x0 - x1) * dx + (y0 - y1) * dy, abs((x0 - x1) * dy) + abs((y0 - y1) * dx))
-            relation = along > across
-    whole = things and sizes and background and relation != 0
-    out = {"things": things, "sizes": sizes, "relation": relation, "background": background, "caption": whole}
-    return {k: float(v) for k, v in out.items()}
+        first, second = (found.get((t.colour, t.shape)) for t in scene.things)
+        relation = things and _towards(second[1:], first[1:], RELATIONS[scene.relation]) > 0
+    if scene.motion:
+        ends = [_find(scene.things[0], frame) for frame in (frames[0], frames[-1])]
+        motion = None not in ends and _towards(*ends, MOTIONS[scene.motion]) > TRAVEL[0] / 2
+    whole = things and sizes and background and relation != 0 and motion != 0
+    out = {"things": things, "sizes": sizes, "relation": relation, "background": background, "motion": motion}
+    return {k: float(v) for k, v in (out | {"caption": whole}).items()}
+
+
+def _towards(start, end, way: tuple[int, int]) -> float:
+    """How far it is from start to end along `way`, a unit vector on an axis; 0 if it is farther across it."""
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    along, across = dx * way[0] + dy * way[1], abs(dx * way[1]) + abs(dy * way[0])
+    return along if along > across else 0.0
+
+
+def _find(thing: Thing, frame: Seen) -> tuple[float, float] | None:
+    places = [(x, y) for t, x, y in frame.things if (t.colour, t.shape) == (thing.colour, thing.shape)]
+    return places[0] if places else None
 
 
 def save_judge(judge: Judge, folder: Path, facts: dict) -> None:

@@ -1,11 +1,13 @@
-"""The untrained pieces of a miniature FLUX: tokenizers made from the world's words, and small models."""
+"""The untrained pieces of a miniature pipeline: tokenizers made from the world's words, and small models."""
 
 import json
 
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+import diffusers
+import transformers
+from diffusers import DiffusionPipeline
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTokenizer, LlamaTokenizer, T5Tokenizer
 
 from . import world
 
@@ -14,16 +16,21 @@ WORDS = sorted(
     | {*world.SIZES, *world.COLOURS, *world.SHAPES, *world.BACKGROUNDS}
     | {word for relation in world.RELATIONS for word in relation.split()}
 )
+MOVING_WORDS = sorted({"moving", *world.MOTIONS} - set(WORDS))  # which only captions of clips have
 
 
-def clip_tokenizer(length: int) -> CLIPTokenizer:
-    """BPE learnt on WORDS until each is one token; any other text falls back to bytes."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizers: each word of the world is one token
+
+
+def clip_tokenizer(words: list[str], length: int) -> CLIPTokenizer:
+    """BPE learnt on `words` until each is one token; any other text falls back to bytes."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     ends = [f"{c}</w>" for c in sorted(alphabet)]
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     bpe.train_from_iterator(
-        WORDS,
+        words,
         trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>"),
     )
     learnt = json.loads(bpe.to_str())["model"]
@@ -33,41 +40,83 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in learnt["merges"]], model_max_length=length)
 
 
-def t5_tokenizer(length: int) -> T5Tokenizer:
-    """A unigram vocabulary of exactly WORDS; any other word is <unk>."""
+def t5_tokenizer(words: list[str], length: int) -> T5Tokenizer:
+    """A unigram vocabulary of exactly `words`; any other word is <unk>."""
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    return T5Tokenizer(vocab=specials + [(f"▁{w}", -1.0) for w in WORDS], extra_ids=0, model_max_length=length)
+    return T5Tokenizer(vocab=specials + [(f"▁{w}", -1.0) for w in words], extra_ids=0, model_max_length=length)
 
 
-def build_flux(sizes: dict) -> FluxPipeline:
-    """A FluxPipeline with random weights, of the sizes in configs/train/flux.yaml."""
-    length = sizes["text_tokens"]
-    clip_tok, t5_tok = clip_tokenizer(length), t5_tokenizer(length)
-    clip = CLIPTextConfig(
-        vocab_size=len(clip_tok),
-        max_position_embeddings=length,
-        bos_token_id=clip_tok.bos_token_id,
-        eos_token_id=clip_tok.eos_token_id,
-        pad_token_id=clip_tok.pad_token_id,
-        **sizes["clip"],
+def llama_tokenizer(words: list[str], length: int) -> LlamaTokenizer:
+    """BPE learnt on `words`, after a mark for the blank before each, until each is one token; bytes for the rest."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe.train_from_iterator([f"▁{w}" for w in words], trainers.BpeTrainer(vocab_size=10_000, min_frequency=1))
+    learnt = json.loads(bpe.to_str())["model"]
+    pieces = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{i:02X}>" for i in range(256))]
+    pieces += sorted(learnt["vocab"], key=learnt["vocab"].get)
+    return LlamaTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[tuple(m) for m in learnt["merges"]],
+        pad_token="<pad>",
+        model_max_length=length,
     )
-    pipe = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**sizes["scheduler"]),
-        vae=AutoencoderKL(**sizes["vae"]),
-        text_encoder=CLIPTextModel(clip),
-        tokenizer=clip_tok,
-        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(t5_tok), **sizes["t5"])),
-        tokenizer_2=t5_tok,
-        transformer=FluxTransformer2DModel(**sizes["denoiser"]),
-    )
-    zero_modulation(pipe.transformer)
+
+
+TOKENIZERS = {
+    "CLIPTextModel": clip_tokenizer,
+    "CLIPTextModelWithProjection": clip_tokenizer,
+    "T5EncoderModel": t5_tokenizer,
+    "UMT5EncoderModel": t5_tokenizer,
+    "LlamaModel": llama_tokenizer,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def build(cfg: dict) -> DiffusionPipeline:
+    """The pipeline that configs/train/*.yaml describes, with random weights.
+
+    Args:
+        cfg: "pipeline", the class; "parts", for each part its class as `_class_name` and its sizes. A text encoder
+            gets a tokenizer of its own, which makes sequences of its `length` tokens.
+    """
+    words = WORDS + (MOVING_WORDS if cfg["frames"] > 1 else [])
+    parts = {}
+    for name, sizes in cfg["parts"].items():
+        sizes = dict(sizes)
+        cls = sizes.pop("_class_name")
+        if name.startswith("text_encoder"):
+            length = sizes.pop("length")
+            tokenizer = TOKENIZERS[cls](words, length)
+            parts[name.replace("text_encoder", "tokenizer")] = tokenizer
+            parts[name] = _text_encoder(cls, tokenizer, length, sizes)
+        else:
+            parts[name] = getattr(diffusers, cls)(**sizes)
+    pipe = getattr(diffusers, cfg["pipeline"])(**parts)
+    zero_modulation(denoiser(pipe))
     return pipe
+
+
+def denoiser(pipe) -> nn.Module:
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+
+
+def _text_encoder(cls: str, tokenizer, length: int, sizes: dict) -> nn.Module:
+    model = getattr(transformers, cls)
+    specials = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    known = {k: v for k, v in specials.items() if v is not None}
+    if "T5" not in cls:  # T5 knows distances, not places
+        known["max_position_embeddings"] = length
+    return model(model.config_class(vocab_size=len(tokenizer), **known, **sizes))
 
 
 def zero_modulation(denoiser: nn.Module) -> None:
     """Start every adaLN modulation and the output projection at zero, so that each block begins as the identity
     (adaLN-Zero, Peebles & Xie 2023, arXiv:2212.09748, section 3.2); diffusers leaves them random."""
     for name, module in denoiser.named_modules():
-        if isinstance(module, nn.Linear) and (".norm" in name or name.startswith(("norm_out", "proj_out"))):
+        modulates = isinstance(module, nn.Linear) and (".norm" in name or name.endswith(".time_proj"))
+        if modulates or name.startswith(("norm_out.linear", "proj_out", "conv_out")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""The stages that make a miniature FLUX: VAE, judge, text, pool of latents, denoiser, guidance distillation, score."""
+"""The stages that make a miniature: VAE, judge, text encoders, pool of latents, denoiser, guidance distillation, score."""
 
 import copy
 from pathlib import Path
@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spectrum_bench.anatomy import stacks
+
 from . import world
 from .fit import fit, ranks
+from .judge import Judge, check, judge_loss
+from .students import Student
+from .world import Scene
 
 
 def _rng(seed: int, stage: int, step: int) -> np.random.Generator:
@@ -18,39 +23,97 @@ def _rng(seed: int, stage: int, step: int) -> np.random.Generator:
     return np.random.default_rng((seed, stage, step, ranks()[0]))
 
 
+def _scenes(rng: np.random.Generator, count: int, cfg, held: bool = False) -> list[Scene]:
+    return world.draw_scenes(rng, count, held, moving=cfg.frames > 1)
+
+
+def _noise(shape, rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # VAE
 
 
-def train_vae(vae, cfg, work: Path, device) -> None:
-    """Reconstruct (L1 + squared error + gradients) under a small KL, then set scale and shift to whiten the latents."""
-    recipe = cfg.stages.vae
+def train_vae(student: Student, cfg, device) -> None:
+    """Reconstruct (L1 + squared error + gradients) under a small KL, then set the scale that whitens the latents."""
+    recipe, vae = cfg.stages.vae, student.pipe.vae
+
+    def pictures(rng, count):
+        clips = world.render_clips(_scenes(rng, count, cfg), rng, cfg.frames)[0]
+        return student.enter(2 * clips.to(device) - 1).contiguous()
 
     def loss(step):
-        rng = _rng(cfg.seed, 0, step)
-        x = 2 * world.render(world.draw_scenes(rng, recipe.batch, held=False), rng)[0].to(device) - 1
+        x = pictures(_rng(cfg.seed, 0, step), recipe.batch)
+        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         with torch.autocast(x.device.type, torch.bfloat16):
-            posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
+            posterior = vae.encode(x.contiguous(memory_format=layout)).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         error = y - x
-        slopes = [error.diff(dim=d).abs().mean() for d in (2, 3)]
+        slopes = [error.diff(dim=d).abs().mean() for d in range(2, x.ndim)]
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         mse = (error**2).mean()
         total = error.abs().mean() + 2 * mse + sum(slopes) + recipe.kl * kl
         return total, {"psnr": float(10 * torch.log10(4 / mse.detach())), "kl": kl.detach()}
 
-    vae.to(memory_format=torch.channels_last)
-    fit("vae", vae, loss, steps=recipe.steps, lr=recipe.lr, work=work)
-    vae.to(memory_format=torch.contiguous_format)
-    rng = np.random.default_rng((cfg.seed, 1))  # the same on every rank: they must agree on the scale
-    with torch.no_grad():
-        x = 2 * world.render(world.draw_scenes(rng, 256, held=False), rng)[0].to(device) - 1
+    fit("vae", vae, loss, steps=recipe.steps, lr=recipe.lr, work=Path(cfg.shared))
+    with torch.no_grad():  # the same on every rank: they must agree on the scale
+        x = pictures(np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames)
         latents = vae.encode(x).latent_dist.mode()
         psnr = 10 * torch.log10(4 / ((vae.decode(latents).sample - x) ** 2).mean())
-    vae.register_to_config(
-        shift_factor=round(float(latents.mean()), 4), scaling_factor=round(float(1 / latents.std()), 4)
-    )
-    print(f"vae: {psnr:.1f} dB on fresh images, {dict(vae.config)['scaling_factor']=}", flush=True)
+    student.whiten(latents)
+    print(f"vae: {psnr:.1f} dB on fresh pictures", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judge
+
+
+def train_judge(student: Student, cfg, device) -> tuple[Judge, dict]:
+    """Train the reader on rendered pictures, half of them through the VAE with noisy latents, so that it forgives the
+    decoder's softness but not a wrong shape. Returns it with its accuracy on 1,000 held-out captions."""
+    recipe, vae, judge = cfg.stages.judge, student.pipe.vae, Judge(cfg.stages.judge.width).to(device)
+
+    def pictures(scenes, rng, strength):
+        """One frame of each clip, as drawn and through the VAE, and where its things are."""
+        clips, places, _ = world.render_clips(scenes, rng, cfg.frames)
+        with torch.no_grad():
+            latents = vae.encode(student.enter(2 * clips - 1).to(device)).latent_dist.mode()
+            noise = _noise(latents.shape, rng).to(device) * latents.std()
+            level = strength * torch.from_numpy(rng.random(len(scenes))).float().to(device)
+            soft = vae.decode(latents + level.view(-1, *[1] * (latents.ndim - 1)) * noise).sample
+        soft = (soft if soft.ndim == 4 else soft.transpose(1, 2)).clamp(-1, 1) / 2 + 0.5
+        frame = int(rng.integers(cfg.frames))
+        moved = frame / (cfg.frames - 1) - 0.5 if cfg.frames > 1 else 0.0
+        places[..., :2] += moved * places[..., 4:]
+        return clips[:, frame].to(device), soft if soft.ndim == 4 else soft[:, frame], places
+
+    def loss(step):
+        rng = _rng(cfg.seed, 5, step)
+        scenes = _scenes(rng, recipe.batch, cfg)
+        images, soft, places = pictures(scenes, rng, 0.3)
+        half = recipe.batch // 2
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return judge_loss(judge, torch.cat([images[:half], soft[half:]]), scenes, places), {}
+
+    fit("judge", judge, loss, steps=recipe.steps, lr=recipe.lr, work=Path(cfg.shared), ema=0.99)
+    rng = np.random.default_rng((cfg.seed, 6))
+    rows = {"rendered": [], "through_the_vae": []}
+    for _ in range(20):
+        scenes = _scenes(rng, 50, cfg, held=True)
+        images, soft, _ = pictures(scenes, rng, 0.0)
+        for name, seen in (("rendered", judge.read(images)), ("through_the_vae", judge.read(soft))):
+            rows[name] += [check(s, z) for s, z in zip(scenes, seen, strict=True)]
+    facts = {"width": recipe.width, "held_out_captions": len(rows["rendered"])}
+    facts |= {name: _means(of) for name, of in rows.items()}
+    print("judge:", facts, flush=True)
+    return judge.to("cpu"), facts
+
+
+def _means(rows: list[dict]) -> dict[str, float]:
+    return {
+        k: round(float(np.nanmean([r[k] for r in rows])), 4) for k in rows[0] if not all(np.isnan(r[k]) for r in rows)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -58,44 +121,79 @@ def train_vae(vae, cfg, work: Path, device) -> None:
 
 
 class Reader(nn.Module):
-    """A T5 encoder with heads that tell, from the state of each word, what the thing that it is about is like."""
+    """A text encoder with heads that tell, from the state of each word, what the thing that it is about is like, and
+    from the pooled state, where there is one, what the whole caption says."""
 
-    FACTS = (list(world.SIZES), list(world.COLOURS), list(world.SHAPES), [None, *world.RELATIONS])
+    FACTS = (
+        list(world.SIZES),
+        list(world.COLOURS),
+        list(world.SHAPES),
+        [None, *world.RELATIONS],  # its place, against the other thing
+        [None, *world.MOTIONS],
+    )
+    STATES = {"T5EncoderModel": -1, "UMT5EncoderModel": -1, "LlamaModel": -3}  # the layer that pipelines read; CLIP: -2
 
-    def __init__(self, t5):
+    def __init__(self, encoder):
         super().__init__()
-        self.t5 = t5
-        self.heads = nn.ModuleList(nn.Linear(t5.config.d_model, len(names)) for names in self.FACTS)
+        self.encoder, self.layer = encoder, self.STATES.get(type(encoder).__name__, -2)
+        config = encoder.config
+        self.words = nn.Linear(config.hidden_size, sum(map(len, self.FACTS)))
+        ends = [*self.FACTS, *self.FACTS, world.BACKGROUNDS]
+        pooled = config.projection_dim if "WithProjection" in type(encoder).__name__ else config.hidden_size
+        self.whole = nn.Linear(pooled, sum(map(len, ends)))
+        self.sizes = [len(f) for f in self.FACTS], [len(f) for f in ends]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, ...]]:
+        """ids (B, L) -> logits of each fact for words, (B, L, n), and for the caption, (B, n), if it is pooled."""
+        kwargs = {"attention_mask": mask} if self.layer == -3 else {}  # as the pipelines call them
+        out = self.encoder(ids, output_hidden_states=True, **kwargs)
+        logits = [self.words(out.hidden_states[self.layer]).split(self.sizes[0], -1)]
+        pooled = getattr(out, "text_embeds", None) if "text_embeds" in out else out.get("pooler_output")
+        return logits + ([self.whole(pooled).split(self.sizes[1], -1)] if pooled is not None else [])
 
     @classmethod
-    def labels(cls, scene: world.Scene, tokens: int) -> Tensor:
-        """(tokens, 4) size, colour, shape and place (against the other thing) of the thing that each word of the
-        caption is about, -100 where it is about none. One word is one token."""
-        out = torch.full((tokens, 4), -100)
+    def labels(cls, scene: Scene, tokens: int, first: int) -> tuple[Tensor, Tensor]:
+        """(tokens, 5) facts of the thing that each word is about, and (11,) of the caption; -100 for none. One word is
+        one token, the first of them at `first`. Motion and relation are about the first thing."""
         opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", None: None}
-        start = 0
-        for thing, place in zip(scene.things, (scene.relation, opposite[scene.relation]), strict=False):
-            facts = (thing.size, thing.colour, thing.shape, place)
-            length = len(str(thing).split())
-            out[start : start + length] = torch.tensor([n.index(f) for n, f in zip(cls.FACTS, facts, strict=True)])
-            start += length + len((scene.relation or "").split())
-        return out
+        spoken = str(scene).rsplit(" on a ", 1)[0].split(f" {scene.relation} ")  # of each thing
+        lengths = [len(part.split()) for part in spoken]
+        lengths[0] += len((scene.relation or "").split())
+        words, whole = torch.full((tokens, 5), -100), torch.full((11,), -100)
+        whole[10] = list(world.BACKGROUNDS).index(scene.background)
+        for k, (thing, length) in enumerate(zip(scene.things, lengths, strict=True)):
+            place = opposite[scene.relation] if k else scene.relation
+            facts = (thing.size, thing.colour, thing.shape, place, None if k else scene.motion)
+            numbers = torch.tensor([names.index(f) for names, f in zip(cls.FACTS, facts, strict=True)])
+            words[first : first + length] = numbers
+            whole[5 * k : 5 * k + 5] = numbers
+            first += length
+        return words, whole
 
 
-def train_text(pipe, cfg, work: Path, device) -> None:
-    """Teach T5 which words belong together, before it sees a picture: a real T5 comes with a knowledge of language, and
-    one that learnt from the denoiser's loss alone never found out which of two things is the red one. Then it stays
-    as it is, as FLUX's does. (CLIP's pooled state is learnt with the denoiser.)"""
-    recipe, reader = cfg.stages.text, Reader(pipe.text_encoder_2)
+def train_text(student: Student, cfg, device) -> None:
+    """Teach every text encoder which words belong together, before the denoiser sees a picture: real ones come with a
+    knowledge of language, and a T5 that learnt from the denoiser's loss alone never found out which of two things is
+    the red one. Then they stay as they are, as in the real pipelines."""
+    recipe, pipe = cfg.stages.text, student.pipe
+    for name in [n for n in pipe.components if n.startswith("text_encoder")]:
+        tokenizer, reader = getattr(pipe, name.replace("text_encoder", "tokenizer")), Reader(getattr(pipe, name))
 
-    def loss(step):
-        scenes = world.draw_scenes(_rng(cfg.seed, 8, step), recipe.batch, held=False)
-        said = torch.stack([reader.labels(s, cfg.text_tokens) for s in scenes]).to(device)
-        states = reader.t5(_ids(pipe.tokenizer_2, [str(s) for s in scenes], cfg).to(device))[0]
-        told = [head(states) for head in reader.heads]
-        return sum(F.cross_entropy(t.flatten(0, 1), said[..., i].flatten()) for i, t in enumerate(told)), {}
+        def loss(step, tokenizer=tokenizer, reader=reader):
+            scenes = _scenes(_rng(cfg.seed, 8, step), recipe.batch, cfg)
+            batch = tokenizer([str(s) for s in scenes], padding="max_length", return_tensors="pt").to(device)
+            first = int(batch.input_ids[0, 0] == tokenizer.bos_token_id)
+            labels = [reader.labels(s, batch.input_ids.shape[1], first) for s in scenes]
+            told = reader(batch.input_ids, batch.attention_mask)
+            total = 0.0
+            for logits, label in zip(told, map(torch.stack, zip(*labels, strict=True)), strict=False):
+                label = label.to(device)
+                total = total + sum(
+                    F.cross_entropy(t.flatten(0, -2), label[..., i].flatten()) for i, t in enumerate(logits)
+                )
+            return total, {}
 
-    fit("text", reader, loss, steps=recipe.steps, lr=recipe.lr, work=work, ema=0.99)
+        fit(name, reader.to(device), loss, steps=recipe.steps, lr=recipe.lr, work=Path(cfg.work), ema=0.99)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,212 +201,143 @@ def train_text(pipe, cfg, work: Path, device) -> None:
 
 
 @torch.no_grad()
-def make_pool(pipe, cfg, work: Path, device) -> dict[str, Tensor]:
-    """Render and encode `images` scenes: latents (N, 64, 32) packed as FLUX packs them, token ids, and what each
-    latent token shows, (N, 64, 2): shape and colour, 0 for the ground. Each process makes and keeps its own part."""
+def make_pool(student: Student, cfg, device) -> dict[str, Tensor]:
+    """Render and encode many scenes: "latents" (N, C, ...); "scenes" (N, 9), in numbers; "seen" (N, tokens, 2), shape
+    and colour of what each latent token shows, counted from 1; 0 is the ground. Each process makes its own part."""
     recipe, (rank, world_size) = cfg.stages.pool, ranks()
-    path = work / f"pool{rank}of{world_size}.safetensors"
+    path = Path(cfg.shared) / f"pool{rank}of{world_size}.safetensors"
     if not path.exists():
-        count, chunk = recipe.images // world_size, 100
-        parts_ = {"latents": [], "clip": [], "t5": [], "seen": []}
+        count, chunk = recipe.clips // world_size, 100 if cfg.frames == 1 else 20
+        pieces = {"latents": [], "scenes": [], "seen": []}
         for start in range(0, count, chunk):
             rng = _rng(cfg.seed, 2, start)
-            scenes = world.draw_scenes(rng, chunk, held=False)
-            images, _, cover = world.render(scenes, rng)
-            latents = pipe.vae.encode(2 * images.to(device) - 1).latent_dist.mode()
-            latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-            parts_["latents"].append(pipe._pack_latents(latents, *latents.shape).cpu().bfloat16())
-            captions = [str(s) for s in scenes]
-            parts_["clip"].append(_ids(pipe.tokenizer, captions, cfg).short())
-            parts_["t5"].append(_ids(pipe.tokenizer_2, captions, cfg).short())
-            parts_["seen"].append(_semantics(scenes, cover))
+            scenes = _scenes(rng, chunk, cfg)
+            clips, _, cover = world.render_clips(scenes, rng, cfg.frames)
+            pieces["latents"].append(student.latents(2 * clips.to(device) - 1).cpu().bfloat16())
+            pieces["scenes"].append(torch.tensor([world.to_numbers(s) for s in scenes], dtype=torch.uint8))
+            pieces["seen"].append(_semantics(scenes, cover, student.grid))
             if rank == 0 and start % 5000 == 0:
-                print(f"pool {start * world_size}/{recipe.images}", flush=True)
-        save_file({k: torch.cat(v) for k, v in parts_.items()}, path.with_suffix(".part"))
+                print(f"pool {start * world_size}/{recipe.clips}", flush=True)
+        save_file({k: torch.cat(v) for k, v in pieces.items()}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     return load_file(path)
 
 
-def _ids(tokenizer, captions: list[str], cfg) -> Tensor:
-    return tokenizer(
-        captions, padding="max_length", max_length=cfg.text_tokens, truncation=True, return_tensors="pt"
-    ).input_ids
-
-
-def _semantics(scenes, cover: Tensor) -> Tensor:
-    share = F.avg_pool2d(cover, 8).flatten(2)  # (B, 2, 64): how much of each latent token each thing covers
-    most, which = share.max(1)
-    out = torch.zeros(len(scenes), 64, 2, dtype=torch.uint8)
-    for k in range(2):
-        kind = torch.tensor(
-            [
-                [world.SHAPES.index(t.shape) + 1, list(world.COLOURS).index(t.colour) + 1]
-                for t in (s.things[min(k, len(s.things) - 1)] for s in scenes)
-            ]
-        )
-        out = torch.where(((which == k) & (most > 0.25))[..., None], kind[:, None].to(torch.uint8), out)
-    return out
+def _semantics(scenes: list[Scene], cover: Tensor, grid: int) -> Tensor:
+    """(B, F, 2, 64, 64) cover -> (B, tokens, 2). A latent frame is the first frame, or four of those after it."""
+    times = [cover[:, :1], *cover[:, 1:].split(4, 1)]
+    frames = torch.stack([part.mean(1) for part in times if part.shape[1]], 1)  # (B, f, 2, 64, 64)
+    share = F.adaptive_avg_pool2d(frames.flatten(0, 1), grid).unflatten(0, frames.shape[:2])
+    most, which = share.max(2)  # (B, f, grid, grid): how much of each token the larger thing covers
+    most, which = most.flatten(1), which.flatten(1)
+    kinds = torch.tensor(
+        [
+            [(world.SHAPES.index(t.shape) + 1, list(world.COLOURS).index(t.colour) + 1) for t in (s.things * 2)[:2]]
+            for s in scenes
+        ]
+    )  # (B, 2, 2)
+    seen = kinds.gather(1, which[..., None].expand(-1, -1, 2))
+    return torch.where((most > 0.25)[..., None], seen, 0).to(torch.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Denoiser
 
 
-class Student(nn.Module):
-    """The denoiser with its text encoders (T5 frozen), and two heads that help it learn what is where."""
-
-    def __init__(self, pipe):
-        super().__init__()
-        self.denoiser, self.clip, self.t5 = pipe.transformer, pipe.text_encoder, pipe.text_encoder_2
-        width = self.denoiser.inner_dim
-        self.heads = nn.ModuleList([nn.Linear(width, len(world.SHAPES) + 1), nn.Linear(width, len(world.COLOURS) + 1)])
-        self.image_ids = pipe._prepare_latent_image_ids(1, 8, 8, "cpu", torch.float32)
-
-    def text(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Exactly what FluxPipeline makes of a caption: CLIP's pooled output, T5's states without a mask."""
-        return self.clip(clip_ids.long()).pooler_output, self.t5(t5_ids.long())[0]
-
-    def velocity(self, x: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor], guidance: Tensor) -> Tensor:
-        """x (B, 64, 32) at noise level sigma (B,) -> predicted noise - data."""
-        pooled, states = text
-        return self.denoiser(
-            hidden_states=x,
-            timestep=sigma,
-            guidance=guidance,
-            pooled_projections=pooled,
-            encoder_hidden_states=states,
-            txt_ids=torch.zeros(states.shape[1], 3, device=x.device),
-            img_ids=self.image_ids.to(x.device),
-            return_dict=False,
-        )[0]
+def _draw(student: Student, pool: dict[str, Tensor], rng: np.random.Generator, cfg, batch: int, device):
+    """(indices into the pool, captions, clean latents, noise level): levels are logit-normal (Esser et al. 2024,
+    arXiv:2403.03206, eq. 19), leaning to high noise, where layout and shapes are decided."""
+    pick = torch.from_numpy(rng.integers(len(pool["latents"]), size=batch))
+    captions = [str(world.from_numbers(row)) for row in pool["scenes"][pick].tolist()]
+    x0 = student.pack(pool["latents"][pick].float().to(device))
+    level = torch.from_numpy(rng.normal(cfg.stages.level.mean, cfg.stages.level.std, batch)).float().sigmoid()
+    return pick, captions, x0, level.to(device)
 
 
-def _noisy(x0: Tensor, rng: np.random.Generator, sigma) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_sigma, sigma, velocity): rectified flow at a logit-normal sigma (Esser et al. 2024, arXiv:2403.03206, eq. 19),
-    leaning to high noise, where layout and shapes are decided."""
-    sigma = torch.from_numpy(rng.normal(sigma.mean, sigma.std, len(x0))).float().sigmoid().to(x0.device)
-    noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(x0.device)
-    return torch.lerp(x0, noise, sigma[:, None, None]), sigma, noise - x0
-
-
-def train_denoiser(pipe, pool: dict[str, Tensor], cfg, work: Path, device) -> Student:
-    """Velocity matching; a tenth of the captions dropped; the double blocks' image tokens must also tell what they
+def train_denoiser(student: Student, pool: dict[str, Tensor], cfg, device) -> None:
+    """Weighted squared error; a tenth of the captions dropped; a middle block's image tokens must also tell what they
     show (a supervised cousin of REPA, Yu et al. 2024, arXiv:2410.06940), which makes captions bind early."""
-    recipe, student = cfg.stages.denoiser, Student(pipe).to(device)
-    empty = [_ids(t, [""], cfg) for t in (pipe.tokenizer, pipe.tokenizer_2)]
-    for block in [*student.denoiser.transformer_blocks, *student.denoiser.single_transformer_blocks]:
-        block.compile()  # fuses the modulation; needs a C++ compiler on the CPU
+    recipe = cfg.stages.denoiser
+    for name in stacks(student.denoiser):
+        part = getattr(student.denoiser, name)
+        for block in part if isinstance(part, nn.ModuleList) else [part]:
+            block.compile()  # fuses the modulation; needs a C++ compiler on the CPU
     kept = {}
-    student.denoiser.transformer_blocks[-1].register_forward_hook(lambda m, a, out: kept.update(image=out[1]))
+    watched = student.denoiser.get_submodule(recipe.watch)
+    handle = watched.register_forward_hook(lambda m, a, out: kept.update(tokens=student.watched(out)))
 
     def loss(step):
         rng = _rng(cfg.seed, 3, step)
-        pick = torch.from_numpy(rng.integers(len(pool["latents"]), size=recipe.batch))
-        dropped = torch.from_numpy(rng.random(recipe.batch) < recipe.drop)[:, None]
-        ids = [
-            torch.where(dropped, e, pool[k][pick].long()).to(device) for k, e in zip(("clip", "t5"), empty, strict=True)
-        ]
-        x, sigma, velocity = _noisy(pool["latents"][pick].float().to(device), rng, cfg.stages.sigma)
+        pick, captions, x0, level = _draw(student, pool, rng, cfg, recipe.batch, device)
+        dropped = rng.random(recipe.batch) < recipe.drop
+        captions = ["" if d else c for d, c in zip(dropped, captions, strict=True)]
+        x, target, weight = student.noisy(x0, _noise(x0.shape, rng).to(device), level)
         with torch.autocast(x.device.type, torch.bfloat16):
-            predicted = student.velocity(x, sigma, student.text(*ids), torch.ones_like(sigma)).float()
-            told = [head(kept["image"]).float() for head in student.heads]
+            predicted = student.predict(x, level, student.conditions(captions), torch.ones_like(level)).float()
+            shown = [head(kept["tokens"]).float() for head in student.heads]
         seen = pool["seen"][pick].long().to(device)
-        mse = F.mse_loss(predicted, velocity)
-        semantic = sum(F.cross_entropy(t.flatten(0, 1), seen[..., i].flatten()) for i, t in enumerate(told))
+        mse = (weight * F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1)).mean()
+        semantic = sum(F.cross_entropy(t.flatten(0, 1), seen[..., i].flatten()) for i, t in enumerate(shown))
         return mse + recipe.semantics * semantic, {"mse": mse.detach(), "semantic": semantic.detach()}
 
-    fit("denoiser", student, loss, steps=recipe.steps, lr=recipe.lr, muon=True, work=work)
-    student.denoiser.transformer_blocks[-1]._forward_hooks.clear()
-    return student
+    fit("denoiser", student, loss, steps=recipe.steps, lr=recipe.lr, muon=True, work=Path(cfg.work))
+    handle.remove()
 
 
-def distil_guidance(student: Student, pool: dict[str, Tensor], pipe, cfg, work: Path, device) -> None:
+def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> None:
     """Teach the guidance embedding: at scale g the student's one pass gives v_empty + g (v_caption - v_empty) of its
     former self (Meng et al. 2023, arXiv:2210.03142, section 3.1), as FLUX.1-dev was distilled."""
     recipe = cfg.stages.guide
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    empty = [_ids(t, [""], cfg) for t in (pipe.tokenizer, pipe.tokenizer_2)]
-    nothing = tuple(s.expand(recipe.batch, *s.shape[1:]) for s in teacher.text(*(e.to(device) for e in empty)))
+    nothing = student.conditions([""] * recipe.batch)
     student.denoiser.requires_grad_(True)
 
     def loss(step):
         rng = _rng(cfg.seed, 4, step)
-        pick = torch.from_numpy(rng.integers(len(pool["latents"]), size=recipe.batch))
-        x, sigma, _ = _noisy(pool["latents"][pick].float().to(device), rng, cfg.stages.sigma)
+        _, captions, x0, level = _draw(student, pool, rng, cfg, recipe.batch, device)
+        x, _, _ = student.noisy(x0, _noise(x0.shape, rng).to(device), level)
         g = torch.from_numpy(rng.uniform(recipe.low, recipe.high, recipe.batch)).float().to(device)
         with torch.autocast(x.device.type, torch.bfloat16):
+            text, plain = student.conditions(captions), torch.ones_like(level)
             with torch.no_grad():
-                text = teacher.text(*(pool[k][pick].to(device) for k in ("clip", "t5")))
-                both = tuple(torch.cat(pair) for pair in zip(nothing, text, strict=True))
-                plain = torch.ones_like(sigma).repeat(2)
-                without, with_ = teacher.velocity(x.repeat(2, 1, 1), sigma.repeat(2), both, plain).float().chunk(2)
-            predicted = student.velocity(x, sigma, text, g).float()
-        target = without + g[:, None, None] * (with_ - without)
+                without, with_ = (teacher.predict(x, level, given, plain).float() for given in (nothing, text))
+            predicted = student.predict(x, level, text, g).float()
+        target = without + g.view(-1, *[1] * (x.ndim - 1)) * (with_ - without)
         return F.mse_loss(predicted, target), {}
 
-    fit("guide", student.denoiser, loss, steps=recipe.steps, lr=recipe.lr, decay_from=0.3, muon=True, work=work)
+    fit(
+        "guide",
+        student.denoiser,
+        loss,
+        steps=recipe.steps,
+        lr=recipe.lr,
+        decay_from=0.3,
+        muon=True,
+        work=Path(cfg.work),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Judge and score
-
-
-def train_judge(vae, cfg, work: Path):
-    """Train the reader on rendered pictures, half of them through the VAE with noisy latents, so that it forgives the
-    decoder's softness but not a wrong shape. Returns it with its accuracy on 1,000 held-out captions."""
-    from .judge import Judge, check, judge_loss
-
-    recipe, judge = cfg.stages.judge, Judge(cfg.stages.judge.width)
-
-    def pictures(scenes, rng, strength):
-        images, places, _ = world.render(scenes, rng)
-        with torch.no_grad():
-            latents = vae.encode(2 * images - 1).latent_dist.mode()
-            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-            level = strength * torch.from_numpy(rng.random((len(scenes), 1, 1, 1))).float() / vae.config.scaling_factor
-            soft = vae.decode(latents + level * noise).sample.clamp(-1, 1) / 2 + 0.5
-        return images, soft, places
-
-    def loss(step):
-        rng = _rng(cfg.seed, 5, step)
-        scenes = world.draw_scenes(rng, recipe.batch, held=False)
-        images, soft, places = pictures(scenes, rng, 0.3)
-        half = recipe.batch // 2
-        with torch.autocast("cpu", torch.bfloat16):
-            return judge_loss(judge, torch.cat([images[:half], soft[half:]]), scenes, places), {}
-
-    fit("judge", judge, loss, steps=recipe.steps, lr=recipe.lr, work=work, ema=0.99)
-    rng = np.random.default_rng((cfg.seed, 6))
-    scenes = world.draw_scenes(rng, 1000, held=True)
-    images, soft, _ = pictures(scenes, rng, 0.0)
-    facts = {"width": recipe.width, "held_out_captions": len(scenes)}
-    for name, pictures_ in (("rendered", images), ("through_the_vae", soft)):
-        rows = [check(s, seen) for s, seen in zip(scenes, judge.read(pictures_), strict=True)]
-        facts[name] = {k: round(float(np.nanmean([r[k] for r in rows])), 4) for k in rows[0]}
-    print("judge:", facts, flush=True)
-    return judge, facts
+# Score
 
 
 @torch.no_grad()
-def caption_score(pipe, judge, cfg) -> dict[str, float]:
-    """Share of held-out captions that the pipeline's pictures follow, by the judge, at the model's guidance."""
-    from .judge import check
-
+def caption_score(pipe, judge: Judge, cfg) -> dict[str, float]:
+    """Share of held-out captions that the pipeline's pictures or clips follow, by the judge, called as the model is."""
     recipe, rng = cfg.stages.score, _rng(cfg.seed, 7, 0)
-    scenes = world.draw_scenes(rng, recipe.captions, held=True)
+    scenes = _scenes(rng, recipe.captions, cfg, held=True)
     rows = []
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(scenes), 20):
         batch = scenes[start : start + 20]
-        images = pipe(
+        out = pipe(
             [str(s) for s in batch],
-            height=world.SIDE,
-            width=world.SIDE,
             num_inference_steps=recipe.steps,
-            guidance_scale=cfg.guidance,
-            max_sequence_length=cfg.text_tokens,
             generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
             output_type="pt",
-        ).images
-        rows += [check(s, seen) for s, seen in zip(batch, judge.read(images.float()), strict=True)]
-    return {k: round(float(np.nanmean([r[k] for r in rows])), 4) for k in rows[0]} | {"captions": len(rows)}
+            **cfg.call,
+        )[0].float()
+        clips = out if out.ndim == 5 else out[:, None]
+        for scene, clip in zip(batch, clips, strict=True):
+            rows.append(check(scene, *judge.read(clip)))
+    return _means(rows) | {"captions": len(rows)}

@@ -1,12 +1,13 @@
-"""A small captioned world: one or two shapes on a textured ground, drawn at 64x64.
+"""A small captioned world: one or two shapes on a textured ground, drawn at 64x64; in clips the first one moves.
 
-The caption names size, colour, shape, relation and background. Everything else (place, rotation, light, texture,
+The caption names size, colour, shape, relation, motion and background. Everything else (place, rotation, light, texture,
 pebbles, shadow) is left to chance, so that a denoiser has more to decide than the caption tells.
 """
 
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +34,14 @@ BACKGROUNDS = {
     "brown": (0.42, 0.28, 0.18),
 }
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # first thing, from the second
+MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # of the first thing, in clips
+TRAVEL = (14.0, 20.0)  # how far it moves from the first frame to the last, pixels
 
 _THING = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_CAPTION = re.compile(rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})? on a ({'|'.join(BACKGROUNDS)}) background")
+_CAPTION = re.compile(
+    rf"{_THING}(?: moving ({'|'.join(MOTIONS)}))?(?: ({'|'.join(RELATIONS)}) {_THING})?"
+    rf" on a ({'|'.join(BACKGROUNDS)}) background"
+)
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,18 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says: one thing, or two and how the first lies to the second."""
+    """What a caption says: one thing, or two and how the first lies to the second, and where the first one moves."""
 
     things: tuple[Thing, ...]
     relation: str | None
     background: str
+    motion: str | None = None
 
     def __str__(self):
-        return f" {self.relation} ".join(map(str, self.things)) + f" on a {self.background} background"
+        first, *second = map(str, self.things)
+        moving = f" moving {self.motion}" if self.motion else ""
+        beside = f" {self.relation} {second[0]}" if second else ""
+        return f"{first}{moving}{beside} on a {self.background} background"
 
 
 def parse(caption: str) -> Scene | None:
@@ -65,9 +75,27 @@ def parse(caption: str) -> Scene | None:
     match = _CAPTION.fullmatch(caption.strip())
     if match is None:
         return None
-    *first, relation, size, colour, shape, background = match.groups()
+    *first, motion, relation, size, colour, shape, background = match.groups()
     second = (Thing(size, colour, shape),) if relation else ()
-    return Scene((Thing(*first), *second), relation, background)
+    return Scene((Thing(*first), *second), relation, background, motion)
+
+
+_FIELDS = (SIZES, COLOURS, SHAPES) * 2 + (RELATIONS, BACKGROUNDS, MOTIONS)
+
+
+def to_numbers(scene: Scene) -> list[int]:
+    """Nine small numbers that `from_numbers` turns into the scene again; 255 for what it has not."""
+    first, second = (scene.things + (None,))[:2]
+    facts = [first.size, first.colour, first.shape]
+    facts += [second.size, second.colour, second.shape] if second else [None] * 3
+    facts += [scene.relation, scene.background, scene.motion]
+    return [255 if f is None else list(names).index(f) for f, names in zip(facts, _FIELDS, strict=True)]
+
+
+def from_numbers(numbers: Sequence[int]) -> Scene:
+    facts = [None if i == 255 else list(names)[i] for i, names in zip(numbers, _FIELDS, strict=True)]
+    things = (Thing(*facts[:3]), Thing(*facts[3:6]))[: 1 if facts[6] is None else 2]
+    return Scene(things, *facts[6:])
 
 
 def held_out(caption: str) -> bool:
@@ -75,11 +103,15 @@ def held_out(caption: str) -> bool:
     return zlib.crc32(caption.encode()) % 16 == 0
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene: two things in two of three cases, never two alike."""
+def draw_scene(rng: np.random.Generator, moving: bool = False) -> Scene:
+    """A random scene: two things in two of three cases, never two alike. Beside another, a thing moves across the
+    line between the two, so that they never meet."""
+
+    def one_of(options):
+        return list(options)[rng.integers(len(options))]
 
     def thing():
-        return Thing(*(options[rng.integers(len(options))] for options in map(list, (SIZES, COLOURS, SHAPES))))
+        return Thing(*map(one_of, (SIZES, COLOURS, SHAPES)))
 
     things = [thing()]
     if rng.random() < 2 / 3:
@@ -87,27 +119,33 @@ def draw_scene(rng: np.random.Generator) -> Scene:
             other = thing()
             if (other.colour, other.shape) != (things[0].colour, things[0].shape):
                 things.append(other)
-    relation = list(RELATIONS)[rng.integers(4)] if len(things) == 2 else None
-    return Scene(tuple(things), relation, list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))])
+    relation = one_of(RELATIONS) if len(things) == 2 else None
+    background = one_of(BACKGROUNDS)
+    across = [m for m in MOTIONS if relation is None or np.dot(MOTIONS[m], RELATIONS[relation]) == 0]
+    return Scene(tuple(things), relation, background, one_of(across) if moving else None)
 
 
-def draw_scenes(rng: np.random.Generator, count: int, held: bool) -> list[Scene]:
+def draw_scenes(rng: np.random.Generator, count: int, held: bool, moving: bool = False) -> list[Scene]:
     """`count` random scenes, all held out or none."""
     scenes = []
     while len(scenes) < count:
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, moving)
         if held_out(str(scene)) == held:
             scenes.append(scene)
     return scenes
 
 
 def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """(2, 4) x, y, radius, angle of each thing, in pixels and radians; radius 0 for a missing second thing."""
-    out = np.zeros((2, 4))
+    """(2, 6) x, y, radius, angle and travel in x and y of each thing, in pixels and radians; radius 0 for a missing
+    second thing. x and y are those of the middle of a clip."""
+    out = np.zeros((2, 6))
     radii = [rng.uniform(*SIZES[thing.size]) for thing in scene.things]
     low, high = [r + 2 for r in radii], [SIDE - r - 2 for r in radii]
+    if scene.motion:
+        out[0, 4:] = rng.uniform(*TRAVEL) * np.array(MOTIONS[scene.motion])
+    margin = np.abs(out[0, 4:]) / 2
     if scene.relation is None:
-        xy = [rng.uniform(low[0], high[0], 2)]
+        xy = [rng.uniform(low[0] + margin, high[0] - margin)]
     else:
         axis = 0 if RELATIONS[scene.relation][0] else 1
         sign = sum(RELATIONS[scene.relation])
@@ -117,11 +155,12 @@ def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         far = rng.uniform(near + gap, high[order[1]])
         xy = [np.zeros(2), np.zeros(2)]
         xy[order[0]][axis], xy[order[1]][axis] = near, far
-        across = rng.uniform(max(low), min(high))
+        spare = [margin[1 - axis], 0.0]
+        across = rng.uniform(max(low) + max(spare), min(high) - max(spare))
         for k in range(2):  # nearly level across the axis, so that the relation is plain to see
-            xy[k][1 - axis] = np.clip(across + rng.uniform(-5, 5), low[k], high[k])
+            xy[k][1 - axis] = np.clip(across + rng.uniform(-5, 5), low[k] + spare[k], high[k] - spare[k])
     for k, radius in enumerate(radii):
-        out[k] = *xy[k], radius, rng.uniform(-0.35, 0.35)
+        out[k, :4] = *xy[k], radius, rng.uniform(-0.35, 0.35)
     return out
 
 
@@ -151,12 +190,18 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a batch.
+    """Draw a batch of pictures.
 
     Returns:
-        images (B, 3, 64, 64) in [0, 1]; places (B, 2, 4) as `place` gives them; cover (B, 2, 64, 64) in [0, 1],
+        images (B, 3, 64, 64) in [0, 1]; places (B, 2, 6) as `place` gives them; cover (B, 2, 64, 64) in [0, 1],
         how much of each pixel each thing covers.
     """
+    clips, places, cover = render_clips(scenes, rng, frames=1)
+    return clips[:, 0], places, cover[:, 0]
+
+
+def render_clips(scenes: list[Scene], rng: np.random.Generator, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a batch of clips: (B, F, 3, 64, 64), (B, 2, 6), (B, F, 2, 64, 64); see `render`."""
     B = len(scenes)
 
     def chance(*shape, low=0.0, high=1.0):
@@ -194,18 +239,27 @@ def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tenso
 
     # The things: shadow, shaded and sometimes striped body, bright rim towards the light, highlight.
     places = torch.from_numpy(np.stack([place(s, rng) for s in scenes])).float()
-    cover = torch.zeros(B, 2, SIDE, SIDE)
     batch = torch.arange(B)
+    looks = []
     for k in range(2):
-        present = torch.tensor([len(s.things) > k for s in scenes])[:, None, None]
-        things = [s.things[k] if len(s.things) > k else s.things[0] for s in scenes]
-        shape = torch.tensor([SHAPES.index(t.shape) for t in things])
+        things = [s.things[min(k, len(s.things) - 1)] for s in scenes]
         colour = torch.tensor([COLOURS[t.colour] for t in things])[:, :, None, None]
-        colour = colour + chance(3, 1, 1, low=-0.04, high=0.04)
-        cx, cy, radius, tilt = (places[:, k, i, None, None] for i in range(4))
-        radius = radius.clamp(min=1)
+        looks.append(
+            {
+                "present": torch.tensor([len(s.things) > k for s in scenes])[:, None, None],
+                "shape": torch.tensor([SHAPES.index(t.shape) for t in things]),
+                "colour": colour + chance(3, 1, 1, low=-0.04, high=0.04),
+                "phase": chance(1, 1, high=6.3),
+                "striped": chance(1, 1) < 0.4,
+            }
+        )
 
-        def inside(dx, dy, cx=cx, cy=cy, radius=radius, tilt=tilt, shape=shape, present=present):
+    def draw(image, moved, k, present, shape, colour, phase, striped):
+        """One thing on (B, 3, 64, 64), `moved` of its travel from the middle; also what it covers, (B, 64, 64)."""
+        cx, cy, radius, tilt, tx, ty = (places[:, k, i, None, None] for i in range(6))
+        cx, cy, radius = cx + moved * tx, cy + moved * ty, radius.clamp(min=1)
+
+        def inside(dx, dy):
             x, y = (columns - cx - dx) / radius, (rows - cy - dy) / radius
             x, y = tilt.cos() * x + tilt.sin() * y, tilt.cos() * y - tilt.sin() * x
             distance = _distances(x, y)[shape, batch] * radius
@@ -215,12 +269,17 @@ def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tenso
         image = image * (1 - 0.45 * shade[:, None])
         mask, distance, x, y = inside(0.0, 0.0)
         toward = (lx[:, 0] * (columns - cx) + ly[:, 0] * (rows - cy)) / radius
-        stripes = (3 * (6 * (x if k else y) + chance(1, 1, high=6.3)).sin()).tanh() * (chance(1, 1) < 0.4)
+        stripes = (3 * (6 * (x if k else y) + phase).sin()).tanh() * striped
         body = colour * (0.92 + 0.16 * toward + 0.06 * stripes)[:, None]
         rim = (1.6 + distance).clamp(0, 1) * toward.clamp(0, 1)
         body = body + 0.35 * rim[:, None] * (1 - body)
-        image = torch.lerp(image, body, mask[:, None])
-        cover[:, k] = mask
-        cover[:, 0] *= 1 - mask if k else 1
-    grain = torch.from_numpy(rng.standard_normal((B, 1, SIDE, SIDE), dtype=np.float32))
-    return (image + 0.008 * grain).clamp(0, 1), places, cover
+        return torch.lerp(image, body, mask[:, None]), mask
+
+    clips, covers = [], []
+    for moved in torch.linspace(-0.5, 0.5, frames).tolist() if frames > 1 else [0.0]:
+        frame, first = draw(image, moved, 0, **looks[0])
+        frame, second = draw(frame, moved, 1, **looks[1])
+        clips.append(frame)
+        covers.append(torch.stack([first * (1 - second), second], 1))
+    grain = torch.from_numpy(rng.standard_normal((B, frames, 1, SIDE, SIDE), dtype=np.float32))
+    return (torch.stack(clips, 1) + 0.008 * grain).clamp(0, 1), places, torch.stack(covers, 1)
