@@ -54,22 +54,23 @@ def weights(random_pipe, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def compose():
-    """Compose configs/base.yaml as the command line would: compose("algo=fora", "seed=1")."""
+def composed(*words: str, config_name: str = "base"):
+    """configs/<config_name>.yaml as the command line would compose it."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
     from spectrum_bench.cli import CONFIGS
 
-    def make(*words, config_name="base"):
-        with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-            cfg = hydra.compose(config_name, list(words), return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        OmegaConf.set_struct(cfg, True)
-        return cfg
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = hydra.compose(config_name, list(words), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
 
-    return make
+
+@pytest.fixture
+def compose():
+    return composed

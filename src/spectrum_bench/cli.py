@@ -77,6 +77,9 @@ def check_values(cfg: DictConfig) -> None:
     for key in ("width", "height"):
         if not (isinstance(cfg.model[key], int) and cfg.model[key] > 0 and cfg.model[key] % 16 == 0):
             raise UserError(f"model.{key} must be a positive multiple of 16 pixels, not {cfg.model[key]}")
+    frames = cfg.model.get("num_frames", 1)
+    if not (isinstance(frames, int) and frames > 0 and frames % 4 == 1):
+        raise UserError(f"model.num_frames must be 1 more than a multiple of 4 (the VAE's step in time), not {frames}")
     if cfg.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(cfg.device)):
         raise UserError(f"device={cfg.device} is none of cpu, cuda, cuda:<number>")
     if str(cfg.device).startswith("cuda") and int(cfg.device[5:] or 0) >= torch.cuda.device_count():

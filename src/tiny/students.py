@@ -4,7 +4,6 @@ A student sees captions and pictures exactly as its pipeline does: `encode_promp
 have the scale that the pipeline undoes before it decodes.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,13 +65,6 @@ class Student(nn.Module):
         """(input, target, weight of each sample's squared error) at `level` in (0, 1), one a sample."""
         at = level.view(-1, *[1] * (x0.ndim - 1))
         return torch.lerp(x0, noise, at), noise - x0, torch.ones_like(level)
-
-    def predict(self, x: Tensor, level: Tensor, conditions: dict[str, Tensor], guidance: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def watched(self, output) -> Tensor:
-        """The output of the watched block -> (B, tokens, D), its image tokens."""
-        return output[1]
 
 
 class FluxStudent(Student):

@@ -1,4 +1,4 @@
-"""The stages that make a miniature: VAE, judge, text encoders, pool of latents, denoiser, guidance distillation, score."""
+"""The stages that make a miniature: VAE, judge, text encoders, pool of latents, denoiser, guidance, score."""
 
 import copy
 from pathlib import Path

@@ -1,7 +1,7 @@
 """A small captioned world: one or two shapes on a textured ground, drawn at 64x64; in clips the first one moves.
 
-The caption names size, colour, shape, relation, motion and background. Everything else (place, rotation, light, texture,
-pebbles, shadow) is left to chance, so that a denoiser has more to decide than the caption tells.
+The caption names size, colour, shape, relation, motion and background. Everything else (place, rotation, light,
+texture, pebbles, shadow) is left to chance, so that a denoiser has more to decide than the caption tells.
 """
 
 import math

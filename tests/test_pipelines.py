@@ -1,0 +1,165 @@
+"""The five pipelines of the paper, small and random, through the same sites: what skips, what is forecast, what stays."""
+
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+from conftest import recipe
+
+from spectrum_bench import forecasters, schedules
+from spectrum_bench.anatomy import stacks
+from spectrum_bench.cache import cached, denoisers
+from spectrum_bench.schedules import Accumulated
+from spectrum_bench.sites import LastBlock, Modules, StackResidual
+
+STEPS = 6
+TAYLOR = partial(forecasters.taylor, order=1)
+MASK = partial(schedules.mask, steps=[0, 1, 4])
+GATE = Accumulated(threshold=0.05, polynomial=[1.0, 0.0])
+SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
+NAMES = ("flux", "sd3", "sdxl", "hunyuan", "wan")
+PAIRS = [(name, site) for name in NAMES for site in SITES if (name, site) != ("sdxl", "modules")]
+CALLS = {"wan": 2}  # network calls a step; the others batch their guidance or have none
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def sample(pipe, name, prompts=("a red ring",), seed=0, steps=STEPS, callback=None):
+    return pipe(
+        list(prompts),
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+        output_type="latent",
+        return_dict=False,
+        callback_on_step_end=callback,
+        **recipe(name)["call"],
+    )[0]
+
+
+def run(pipe, name, site, schedule=MASK, forecaster=TAYLOR, steps=STEPS, **extra):
+    with cached(pipe, schedule=schedule, forecaster=forecaster, site=site, num_steps=steps) as session:
+        return sample(pipe, name, steps=steps, callback=session.callback, **extra), session
+
+
+def denoiser(pipe):
+    return next(iter(denoisers(pipe).values()))
+
+
+def blocks(pipe):
+    parts = [getattr(denoiser(pipe), name) for name in stacks(denoiser(pipe))]
+    return [b for part in parts for b in (part if isinstance(part, torch.nn.ModuleList) else [part])]
+
+
+@pytest.mark.parametrize("name,site", PAIRS)
+def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipes, name, site):
+    pipe = random_pipes(name)
+    plain = sample(pipe, name)
+    for schedule in (schedules.full, Accumulated(threshold=1e-12, polynomial=[1.0])):
+        out, session = run(pipe, name, SITES[site], schedule)
+        assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
+
+
+@pytest.mark.parametrize("name,site", PAIRS)
+def test_a_b_a_and_nothing_stays(random_pipes, name, site):
+    pipe = random_pipes(name)
+    sample(pipe, name)  # diffusers' cache_context leaves its own registry at the first call
+
+    def inventory():
+        return [
+            (n, id(m), len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m)))
+            for n, m in denoiser(pipe).named_modules()
+        ]
+
+    before = inventory()
+    for schedule in (MASK, GATE):
+        first, one = run(pipe, name, SITES[site], schedule)
+        run(pipe, name, SITES[site], schedule, prompts=("a blue star", "a square"), seed=7, steps=5)
+        again, two = run(pipe, name, SITES[site], schedule)
+        assert torch.equal(first, again) and one.computed_steps == two.computed_steps
+        assert len(one.branches) == CALLS.get(name, 1)
+    assert inventory() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_skipped_step_runs_no_block_and_forecasts_what_enters_the_epilogue(random_pipes, name):
+    """Linear extrapolation of what the last block gave, image tokens only, each guidance branch from its own."""
+    pipe, calls, given = random_pipes(name), Counter(), []
+    epilogue = denoiser(pipe).conv_norm_out if name == "sdxl" else denoiser(pipe).norm_out
+    handles = [b.register_forward_hook(lambda m, a, o: calls.update([id(m)])) for b in blocks(pipe)]
+    handles.append(epilogue.register_forward_pre_hook(lambda m, args: given.append(args[0].clone())))
+    try:
+        _, session = run(pipe, name, LastBlock())
+    finally:
+        for handle in handles:
+            handle.remove()
+    each = CALLS.get(name, 1)
+    assert session.computed_steps == [0, 1, 4] and len(given) == STEPS * each
+    assert set(calls.values()) == {3 * each} and len(calls) == len(blocks(pipe))
+    for branch in range(each):
+        h = given[branch::each]
+        for step, expected in {2: 2 * h[1] - h[0], 3: 3 * h[1] - 2 * h[0], 5: h[4] + (h[4] - h[1]) / 3}.items():
+            torch.testing.assert_close(h[step], expected, rtol=1e-4, atol=1e-4 * float(h[1].abs().max()))
+    rows = {tuple(b.buffers["stack"].rows[0].shape) for b in session.branches.values()}
+    batch = 2 if name in ("sd3", "sdxl") else 1
+    shape = {"sdxl": (batch, 48, 16, 16), "hunyuan": (1, 48, 128), "wan": (1, 48, 128)}.get(name, (batch, 64, 128))
+    assert rows == {shape}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "sdxl"])
+def test_modules_run_on_computed_steps_alone(random_pipes, name):
+    """Every attention and MLP; the last SD3 block has no MLP for text."""
+    pipe, calls = random_pipes(name), Counter()
+    words = ("to_q", "proj_mlp", "proj_out", "net.0.proj")
+    handles = [
+        m.register_forward_hook(lambda m, a, o, n=n: calls.update([n]))
+        for i, block in enumerate(blocks(pipe))
+        for n, m in ((f"{i}.{n}", m) for n, m in block.named_modules())
+        if n.endswith(words)
+    ]
+    try:
+        _, session = run(pipe, name, Modules())
+    finally:
+        for handle in handles:
+            handle.remove()
+    each = CALLS.get(name, 1)
+    assert len(handles) == len(calls) and set(calls.values()) == {len(session.computed_steps) * each}
+
+
+def test_modules_refuse_a_unet_with_the_way_out(random_pipes):
+    with pytest.raises(ValueError, match="use site=last_block"):
+        run(random_pipes("sdxl"), "sdxl", Modules())
+
+
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])
+def test_batched_guidance_is_one_branch_of_two_halves(random_pipes, name):
+    pipe = random_pipes(name)
+    both, _ = run(pipe, name, LastBlock(), prompts=("a red ring", "a blue star"))
+    for i, prompt in enumerate(("a red ring", "a blue star")):
+        alone, _ = run(pipe, name, LastBlock(), prompts=(prompt,), seed=i)
+        torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_two_denoisers_keep_their_own_features(random_pipes):
+    """A pipeline like Wan2.2's: one network for high noise, another for low. The second begins with a computed step."""
+    import copy
+
+    from diffusers import WanPipeline
+
+    one = random_pipes("wan")
+    second = copy.deepcopy(one.transformer)
+    pipe = WanPipeline(**one.components | {"transformer_2": second, "boundary_ratio": 0.8})
+    pipe.set_progress_bar_config(disable=True)
+    plain = sample(pipe, "wan")
+    out, session = run(pipe, "wan", LastBlock(), schedules.full)
+    assert torch.equal(out, plain)
+    _, session = run(pipe, "wan", LastBlock(), partial(schedules.mask, steps=[0]), forecasters.reuse)
+    assert {key[0] for key in session.branches} == {"transformer", "transformer_2"}
+    starts = {key: branch.computed for key, branch in session.branches.items()}
+    assert starts["transformer", 0] == starts["transformer", 1] == [0]
+    assert starts["transformer_2", 0] == starts["transformer_2", 1] and len(starts["transformer_2", 0]) == 1
+    assert starts["transformer_2", 0][0] > 0

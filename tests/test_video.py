@@ -1,0 +1,149 @@
+"""Clips from prompt to page: lossless files, scores by frame, a page that plays them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spectrum_bench import evaluation, media, report, run
+from spectrum_bench.experiments import read_experiment
+from spectrum_bench.jobs import UserError, read_records
+from spectrum_bench.metrics import pixel
+
+
+def clip(frames=5, height=48, width=64, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(9, 64, 64), (1, 16, 16), (5, 50, 38), (3, 33, 47)])
+def test_a_clip_comes_back_bit_for_bit(tmp_path, shape):
+    pixels = clip(*shape)
+    files = media.encode(pixels, fps=8)
+    assert list(files) == [".mp4", ".preview.mp4"] and files == media.encode(pixels, fps=8)
+    (tmp_path / "a.mp4").write_bytes(files[".mp4"])
+    assert np.array_equal(media.read(tmp_path / "a.mp4"), pixels)
+
+
+def test_other_readers_see_the_same_pixels(tmp_path):
+    imageio = pytest.importorskip("imageio.v3")
+    (tmp_path / "a.mp4").write_bytes(media.encode(clip(), fps=8)[".mp4"])
+    assert np.array_equal(imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG"), clip())
+
+
+def test_a_picture_is_a_png(tmp_path):
+    files = media.encode(clip()[0], fps=None)
+    (tmp_path / "a.png").write_bytes(files[".png"])
+    assert list(files) == [".png"] and np.array_equal(media.read(tmp_path / "a.png"), clip()[0])
+
+
+def test_scores_of_clips_are_means_over_frames():
+    a, b = clip(), clip(seed=1)
+    b[0] = a[0]  # a frame alike counts with the cap, not as infinite
+    expected = np.mean([pixel.psnr(x, y) for x, y in zip(a, b, strict=True)])
+    assert evaluation.by_frame(pixel.psnr, a, b) == expected and expected > 20
+    assert evaluation.by_frame(pixel.ssim, a, a) == pytest.approx(1.0)
+    assert evaluation.by_frame(pixel.psnr, a[0], b[1]) == pixel.psnr(a[0], b[1])
+    for x, y in ((a, b[:3]), (a, b[0]), (a[0], b)):
+        with pytest.raises(ValueError, match="frames and its reference"):
+            evaluation.by_frame(pixel.psnr, x, y)
+
+
+@pytest.fixture(scope="module")
+def experiments(random_pipes, tmp_path_factory):
+    """nocache and spectrum on a small random Wan, through the entry's own configuration."""
+    from conftest import composed
+
+    folder = tmp_path_factory.mktemp("video")
+    random_pipes("wan").save_pretrained(folder / "weights")
+    (folder / "prompts.txt").write_text("a small red ring moving up on a navy background\na blue star\n")
+    words = [
+        "model=wan1-3b",
+        f"model.repo={folder}/weights",
+        "model.dtype=float32",
+        "model.width=64",
+        "model.height=64",
+        "model.num_frames=9",
+        "model.arguments.max_sequence_length=20",
+        f"prompt_file={folder}/prompts.txt",
+        f"output_base_path={folder}/out",
+        "num_inference_steps=7",
+        "warmup_samples=0",
+    ]
+    for algo in ("nocache", "spectrum", "teacache"):
+        run.main(composed(f"algo={algo}", f"exp_name={algo}", *words, config_name="video"))
+    return folder / "out"
+
+
+def test_a_run_makes_clips(experiments):
+    for record in read_records(experiments / "spectrum"):
+        file = experiments / "spectrum" / record.sample
+        assert file.suffix == ".mp4" and media.read(file).shape == (9, 64, 64, 3)
+        assert file.with_suffix(".preview.mp4").stat().st_size > 0
+        assert record.computed_steps == [0, 1, 2, 3, 4, 6] and record.nfe == 6
+        assert record.cache_bytes == 2 * 6 * 48 * 128 * 4  # two guidance branches
+    config = read_experiment(experiments / "spectrum").config
+    assert config["model"]["scheduler"] == {"flow_shift": 3.0} and config["model"]["fps"] == 16
+
+
+def test_teacache_on_wan_computes_the_first_five_steps_and_not_always_the_last(experiments):
+    for record in read_records(experiments / "teacache"):
+        assert record.computed_steps[:5] == [0, 1, 2, 3, 4]
+
+
+def test_clips_are_scored_and_shown(experiments, tmp_path):
+    reference, spectrum = (read_experiment(experiments / name) for name in ("nocache", "spectrum"))
+    for summary in evaluation.evaluate([reference, spectrum], reference):
+        scores = summary["metrics"]
+    mine, theirs = (e.picture(e.records[0]) for e in (spectrum, reference))
+    first = (experiments / "spectrum/metrics.csv").read_text().splitlines()[1].split(",")
+    assert float(first[3]) == pytest.approx(np.mean([pixel.psnr(a, b) for a, b in zip(mine, theirs, strict=True)]))
+    assert scores["psnr"]["n"] == 2
+    report.write_report([spectrum], reference, tmp_path / "report", rows=2)
+    page = (tmp_path / "report/index.html").read_text()
+    assert page.count("data:image/webp;base64,") == 4
+    uri, width = report.thumbnail(spectrum, spectrum.records[0])
+    assert uri.startswith("data:image/webp") and width == 128
+
+
+def test_the_page_shows_the_samples_own_pixels_in_their_pace(experiments):
+    import base64
+    import io
+
+    spectrum = read_experiment(experiments / "spectrum")
+    uri, _ = report.thumbnail(spectrum, spectrum.records[0])
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert shown.n_frames == 9
+    for i, frame in enumerate(spectrum.picture(spectrum.records[0])):
+        shown.seek(i)
+        assert np.array_equal(np.asarray(shown.convert("RGB")), frame)
+    assert json.loads(json.dumps(shown.info.get("duration"))) == round(1000 / 16)
+
+
+def test_clips_with_loss_or_damage_are_refused(experiments, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(experiments / "spectrum", copy)
+    spectrum = read_experiment(copy)
+    record = spectrum.records[0]
+    file = copy / record.sample
+    whole = file.read_bytes()
+    file.write_bytes(file.with_suffix(".preview.mp4").read_bytes())
+    with pytest.raises(UserError, match="with loss"):
+        spectrum.picture(record)
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged") as error:
+            spectrum.picture(record)
+        assert "\n" not in str(error.value)
+    file.unlink()
+    with pytest.raises(UserError, match="no sample"):
+        spectrum.picture(record)
+
+
+def test_frames_that_the_vae_cannot_make_are_refused():
+    from conftest import composed
+
+    with pytest.raises(UserError, match="num_frames must be 1 more than a multiple of 4"):
+        run.main(composed("model.num_frames=10", config_name="video"))
