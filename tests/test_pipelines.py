@@ -1,4 +1,4 @@
-"""The five pipelines of the paper, small and random, through the same sites: what skips, what is forecast, what stays."""
+"""The five pipelines of the paper, small and random, through the same sites: what skips, what is forecast, what is left."""
 
 from collections import Counter
 from functools import partial
