@@ -1,4 +1,4 @@
-"""The five pipelines of the paper, small and random, through the same sites: what skips, what is forecast, what is left."""
+"""The five pipelines of the paper, small and random, through the same sites: what is skipped, forecast and left."""
 
 from collections import Counter
 from functools import partial

@@ -136,7 +136,7 @@ def test_another_configuration_is_kept_out_of_a_folder(compose, words, tmp_path)
         (lambda t: (t / "l.txt").write_bytes(b"ok\n\xff") and [f"prompt_file={t}/l.txt"], r"not UTF-8 \(line 2\)"),
         (lambda t: [f"prompt_file={t}"], "is a folder"),
         (lambda t: (t / "f").write_text("x") and [f"output_base_path={t}/f/g"], "cannot write to"),
-        (lambda t: ["model.repo=nobody/nothing"], "not on this machine: hf download nobody/nothing"),
+        (lambda t: ["model.repo=nobody/nothing"], "nobody/nothing are not on this machine: python download.py"),
         (lambda t: [f"model.repo={t}"], "no model_index.json"),
         (lambda t: ["seed=abc"], "seed must be a whole number"),
         (lambda t: ["total_prompt_num=0"], "total_prompt_num must be"),
@@ -288,3 +288,28 @@ def test_entry_scripts_run_from_anywhere(words, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert len(jobs.read_records(Path(tmp_path, "out/x"))) == 2
+
+
+def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, random_pipe, monkeypatch):
+    """model.init=random builds the architecture and needs no folder; its pictures get dashes, not figures."""
+    from spectrum_bench import architectures, evaluation, tables
+    from spectrum_bench.experiments import read_experiment
+
+    asked = []
+
+    def build(name, *, dtype, device):
+        asked.append((name, dtype, device))
+        return random_pipe
+
+    monkeypatch.setattr(architectures, "random_pipeline", build)
+    words = [*words, "model.init=random", "model.repo=nowhere/at-all", "device=cpu"]
+    for algo in ("nocache", "spectrum"):
+        run.main(compose(f"algo={algo}", *words, f"exp_name={algo}"))
+    assert asked == [("tiny-flux", "float32", "cpu")] * 2
+    reference, spectrum = (read_experiment(tmp_path / "out" / name) for name in ("nocache", "spectrum"))
+    for summary in evaluation.evaluate([reference, spectrum], reference):
+        assert all("random weights" in found["unavailable"] for found in summary["metrics"].values())
+    table = tables.build([spectrum], reference)
+    assert table.rows[-1].figures["psnr"] is None and table.rows[-1].figures["speedup"] > 0
+    with pytest.raises(UserError, match="model.init=maybe is none of pretrained, random"):
+        run.main(compose(*words[:-3], "model.init=maybe"))

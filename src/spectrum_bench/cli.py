@@ -70,8 +70,9 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
     if cfg.seed >= 2**63:
         raise UserError(f"seed={cfg.seed} is too large: keep it below 2^63")
-    if cfg.model.dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"model.dtype={cfg.model.dtype} is none of float32, bfloat16, float16")
+    for key in ("dtype", "vae_dtype"):
+        if cfg.model.get(key, "float32") not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"model.{key}={cfg.model[key]} is none of float32, bfloat16, float16")
     if cfg.model.init not in LOADERS:
         raise UserError(f"model.init={cfg.model.init} is none of {', '.join(LOADERS)}")
     for key in ("width", "height"):

@@ -81,17 +81,15 @@ def load_pipeline(model: dict, device: str):
 
     Args:
         model: settings of configs/model: init, the name of one of LOADERS; repo, a folder in diffusers' format or a
-            Hugging Face repository id; dtype of all parts but a VAE with a `vae_dtype` of its own; vae_tiling;
-            scheduler, settings that replace its own.
+            Hugging Face repository id; dtype, a torch dtype's name, of all parts but a VAE with a `vae_dtype` of its
+            own; vae_tiling; scheduler, settings that replace its own.
     """
     import diffusers
-    import torch
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipe = LOADERS[model["init"]](model, getattr(torch, model["dtype"]), device)
-    pipe.vae.to(getattr(torch, model.get("vae_dtype", model["dtype"])))
+    pipe = LOADERS[model["init"]](model, device)
     if model.get("vae_tiling"):
         pipe.vae.enable_tiling()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.get("scheduler", {}))
@@ -99,10 +97,13 @@ def load_pipeline(model: dict, device: str):
     return pipe
 
 
-def _pretrained(model: dict, dtype, device: str):
+def _pretrained(model: dict, device: str):
+    import torch
     from diffusers import DiffusionPipeline
 
     folder = find_weights(model["repo"])
+    kinds = {"default": model["dtype"], "vae": model.get("vae_dtype", model["dtype"])}
+    dtype = {part: getattr(torch, kind) for part, kind in kinds.items()}
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
@@ -110,11 +111,11 @@ def _pretrained(model: dict, dtype, device: str):
     return pipe.to(device)
 
 
-def _random(model: dict, dtype, device: str):
+def _random(model: dict, device: str):
     """The full-size architecture with random weights: for times and memory, which need no others."""
     from .architectures import random_pipeline
 
-    return random_pipeline(model["name"], dtype=dtype, device=device)
+    return random_pipeline(model["name"], dtype=model["dtype"], device=device)
 
 
 LOADERS = {"pretrained": _pretrained, "random": _random}

@@ -1,0 +1,378 @@
+"""The full-size models, without their weights: shapes on the meta device, and small copies that really run."""
+
+import json
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+
+from spectrum_bench import architectures, forecasters, schedules
+from spectrum_bench.architectures import architecture, random_pipeline
+from spectrum_bench.cache import cached, denoisers
+from spectrum_bench.jobs import UserError
+from spectrum_bench.sites import LastBlock, Modules, StackResidual
+
+NAMES = sorted(p.stem for p in architectures.FOLDER.glob("*.json"))
+SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
+TAYLOR = partial(forecasters.taylor, order=1)
+
+
+@cache
+def full_size(name):
+    return random_pipeline(name, dtype="bfloat16", device="meta")
+
+
+def only_denoiser(name):
+    return type("Pipe", (), denoisers(full_size(name)))()
+
+
+def models(pipe):
+    return {part: module for part, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+
+
+def stored(module):
+    """Elements that a checkpoint holds: parameters, shared ones once, and the buffers that are saved."""
+    saved = module.state_dict().keys()
+    tensors = [*module.parameters(), *(b for key, b in module.named_buffers() if key in saved)]
+    return sum(t.numel() for t in tensors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_counts_are_the_published_ones(name):
+    pipe, published = full_size(name), architecture(name)["parameters"]
+    assert models(pipe).keys() == published.keys()
+    for part, module in models(pipe).items():
+        assert all(t.is_meta for t in [*module.parameters(), *module.buffers()])
+        assert stored(module) == pytest.approx(published[part]["count"], rel=1e-3), part  # files have headers
+
+
+@pytest.mark.parametrize(
+    "name,blocks",
+    {
+        "flux": {"transformer_blocks": 19, "single_transformer_blocks": 38},
+        "sd3-5": {"transformer_blocks": 38},
+        "sdxl": {"down_blocks": 3, "up_blocks": 3},
+        "hunyuan": {"transformer_blocks": 20, "single_transformer_blocks": 40},
+        "wan14b": {"blocks": 40},
+        "wan1-3b": {"blocks": 30},
+    }.items(),
+)
+def test_number_of_blocks(name, blocks):
+    (denoiser,) = denoisers(full_size(name)).values()
+    assert {stack: len(getattr(denoiser, stack)) for stack in blocks} == blocks
+    assert name != "sdxl" or denoiser.mid_block is not None
+
+
+@pytest.mark.parametrize(
+    "name,site,stand_ins",
+    [
+        ("flux", "last_block", 2 + 1),
+        ("flux", "stack_residual", 2 + 1),
+        ("flux", "modules", 19 * 3 + 38 * 3),
+        ("sd3-5", "last_block", 1 + 1),
+        ("sd3-5", "stack_residual", 1 + 1),
+        ("sd3-5", "modules", 37 * 3 + 2),  # the last block drops its text stream
+        ("sdxl", "last_block", 3 + 1),
+        ("sdxl", "stack_residual", 3 + 1),
+        ("hunyuan", "last_block", 2 + 1),
+        ("hunyuan", "stack_residual", 2 + 1),
+        ("hunyuan", "modules", 20 * 3 + 40 * 3),
+        ("wan14b", "last_block", 1 + 1),
+        ("wan14b", "stack_residual", 1 + 1),
+        ("wan14b", "modules", 40 * 3),
+        ("wan1-3b", "last_block", 1 + 1),
+        ("wan1-3b", "stack_residual", 1 + 1),
+        ("wan1-3b", "modules", 30 * 3),
+    ],
+)
+def test_sites_attach_and_leave_nothing(name, site, stand_ins):
+    pipe = only_denoiser(name)
+    (denoiser,) = denoisers(pipe).values()
+
+    def ours():
+        return sum(type(m).__module__ == "spectrum_bench.sites" for m in denoiser.modules())
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in denoiser.modules())
+
+    before = hooks()
+    with cached(pipe, schedule=schedules.full, forecaster=TAYLOR, site=SITES[site], num_steps=50):
+        assert ours() == stand_ins and hooks() > before
+    assert ours() == 0 and hooks() == before
+
+
+def test_a_site_that_does_not_know_the_model_leaves_nothing_either():
+    pipe = only_denoiser("sdxl")
+    with (
+        pytest.raises(ValueError, match="per-module caching does not know"),
+        cached(pipe, schedule=schedules.full, forecaster=TAYLOR, site=Modules(), num_steps=50),
+    ):
+        pass
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.unet.modules())
+
+
+def tensor(*shape):
+    return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+
+def time(batch):
+    return torch.empty(batch, device="meta")
+
+
+# What the pipeline hands to its denoiser, and the feature that is forecast then
+CALLS = {
+    "flux": (  # 1024 x 1024 pixels
+        lambda: {
+            "hidden_states": tensor(1, 4096, 64),
+            "encoder_hidden_states": tensor(1, 512, 4096),
+            "pooled_projections": tensor(1, 768),
+            "timestep": time(1),
+            "guidance": time(1),
+            "img_ids": tensor(4096, 3),
+            "txt_ids": tensor(512, 3),
+        },
+        (1, 4096, 3072),
+    ),
+    "sd3-5": (  # 1024 x 1024 pixels, both guidance branches in a batch
+        lambda: {
+            "hidden_states": tensor(2, 16, 128, 128),
+            "encoder_hidden_states": tensor(2, 77 + 256, 4096),
+            "pooled_projections": tensor(2, 2048),
+            "timestep": time(2),
+        },
+        (2, 4096, 2432),
+    ),
+    "sdxl": (  # 1024 x 1024 pixels, both guidance branches in a batch
+        lambda: {
+            "sample": tensor(2, 4, 128, 128),
+            "timestep": time(()),
+            "encoder_hidden_states": tensor(2, 77, 2048),
+            "added_cond_kwargs": {"text_embeds": tensor(2, 1280), "time_ids": tensor(2, 6)},
+        },
+        (2, 320, 128, 128),
+    ),
+    "hunyuan": (  # 544 x 960 pixels, 61 frames
+        lambda: {
+            "hidden_states": tensor(1, 16, 16, 68, 120),
+            "encoder_hidden_states": tensor(1, 256, 4096),
+            "encoder_attention_mask": torch.empty(1, 256, dtype=torch.long, device="meta"),
+            "pooled_projections": tensor(1, 768),
+            "timestep": time(1),
+            "guidance": tensor(1),
+        },
+        (1, 32640, 3072),
+    ),
+    "wan14b": (  # 480 x 832 pixels, 81 frames, one guidance branch a call
+        lambda: {
+            "hidden_states": tensor(1, 16, 21, 60, 104),
+            "encoder_hidden_states": tensor(1, 512, 4096),
+            "timestep": time(1),
+        },
+        (1, 32760, 5120),
+    ),
+}
+CALLS["wan1-3b"] = (CALLS["wan14b"][0], (1, 32760, 1536))
+
+
+def shapes_alone(name, site):
+    """Two computed steps and a skipped one on the meta device (a gate would need numbers): the kept features."""
+    pipe, (call, _) = only_denoiser(name), CALLS[name]
+    ((part, denoiser),) = denoisers(pipe).items()
+    schedule = partial(schedules.mask, steps=[0, 1])
+    outputs = []
+    with torch.no_grad(), cached(pipe, schedule=schedule, forecaster=TAYLOR, site=site, num_steps=3) as session:
+        for step in range(3):
+            outputs.append(denoiser(**call(), return_dict=False)[0])
+            session.callback(None, step, None, {})
+    assert session.computed_steps == [0, 1]
+    assert len({(out.shape, out.dtype) for out in outputs}) == 1
+    buffers = session.branches[(part, 0)].buffers
+    assert session.cache_bytes == sum(buffer.bytes for buffer in buffers.values())
+    return {slot: [(tuple(row.shape), row.dtype) for row in buffer.rows] for slot, buffer in buffers.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_forecast_at_the_full_size(name):
+    assert shapes_alone(name, LastBlock()) == {"stack": [(CALLS[name][1], torch.bfloat16)] * 2}
+
+
+@pytest.mark.parametrize(
+    "name,slots",
+    [("flux", 19 * 4 + 38), ("sd3-5", 37 * 4 + 3), ("hunyuan", 20 * 4 + 40), ("wan14b", 40 * 3)],
+)
+def test_every_module_of_the_full_size_is_forecast(name, slots):
+    kept = shapes_alone(name, Modules())
+    assert len(kept) == slots and all(len(rows) == 2 for rows in kept.values())
+    assert {shape[-1] for rows in kept.values() for shape, _ in rows} == {CALLS[name][1][-1]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small copies of the same files, run for real
+
+CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIP |= {"projection_dim": 32, "vocab_size": 2048}
+T5 = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 2048}
+VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
+SMALLER = {
+    "CLIPTextModel": CLIP,
+    "CLIPTextModelWithProjection": CLIP,
+    "T5EncoderModel": T5,
+    "UMT5EncoderModel": T5,
+    "LlamaModel": {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "vocab_size": 2048,
+    },
+    "AutoencoderKL": VAE,
+    "AutoencoderKLHunyuanVideo": VAE,
+    "AutoencoderKLWan": {"base_dim": 8, "num_res_blocks": 1},
+    "FluxTransformer2DModel": {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "num_attention_heads": 1,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 32,
+    },
+    "SD3Transformer2DModel": {
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 32,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 16,
+    },
+    "UNet2DConditionModel": {
+        "block_out_channels": [8, 16, 16],
+        "attention_head_dim": [1, 2, 2],
+        "transformer_layers_per_block": [1, 1, 2],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 64,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+    },
+    "HunyuanVideoTransformer3DModel": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "rope_axes_dim": [4, 6, 6],
+        "text_embed_dim": 64,
+        "pooled_projection_dim": 32,
+    },
+    "WanTransformer3DModel": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "ffn_dim": 64,
+        "text_dim": 64,
+    },
+}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """configs/architectures with fewer layers and channels, everything else as it is."""
+    for name in NAMES:
+        given = architecture(name)
+        for config in given["parts"].values():
+            config |= SMALLER.get(config["_class_name"], {})
+        (tmp_path / f"{name}.json").write_text(json.dumps(given))
+    monkeypatch.setattr(architectures, "FOLDER", tmp_path)
+
+
+def draw(pipe, prompt="a red ring", **more):
+    """Two steps at 64 x 64 pixels: frames, or one image, as numbers in 0..1."""
+    video = "Video" in type(pipe).__name__ or "Wan" in type(pipe).__name__
+    arguments = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"} | more
+    arguments |= {"num_frames": 5} if video else {}
+    out = pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **arguments)
+    return out.frames[0] if video else out.images
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_copy_runs_through_the_unchanged_call(small, name):
+    state = torch.get_rng_state()
+    pipe = random_pipeline(name, dtype="float32", device="cpu")
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
+    picture = draw(pipe)
+    assert picture.shape == (5 if name in ("hunyuan", "wan14b", "wan1-3b") else 1, 64, 64, 3)
+    assert np.isfinite(picture).all() and picture.std() > 0
+    with cached(
+        pipe,
+        schedule=partial(schedules.mask, steps=[0]),
+        forecaster=forecasters.reuse,
+        site=LastBlock(),
+        num_steps=2,
+    ) as session:
+        skipped = draw(pipe, callback_on_step_end=session.callback)
+    assert session.computed_steps == [0] and np.isfinite(skipped).all()
+    torch.rand(1)
+    assert np.array_equal(draw(random_pipeline(name, dtype="float32", device="cpu")), picture)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_dtypes_are_those_of_from_pretrained(small, tmp_path, name, dtype):
+    pipe = random_pipeline(name, dtype=dtype, device="cpu")
+    for part, module in models(pipe).items():
+        if part in architecture(name).get("dtype", {}):
+            continue
+        module.save_pretrained(tmp_path / "weights")
+        loaded = type(module).from_pretrained(tmp_path / "weights", torch_dtype=getattr(torch, dtype))
+        ours, theirs = (
+            {key: t.dtype for key, t in [*m.named_parameters(), *m.named_buffers()]} for m in (module, loaded)
+        )
+        assert ours == theirs, part
+        assert not module.training
+
+
+def test_weights_are_made_in_their_dtype(small, monkeypatch):
+    """A model that only fits once must not pass through float32 first."""
+    made, reset = set(), torch.nn.Linear.reset_parameters
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda m: (made.add(m.weight.dtype), reset(m)))
+    for name in ("flux", "hunyuan"):
+        random_pipeline(name, dtype="bfloat16", device="cpu")
+    assert made == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_runs(small, name):
+    pipe = random_pipeline(name, dtype="float16" if name == "sdxl" else "bfloat16", device="cpu")
+    assert np.isfinite(draw(pipe)).all()
+
+
+def test_wan_keeps_its_norms_and_vae_in_float32(small):
+    pipe = random_pipeline("wan14b", dtype="bfloat16", device="cpu")
+    block = pipe.transformer.blocks[0]
+    assert (block.attn1.to_q.weight.dtype, block.norm2.weight.dtype) == (torch.bfloat16, torch.float32)
+    assert (pipe.vae.dtype, pipe.text_encoder.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_the_llama_stand_in_leaves_tokens_after_the_template(small):
+    """With none left the text refiner would divide by zero, and all that follows be NaN."""
+    pipe = random_pipeline("hunyuan", dtype="float32", device="cpu")
+    with torch.no_grad():
+        embeddings, pooled, mask = pipe.encode_prompt("a red ring")
+    assert embeddings.shape == (1, 256, 64) and mask.sum() > 0 and torch.isfinite(embeddings).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tokenizers_take_the_real_lengths(name):
+    pipe, parts = full_size(name), architecture(name)["parts"]
+    for part, config in parts.items():
+        if part.startswith("tokenizer"):
+            assert getattr(pipe, part).model_max_length == config["model_max_length"]
+            assert len(getattr(pipe, part)) < parts[part.replace("tokenizer", "text_encoder")]["vocab_size"]
+
+
+def test_an_unknown_name_is_told_the_known_ones():
+    with pytest.raises(UserError, match="take one of flux, hunyuan, sd3-5, sdxl, wan1-3b, wan14b"):
+        random_pipeline("dalle", dtype="float32", device="meta")
