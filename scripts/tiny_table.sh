@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# Compares the algorithms on the miniature FLUX: samples, scores, table and page.
-#   bash scripts/tiny_table.sh            64 prompts, two budgets, a report each: what results/tiny/flux holds
+# Compares the algorithms on a miniature: samples, scores, table and page.
+#   bash scripts/tiny_table.sh              tiny-flux, 64 prompts, two budgets, a report each: what results/tiny/flux holds
+#   bash scripts/tiny_table.sh tiny-sd3     another one
 #   PROMPTS=8 BUDGETS=slow OUT=... REPORT=... bash scripts/tiny_table.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/tiny-flux} REPORT=${REPORT:-results/tiny/flux}
+MODEL=${1:-tiny-flux}
+PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/$MODEL} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}}
 
-row() { echo; python src/text_to_image.py model=tiny-flux total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
+row() { echo; python src/text_to_image.py model="$MODEL" total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
 
 row nocache algo=nocache
 row nocache-again algo=nocache                                   # the noise floor
 for budget in $BUDGETS; do
     case $budget in                                              # the Spectrum paper's two settings: 14 and 10 of 50 passes
-        slow) steps=14 interval=4 flex=0.75 threshold=0.12 ;;
-        fast) steps=10 interval=6 flex=3.0 threshold=0.185 ;;
+        slow) steps=14 interval=4 flex=0.75 ;;
+        fast) steps=10 interval=6 flex=3.0 ;;
+    esac
+    case $MODEL-$budget in                                       # TeaCache's thresholds that come nearest to them
+        tiny-flux-slow) threshold=0.12 ;;
+        tiny-flux-fast) threshold=0.185 ;;
+        *) threshold=0.15 ;;
     esac
     row steps-$budget algo=steps num_inference_steps=$steps
     row fora-$budget algo=fora schedule.interval=$interval

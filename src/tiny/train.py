@@ -71,7 +71,7 @@ def train_vae(student: Student, cfg, device) -> None:
 
 def train_judge(student: Student, cfg, device) -> tuple[Judge, dict]:
     """Train the reader on rendered pictures, half of them through the VAE with noisy latents, so that it forgives the
-    decoder's softness but not a wrong shape. Returns it with its accuracy on 1,000 held-out captions."""
+    decoder's softness but not a wrong shape. Returns it with its accuracy on held-out captions."""
     recipe, vae, judge = cfg.stages.judge, student.pipe.vae, Judge(cfg.stages.judge.width).to(device)
 
     def pictures(scenes, rng, strength):
@@ -99,8 +99,8 @@ def train_judge(student: Student, cfg, device) -> tuple[Judge, dict]:
     fit("judge", judge, loss, steps=recipe.steps, lr=recipe.lr, work=Path(cfg.shared), ema=0.99)
     rng = np.random.default_rng((cfg.seed, 6))
     rows = {"rendered": [], "through_the_vae": []}
-    for _ in range(20):
-        scenes = _scenes(rng, 50, cfg, held=True)
+    for _ in range(0, recipe.captions, 20):
+        scenes = _scenes(rng, 20, cfg, held=True)
         images, soft, _ = pictures(scenes, rng, 0.0)
         for name, seen in (("rendered", judge.read(images)), ("through_the_vae", judge.read(soft))):
             rows[name] += [check(s, z) for s, z in zip(scenes, seen, strict=True)]

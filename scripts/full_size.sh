@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Times, speedups, skipped-step cost and memory at full size on a GPU, with random weights: no download needed, and no
+# quality figure comes of it.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b [key=value ...]
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+MODEL=${1:?name a model: flux, sd3-5, sdxl, hunyuan, wan14b or wan1-3b}; shift
+case $MODEL in
+    hunyuan | wan*) entry=src/text_to_video.py ;;
+    *) entry=src/text_to_image.py ;;
+esac
+OUT=${OUT:-output_samples_full_size/$MODEL} REPORT=${REPORT:-results/full_size/$MODEL} PROMPTS=${PROMPTS:-3}
+EXTRA=("$@")
+
+row() { echo; python $entry model="$MODEL" model.init=random total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@" "${EXTRA[@]}"; }
+
+row nocache algo=nocache
+row nocache-again algo=nocache
+row spectrum-14 algo=spectrum
+row spectrum-10 algo=spectrum flex_window=3.0
+row spectrum-w0.5-10 algo=spectrum algo.w=0.5 flex_window=3.0
+row taylorseer-last-10 algo=taylorseer schedule=adaptive_window site=last_block flex_window=3.0
+row reuse-10 algo=reuse flex_window=3.0
+echo
+python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
+python src/report.py "$OUT"/* reference="$OUT/nocache" out="$REPORT"
