@@ -27,6 +27,8 @@ def test_commands_name_scripts_and_keys_that_exist(command):
         assert (ROOT / words[1]).is_file()
     if words[1:2] == ["src/text_to_image.py"] and "algo=lagrange" not in words:
         check_words("base", words[2:])
+    if words[1:2] == ["src/text_to_video.py"]:
+        check_words("video", words[2:])
     if words[1:2] == ["src/calibrate.py"]:
         check_words("calibrate", words[2:])
     if words[1:2] == ["src/evaluate.py"]:

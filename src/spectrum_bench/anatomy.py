@@ -75,6 +75,15 @@ ANATOMY = {
         modulated=_time_embedding,
     ),
     "Flux2Transformer2DModel": Anatomy(image=lambda leaving, entering: leaving[:, -entering.shape[1] :]),
+    "ZImageTransformer2DModel": Anatomy(stacks=("layers",)),  # refiners have the same block; the epilogue gets text too
+    "BriaTransformer2DModel": Anatomy(stacks=("transformer_blocks", "single_transformer_blocks")),
+}
+
+TEXT_FIRST = TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
+CORRECTED = {  # blocks that diffusers' registry describes wrongly, or leaves out
+    "BriaTransformerBlock": TEXT_FIRST,
+    "BriaSingleTransformerBlock": TEXT_FIRST,
+    "ZImageTransformerBlock": TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
 }
 
 
@@ -84,6 +93,8 @@ def anatomy(denoiser: nn.Module) -> Anatomy:
 
 def block_io(block: nn.Module):
     """Where a block's streams are among its arguments and outputs (diffusers' TransformerBlockMetadata)."""
+    if type(block).__name__ in CORRECTED:
+        return CORRECTED[type(block).__name__]
     TransformerBlockRegistry._register()
     return TransformerBlockRegistry._registry.get(type(block), TransformerBlockMetadata(return_hidden_states_index=0))
 

@@ -78,14 +78,27 @@ class _Entry(_StandIn):
         if self.session.computing:
             self.entering = hidden
             return self.module(*args, **kwargs)
-        hidden = self.site.restore(hidden, self.session.branch.forecast("stack"))
+        forecast = self.session.branch.forecast("stack")
+        if forecast.shape != hidden.shape:
+            raise ValueError(
+                f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(forecast.shape)} to "
+                f"{tuple(hidden.shape)} in a run"
+            )
+        hidden = self.site.restore(hidden, forecast)
         if self.anatomy.answer is not None:
             return self.anatomy.answer(hidden)
         return _outputs(self.module, hidden, given)
 
     def leave(self, block, args, output):
         """After the last block of a computed step: keep the feature."""
+        if self.entering is None:
+            raise ValueError(f"{type(block).__name__} cannot be skipped: the model does not begin with its first block")
         leaving = self.anatomy.image(_hidden(block, output), self.entering)
+        if leaving.shape != self.entering.shape:
+            raise ValueError(
+                f"{type(block).__name__} cannot be skipped: it gives {tuple(leaving.shape)} where the first block gets "
+                f"{tuple(self.entering.shape)}; say in ANATOMY which stacks count, or which tokens are the image's"
+            )
         self.session.branch.store("stack", self.site.feature(self.entering, leaving))
         self.entering = None
 
@@ -108,7 +121,9 @@ class _Stack(nn.Module):
         return len(self.blocks)
 
     def __getitem__(self, index):
-        return self.blocks[index]
+        if isinstance(index, slice):
+            raise ValueError(f"{type(self.blocks[0]).__name__} cannot be skipped: the model runs its blocks in slices")
+        return self.blocks[index]  # the model may read of a block what it likes
 
     def __iter__(self):
         blocks = iter(self.blocks)
@@ -130,6 +145,25 @@ def _bypass(site, denoiser, anatomy, session, undo):
             setattr(denoiser, name, _Stack(part, session, None if i else entry))
         else:
             setattr(denoiser, name, _Through(part, session))
+    first = next(iter(parts.values()))
+    if isinstance(first, nn.ModuleList) and len(first) > 1:
+        _untouched(first[0], first[1], undo)
+
+
+def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
+    """What the second block gets must be what the first gave: a skipped step would do to the forecast whatever the
+    model does between them (a ControlNet's residuals, VACE's hints)."""
+    given: list[Tensor] = []
+
+    def keep(block, args, output):
+        given[:] = [_hidden(block, output)]
+
+    def check(block, args, kwargs):
+        if given and _by_name(block, args, kwargs)["hidden_states"] is not given.pop():
+            raise ValueError(f"{type(block).__name__} cannot be skipped: the model changes what it gets from the first")
+
+    undo.callback(first.register_forward_hook(keep).remove)
+    undo.callback(second.register_forward_pre_hook(check, with_kwargs=True).remove)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
