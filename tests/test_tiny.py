@@ -164,6 +164,19 @@ def test_tokenizers_know_every_word_and_survive_any_text():
         assert len(clip(text, truncation=True, max_length=16).input_ids) <= 16
 
 
+def test_every_tokenizer_has_one_token_a_word_and_is_made_alike_every_time():
+    words = parts.WORDS + parts.MOVING_WORDS
+    for make, extra in ((parts.clip_tokenizer, 2), (parts.t5_tokenizer, 1), (parts.llama_tokenizer, 1)):
+        tokenizer = make(words, 20)
+        assert tokenizer.get_vocab() == make(words, 20).get_vocab()
+        for scene in world.draw_scenes(np.random.default_rng(0), 100, held=False, moving=True):
+            caption = str(scene)
+            ids = tokenizer(caption, padding="max_length").input_ids
+            assert sum(i != tokenizer.pad_token_id for i in ids[1:]) + 1 == len(caption.split()) + extra - (extra == 2)
+            assert ids[-1] == tokenizer.pad_token_id  # on the right
+            assert tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True).split() == caption.split()
+
+
 def test_training_goes_on_exactly_where_it_stopped(tmp_path):
     """Ten steps at once and five, a restart, five more end in the same weights, bit for bit."""
 

@@ -1,11 +1,11 @@
 """The untrained pieces of a miniature pipeline: tokenizers made from the world's words, and small models."""
 
-import json
+from collections import Counter
 
 import diffusers
 import transformers
 from diffusers import DiffusionPipeline
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTokenizer, LlamaTokenizer, T5Tokenizer
 
@@ -23,21 +23,28 @@ MOVING_WORDS = sorted({"moving", *world.MOTIONS} - set(WORDS))  # which only cap
 # Tokenizers: each word of the world is one token
 
 
+def _merges(words: list[list[str]]) -> list[tuple[str, str]]:
+    """Byte-pair merges, each word given by its characters, until every word is one piece: the most frequent pair
+    first, of equals the first in the alphabet. (The trainer of `tokenizers` breaks ties by chance.)"""
+    words, merges = [list(w) for w in words], []
+    while any(len(w) > 1 for w in words):
+        pairs = Counter(pair for w in words for pair in zip(w, w[1:], strict=False))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for w in words:
+            for i in range(len(w) - 2, -1, -1):
+                if tuple(w[i : i + 2]) == best:
+                    w[i : i + 2] = ["".join(best)]
+    return merges
+
+
 def clip_tokenizer(words: list[str], length: int) -> CLIPTokenizer:
     """BPE learnt on `words` until each is one token; any other text falls back to bytes."""
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    ends = [f"{c}</w>" for c in sorted(alphabet)]
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    bpe.train_from_iterator(
-        words,
-        trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>"),
-    )
-    learnt = json.loads(bpe.to_str())["model"]
-    pieces = sorted(learnt["vocab"], key=learnt["vocab"].get)
-    pieces += [end for end in ends if end not in learnt["vocab"]] + ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in learnt["merges"]], model_max_length=length)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = _merges([[*word[:-1], f"{word[-1]}</w>"] for word in words])
+    pieces = [*alphabet, *(f"{c}</w>" for c in alphabet), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
 def t5_tokenizer(words: list[str], length: int) -> T5Tokenizer:
@@ -48,18 +55,13 @@ def t5_tokenizer(words: list[str], length: int) -> T5Tokenizer:
 
 def llama_tokenizer(words: list[str], length: int) -> LlamaTokenizer:
     """BPE learnt on `words`, after a mark for the blank before each, until each is one token; bytes for the rest."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    bpe.train_from_iterator([f"▁{w}" for w in words], trainers.BpeTrainer(vocab_size=10_000, min_frequency=1))
-    learnt = json.loads(bpe.to_str())["model"]
-    pieces = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{i:02X}>" for i in range(256))]
-    pieces += sorted(learnt["vocab"], key=learnt["vocab"].get)
+    merges = _merges([list(f"▁{word}") for word in words])
+    letters = sorted({c for word in words for c in f"▁{word}"})
+    pieces = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *map("".join, merges)]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     return LlamaTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)},
-        merges=[tuple(m) for m in learnt["merges"]],
-        pad_token="<pad>",
-        model_max_length=length,
-    )
+        vocab=vocab, merges=merges, pad_token="<pad>", padding_side="right", add_bos_token=True, model_max_length=length
+    )  # HunyuanVideo's mask takes padding to be on the right
 
 
 TOKENIZERS = {
