@@ -148,15 +148,17 @@ def test_names_tell_rows_apart(tmp_path):
     for name, (site, forecaster) in kinds.items():
         images = fabricate.noisy(pictures, 9)
         fabricate.experiment(tmp_path / name, PROMPTS[:2], images, "taylor", 14, site=site, forecaster=forecaster)
-    fabricate.experiment(tmp_path / "d", PROMPTS[:2], fabricate.noisy(pictures, 9), "taylor", 10)
+    images = fabricate.noisy(pictures, 9)
+    same = {"site": "LastBlock", "forecaster": "taylor(order=2)", "schedule": "warm_uniform(interval=4)"}
+    fabricate.experiment(tmp_path / "d", PROMPTS[:2], images, "taylor", 10, **same)
     score(tmp_path, *"abcd")
     names = {r.experiment.name: r.name for r in build(tmp_path, *"abcd").rows}
     assert names == {
         "nocache": "reference",
         "a": "taylor Modules",
         "b": "taylor LastBlock order=1",
-        "c": "taylor LastBlock order=2",
-        "d": "taylor",  # alone with 10 passes
+        "c": "taylor LastBlock order=2 adaptive window",
+        "d": "taylor LastBlock order=2 warm uniform",
     }
 
 

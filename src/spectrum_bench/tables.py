@@ -143,18 +143,20 @@ def measure(row: Row, reference: Row) -> None:
 
 
 def give_names(rows: list[Row]) -> None:
-    """Call each method by its algorithm, and by what sets it apart from others of that name and as many passes."""
+    """Call each method by its algorithm, and by what sets it apart from others of that name."""
     for row in rows:
         row.name = row.role if row.role == "noise floor" else row.figures["algo"]
     for key in ("site", "forecaster", "schedule", "experiment"):
-        crowds: dict[tuple, list[Row]] = {}
+        crowds: dict[str, list[Row]] = {}
         for row in rows:
-            crowds.setdefault((row.name, row.passes), []).append(row)
+            crowds.setdefault(row.name, []).append(row)
         for crowd in crowds.values():
             words = [re.findall(r"[^(),\s]+", row.figures[key]) for row in crowd]  # name(a=1, b=2) -> name a=1 b=2
+            if len({own[0] for own in words}) == len(words):
+                words = [own[:1] for own in words]  # uniform, adaptive_window: no arguments needed
             shared = set.intersection(*map(set, words))
             for row, own in zip(crowd, words, strict=True):
-                row.name = " ".join([row.name, *(word for word in own if word not in shared)])
+                row.name = " ".join([row.name, *(word.replace("_", " ") for word in own if word not in shared)])
 
 
 def mark_best(rows: list[Row]) -> None:
