@@ -3,20 +3,18 @@
 from collections import Counter
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
-from spectrum_bench import forecasters, schedules
+from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.cache import cached
-from spectrum_bench.schedules import Accumulated
 from spectrum_bench.sites import LastBlock, Modules, StackResidual
 
 STEPS = 12
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
 TAYLOR = partial(forecasters.taylor, order=1)
 ADAPTIVE = partial(schedules.adaptive_window, window=2, flex=0.75, warmup=3)
-GATE = Accumulated(threshold=0.2, polynomial=[1.0, 0.0])
+GATE = partial(gates.accumulated, threshold=0.2, polynomial=[1.0, 0.0])
 
 
 def sample(pipe, prompts=("a red ring",), seed=0, steps=STEPS, callback=None, **extra):
@@ -55,7 +53,7 @@ def block_calls(pipe):
 )
 def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipe, site, extra):
     plain = sample(random_pipe, **extra)
-    for schedule in (schedules.full, Accumulated(threshold=1e-12, polynomial=[1.0])):
+    for schedule in (schedules.full, partial(gates.accumulated, threshold=1e-12, polynomial=[1.0])):
         image, session = run(random_pipe, SITES[site], schedule, **extra)
         assert session.computed_steps == list(range(STEPS))
         assert torch.equal(image, plain)
@@ -213,9 +211,8 @@ def test_the_gate_reads_the_modulated_input(random_pipe):
         plain = list(modulated)
     finally:
         handle.remove()
-    decide = GATE.start(STEPS)
-    changes = [np.nan] + [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(plain, plain[1:], strict=False)]
-    first_skip = [decide(s, c) for s, c in enumerate(changes)].index(False)
+    memory = {}
+    first_skip = [GATE(s, STEPS, {"modulated": x}, memory) for s, x in enumerate(plain)].index(False)
     _, session = run(random_pipe, StackResidual(), GATE, forecasters.reuse)
     assert session.computed_steps[: first_skip + 1] == [*range(first_skip), session.computed_steps[first_skip]]
     assert first_skip not in session.computed_steps and session.computed_steps[-1] == STEPS - 1

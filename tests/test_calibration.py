@@ -1,11 +1,13 @@
 """Fitting TeaCache's polynomial."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from spectrum_bench import calibration
-from spectrum_bench.jobs import UserError
+from spectrum_bench.jobs import Job, UserError
 
 
 def test_a_polynomial_is_found_again():
@@ -19,7 +21,7 @@ def test_a_polynomial_is_found_again():
 def test_changes_are_those_of_an_uncached_run(random_pipe):
     """Against the epilogue's inputs of a plain run, and a gate that is asked once a step."""
     arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
-    x, y = calibration.changes(random_pipe, "a red ring", 0, 6, arguments)
+    x, y = calibration.changes(random_pipe, Job("", 0, "a red ring", 0), 6, arguments)
     seen, transformer = [], random_pipe.transformer
     handle = transformer.norm_out.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
     try:
@@ -32,8 +34,9 @@ def test_changes_are_those_of_an_uncached_run(random_pipe):
 
 
 @pytest.mark.parametrize("r2", [0.79, 0.81])
-def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tmp_path, monkeypatch, capsys, r2):
+def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tmp_path, monkeypatch, r2):
     (tmp_path / "p.txt").write_text("a red ring\n")
+    monkeypatch.setattr(calibration, "CALIBRATION", tmp_path)
     monkeypatch.setattr(calibration, "fit_polynomial", lambda x, y, degree: ([1.0, 0.0], r2))
     words = [f"model.repo={weights}", f"prompt_file={tmp_path}/p.txt", "num_inference_steps=4"]
     cfg = compose(*words, config_name="calibrate")
@@ -42,4 +45,38 @@ def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tm
             calibration.main(cfg)
     else:
         calibration.main(cfg)
-        assert "polynomial: [1.00000000e+00, 0.00000000e+00]" in capsys.readouterr().out
+        found = json.loads((tmp_path / "teacache" / "tiny-flux.json").read_text())
+        assert found["polynomial"] == [1.0, 0.0] and found["r2"] == r2
+        assert found["prompts"] == f"1 of {tmp_path}/p.txt" and found["steps"] == 4 and found["weights"]
+    assert r2 > 0.8 or not (tmp_path / "teacache").exists()
+
+
+def test_magcache_ratios_are_those_of_the_residual(random_pipe):
+    """Against the blocks' input and output of a plain run."""
+    arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
+    jobs = [Job("", i, f"a {word} ring", i) for i, word in enumerate(("red", "blue"))]
+    found = calibration.magcache(random_pipe, jobs, 5, arguments)["ratios"]
+    each, transformer = [], random_pipe.transformer
+    for job in jobs:
+        entering, leaving = [], []
+        handles = [
+            transformer.x_embedder.register_forward_hook(lambda m, a, out, e=entering: e.append(out.clone())),
+            transformer.norm_out.register_forward_pre_hook(lambda m, args, e=leaving: e.append(args[0].clone())),
+        ]
+        generator = torch.Generator().manual_seed(job.seed)
+        random_pipe(job.prompt, num_inference_steps=5, generator=generator, **arguments)
+        for handle in handles:
+            handle.remove()
+        norms = [(b - a).norm(dim=-1) for a, b in zip(entering, leaving, strict=True)]
+        each.append([float((b / a).mean()) for a, b in zip(norms, norms[1:], strict=False)])
+    np.testing.assert_allclose(found, [1.0, *np.mean(each, 0)], atol=1e-4)
+
+
+def test_an_algorithm_that_needs_no_measuring_is_refused(compose):
+    with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache"):
+        calibration.main(compose("algo=fora", config_name="calibrate"))
+
+
+def test_published_constants_have_a_source():
+    for path in calibration.CALIBRATION.rglob("*.json"):
+        assert json.loads(path.read_text())["source"], path

@@ -40,7 +40,9 @@ def plain(cfg):
 @pytest.mark.parametrize("model", GROUPS["model"])
 @pytest.mark.parametrize("algo", GROUPS["algo"])
 def test_every_model_and_algorithm_builds(compose, model, algo):
-    cfg = plain(compose(f"model={model}", f"algo={algo}", "model.teacache.polynomial=[1,0]"))
+    words = [f"model={model}", f"algo={algo}"]
+    words += {"teacache": ["schedule.polynomial=[1,0]"], "magcache": ["schedule.ratios=[1,1]"]}.get(algo, [])
+    cfg = plain(compose(*words))
     algorithm = build(cfg)
     assert algorithm.name == algo == labels(cfg)["algo"]
     if not schedules.is_gate(algorithm.schedule):
@@ -51,8 +53,13 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
 @pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
 def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site):
-    words = [f"algo={algo}", f"schedule={schedule}", f"site={site}", "model.teacache.polynomial=[1,0]"]
-    words += ["schedule.steps=[0,1,9]"] if schedule == "mask" else []
+    words = [f"algo={algo}", f"schedule={schedule}", f"site={site}"]
+    words += {"mask": ["schedule.steps=[0,1,9]"], "magcache": ["schedule.ratios=[1,1]"]}.get(schedule, [])
+    fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"
+    if fronts or (schedule, site) == ("accumulated", "output_residual"):
+        with pytest.raises(UserError, match="observes the f"):
+            build(plain(compose(*words)))
+        return
     algorithm = build(plain(compose(*words)))
     assert type(algorithm.site).__name__.lower() == site.replace("_", "")
 
@@ -128,8 +135,8 @@ def test_a_key_that_nobody_reads_is_refused(compose, words, said):
         (["algo=nocache", "site=modules"], "belong together"),
         (["schedule=mask", "schedule.steps=[1,2]"], "step 0 must be computed"),
         (["schedule=mask", "schedule.steps=[0,99]"], "from 0 to 49"),
-        (["algo=teacache", "model.teacache.polynomial=null"], "no TeaCache polynomial"),
-        (["algo=teacache", "schedule.threshold=-1", "model.teacache.polynomial=[1,0]"], "threshold must be a number"),
+        (["algo=teacache", "model=sdxl"], "no constants for teacache"),
+        (["algo=teacache", "schedule.threshold=-1"], "threshold must be a number"),
         (["algo.w=2"], "algo.w"),
         (["algo.lam=0"], "algo.lam"),
         (["algo.m=2.5"], "algo.m"),

@@ -20,7 +20,14 @@ ALL = {
     "taylor2": partial(forecasters.taylor, order=2, warmup=5),
     "chebyshev": partial(forecasters.chebyshev_ridge, degree=4, ridge=0.1, steps=T),
     "spectrum": partial(forecasters.spectrum, degree=4, ridge=0.1, blend=0.5, steps=T),
+    "hermite": partial(forecasters.hermite, order=2, sigma=0.5, warmup=5),
+    "lagrange": partial(forecasters.lagrange, order=3),
+    "adams": partial(forecasters.adams_bashforth, order=2),
+    "foca": forecasters.foca,
+    "aligned": partial(forecasters.aligned, least=1.0, most=1.5),
 }
+KEPT = {"reuse": 1, "taylor1": 2, "taylor2": 3, "chebyshev": 14, "spectrum": 14}  # most rows held at a time
+KEPT |= {"hermite": 3, "lagrange": 4, "adams": 3, "foca": 11}
 rng = np.random.default_rng(0)
 
 
@@ -148,12 +155,13 @@ def test_forgetting_rows_of_weight_zero_changes_no_forecast():
     """A session keeps only what the next step would read; every later forecast must be the same as from all rows."""
     from spectrum_bench.cache import Branch
 
-    for name, forecaster in ALL.items():
+    for name in KEPT:
+        forecaster = ALL[name]
         mask = schedules.adaptive_window(T, window=2, flex=0.75, warmup=5)
-        branch = Branch(lambda step, _, mask=mask: bool(mask[step]), forecaster)
+        branch = Branch(forecaster)
         H, times, most = rng.standard_normal((T, 6)), [], 0
         for step in range(T):
-            branch.begin(step)
+            branch.begin(step, bool(mask[step]))
             if branch.computing:
                 times.append(step)
                 branch.store("x", torch.from_numpy(H[step]))
@@ -161,7 +169,7 @@ def test_forgetting_rows_of_weight_zero_changes_no_forecast():
             else:
                 expected = forecaster(np.array(times, float), step) @ H[times]
                 np.testing.assert_allclose(branch.forecast("x").numpy(), expected, atol=1e-9)
-        assert most == {"reuse": 1, "taylor1": 2, "taylor2": 3, "chebyshev": 14, "spectrum": 14}[name]
+        assert most == KEPT[name]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -186,3 +194,90 @@ def test_a_buffer_owns_its_memory_and_refuses_another_shape():
     assert buffer.rows[0].untyped_storage().nbytes() == buffer.bytes == 64 * 8 * 4
     with pytest.raises(ValueError, match="changed"):
         buffer.append(torch.randn(1, 32, 8))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HiCache, Lagrange, Adams-Bashforth, FoCa, DiCache
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("chebyshev", "spectrum")])
+def test_constants_are_kept(name):
+    for count in range(1, len(SLOW)):
+        for t in range(SLOW[count - 1] + 1, SLOW[count]):
+            assert ALL[name](np.array(SLOW[:count], float), t).sum() == pytest.approx(1)
+
+
+def test_hermite_by_hand():
+    """sigma 0.5: x / 2 times the first difference, (x^2 / 4 - 1 / 2) / 2 times the second."""
+    w = forecasters.hermite(np.array([0.0, 1.0, 2.0]), 5.0, order=2, sigma=0.5)
+    first, second = np.array([0, -1, 1]), np.array([1, -2, 1])
+    np.testing.assert_allclose(w, [0, 0, 1] + 1.5 * first + (9 / 4 - 1 / 2) / 2 * second)
+    times = np.array(SLOW, float)
+    same = forecasters.hermite(times, 49, order=1, sigma=math.sqrt(0.5))
+    np.testing.assert_allclose(same, forecasters.taylor(times, 49, order=1))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_lagrange_is_exact_on_polynomials_of_its_degree(order):
+    polynomial = np.polynomial.Polynomial(rng.standard_normal(order + 1))
+    times = np.array([0, 1, 4, 6, 11, 19], float)
+    assert forecasters.lagrange(times, 23.0, order=order) @ polynomial(times) == pytest.approx(polynomial(23.0))
+
+
+@pytest.mark.parametrize(
+    "order,published", [(1, [2, -1]), (2, [5 / 2, -2, 1 / 2]), (3, [35 / 12, -13 / 4, 7 / 4, -5 / 12])]
+)
+def test_adams_bashforth_has_the_textbook_coefficients(order, published):
+    """One interval ahead on uniform steps, newest first: y + h (3/2 f_n - 1/2 f_{n-1}), f by differences."""
+    w = forecasters.adams_bashforth(np.arange(6.0) * 4, 24.0, order=order)
+    np.testing.assert_allclose(w[::-1][: len(published)], published)
+    assert not w[::-1][len(published) :].any()
+
+
+def test_adams_bashforth_of_order_one_is_taylors():
+    times = np.array(SLOW, float)
+    w = forecasters.adams_bashforth(times, 49.0, order=1)
+    np.testing.assert_allclose(w, forecasters.taylor(times, 49.0, order=1), atol=1e-12)
+
+
+def test_foca_is_its_equations_step_by_step():
+    """Eqs. 6 to 8 of arXiv:2508.16211 on tensors, one unit step after the other, predicted values in the window."""
+    H, full = rng.standard_normal((len(SLOW), 5)), None
+    F = {}  # value at each step, computed or predicted
+    for step in range(T):
+        if step in SLOW:
+            done = SLOW.index(step) + 1
+            F[step] = H[done - 1]
+            if done > 1:
+                full = (H[done - 1] - H[done - 2]) / (SLOW[done - 1] - SLOW[done - 2])
+            continue
+        now, before = F[step - 1], F[step - 2]
+        forecast = 4 / 3 * now - 1 / 3 * before + 2 / 3 * (now - before)  # eq. 7
+        slope = (3 * forecast - 4 * now + before) / 2  # eq. 6
+        F[step] = now + (full + slope) / 2  # eq. 8
+        ours = forecasters.foca(np.array(SLOW[:done], float), float(step)) @ H[:done]
+        np.testing.assert_allclose(ours, F[step], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("now,gamma", [(1.0, 1.0), (2.5, 1.25), (9.0, 1.5)])
+def test_aligned_goes_as_far_as_the_probe(now, gamma):
+    """The probe's residual went from 0 to 2 between the two computed steps; now it is at `now`."""
+    memory = {"residuals": [torch.zeros(3), torch.full((3,), 2.0)], "residual": torch.full((3,), now)}
+    w = forecasters.aligned(np.array([0.0, 3.0, 7.0]), 9.0, least=1.0, most=1.5, memory=memory)
+    np.testing.assert_allclose(w, [0, 1 - gamma, gamma])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(forecasters.hermite, order=2, sigma=0),
+        partial(forecasters.hermite, order=-1, sigma=0.5),
+        partial(forecasters.lagrange, order=1.5),
+        partial(forecasters.adams_bashforth, order=-1),
+        partial(forecasters.aligned, least=0.5, most=1.5),
+        partial(forecasters.aligned, least=2, most=1.5),
+    ],
+)
+def test_more_senseless_constants_raise(make):
+    with pytest.raises(ValueError, match="order must|sigma|least"):
+        make(np.arange(4.0), 5.0)

@@ -7,19 +7,32 @@ import pytest
 import torch
 from conftest import recipe
 
-from spectrum_bench import forecasters, schedules
+from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.anatomy import stacks
 from spectrum_bench.cache import cached, denoisers
-from spectrum_bench.schedules import Accumulated
-from spectrum_bench.sites import LastBlock, Modules, StackResidual
+from spectrum_bench.sites import LastBlock, Modules, OutputResidual, StackResidual, TailResidual
 
 STEPS = 6
 TAYLOR = partial(forecasters.taylor, order=1)
 MASK = partial(schedules.mask, steps=[0, 1, 4])
-GATE = Accumulated(threshold=0.05, polynomial=[1.0, 0.0])
-SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
+GATE = partial(gates.accumulated, threshold=0.05, polynomial=[1.0, 0.0])
+SITES = {
+    "last_block": LastBlock(),
+    "stack_residual": StackResidual(),
+    "tail_residual": TailResidual(),
+    "output_residual": OutputResidual(),
+    "modules": Modules(),
+}
+ALIGNED = partial(forecasters.aligned, least=1.0, most=1.5)
+DYNAMIC = {  # as in configs/algo
+    "teacache": (StackResidual(), partial(gates.accumulated, polynomial=[1.0, 0.0]), forecasters.reuse),
+    "fbcache": (TailResidual(), gates.first_block, forecasters.reuse),
+    "easycache": (OutputResidual(), partial(gates.easycache, first=2), forecasters.reuse),
+    "dicache": (StackResidual(front=1), partial(gates.dicache, retention=0.2), ALIGNED),
+    "cgtaylor": (LastBlock(front=1), partial(gates.confidence, first=1), TAYLOR),
+}
 NAMES = ("flux", "sd3", "sdxl", "hunyuan", "wan")
-PAIRS = [(name, site) for name in NAMES for site in SITES if (name, site) != ("sdxl", "modules")]
+PAIRS = [(n, site) for n in NAMES for site in SITES if n != "sdxl" or site not in ("modules", "tail_residual")]
 CALLS = {"wan": 2}  # network calls a step; the others batch their guidance or have none
 
 
@@ -59,7 +72,7 @@ def blocks(pipe):
 def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipes, name, site):
     pipe = random_pipes(name)
     plain = sample(pipe, name)
-    for schedule in (schedules.full, Accumulated(threshold=1e-12, polynomial=[1.0])):
+    for schedule in (schedules.full, partial(gates.easycache, threshold=0, first=1)):
         out, session = run(pipe, name, SITES[site], schedule)
         assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
 
@@ -76,7 +89,7 @@ def test_a_b_a_and_nothing_stays(random_pipes, name, site):
         ]
 
     before = inventory()
-    for schedule in (MASK, GATE):
+    for schedule in (MASK, GATE) if SITES[site].runs_blocks and site != "tail_residual" else (MASK,):
         first, one = run(pipe, name, SITES[site], schedule)
         run(pipe, name, SITES[site], schedule, prompts=("a blue star", "a square"), seed=7, steps=5)
         again, two = run(pipe, name, SITES[site], schedule)
@@ -163,3 +176,92 @@ def test_two_denoisers_keep_their_own_features(random_pipes):
     assert starts["transformer", 0] == starts["transformer", 1] == [0]
     assert starts["transformer_2", 0] == starts["transformer_2", 1] and len(starts["transformer_2", 0]) == 1
     assert starts["transformer_2", 0][0] > 0
+
+
+def skipping(pipe, name, site, gate, forecaster):
+    """The gate at a threshold that skips some steps of this random network, and what it then computes."""
+    for threshold in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+        _, session = run(pipe, name, site, partial(gate, threshold=threshold), forecaster)
+        if len(session.computed_steps) < STEPS:
+            return partial(gate, threshold=threshold), session.computed_steps
+    raise AssertionError("it never skips")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("algo", DYNAMIC)
+def test_gates_skip_and_leave_nothing(random_pipes, name, algo):
+    """Never-skip at threshold 0; else skipped steps run the front blocks alone, and A, B, A gives A."""
+    pipe, (site, gate, forecaster) = random_pipes(name), DYNAMIC[algo]
+    if name == "sdxl" and getattr(site, "front", 0):
+        with pytest.raises(ValueError, match="no front blocks"):
+            run(pipe, name, site, partial(gate, threshold=0.1), forecaster)
+        return
+    plain = sample(pipe, name)
+    out, session = run(pipe, name, site, partial(gate, threshold=0), forecaster)
+    assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
+
+    gate, computed = skipping(pipe, name, site, gate, forecaster)
+    calls = Counter()
+    handles = [b.register_forward_hook(lambda m, a, o, i=i: calls.update([i])) for i, b in enumerate(blocks(pipe))]
+    try:
+        first, one = run(pipe, name, site, gate, forecaster)
+    finally:
+        for handle in handles:
+            handle.remove()
+    run(pipe, name, site, gate, forecaster, prompts=("a blue star", "a square"), seed=7, steps=5)
+    again, two = run(pipe, name, site, gate, forecaster)
+    assert torch.equal(first, again) and one.computed_steps == two.computed_steps
+    assert one.computed_steps == computed and not torch.equal(first, plain)
+    front, passes = getattr(site, "front", 0), sum(len(branch.computed) for branch in one.branches.values())
+    whole = STEPS * CALLS.get(name, 1)
+    assert [calls[i] for i in range(len(blocks(pipe)))] == [whole if i < front else passes for i in range(len(calls))]
+
+
+def test_the_second_guidance_branch_follows_where_the_method_says_so(random_pipes):
+    """EasyCache decides on Wan's first call of a step; the first-block gate on each for itself."""
+    site, gate, forecaster = DYNAMIC["easycache"]
+    _, session = run(random_pipes("wan"), "wan", site, partial(gate, threshold=0.3), forecaster)
+    cond, uncond = session.branches.values()
+    assert cond.computed == uncond.computed and "latent" in cond.memory and not uncond.memory
+    site, gate, forecaster = DYNAMIC["fbcache"]
+    _, session = run(random_pipes("wan"), "wan", site, partial(gate, threshold=0.3), forecaster)
+    assert all("added" in branch.memory for branch in session.branches.values())
+
+
+def test_a_gate_s_tensors_count_as_cache(random_pipes):
+    """FLUX, first-block: 64 tokens of 128 floats, once as the gate's reference and once as the cached residual."""
+    site, gate, forecaster = DYNAMIC["fbcache"]
+    _, session = run(random_pipes("flux"), "flux", site, partial(gate, threshold=0.3), forecaster)
+    assert session.cache_bytes == 2 * 64 * 128 * 4
+
+
+def test_the_tail_residual_adds_to_what_the_front_block_gave(random_pipes):
+    pipe, front, given = random_pipes("flux"), [], []
+    handles = [
+        blocks(pipe)[0].register_forward_hook(lambda m, a, out: front.append(out[1].clone())),
+        denoiser(pipe).norm_out.register_forward_pre_hook(lambda m, args: given.append(args[0].clone())),
+    ]
+    try:
+        run(pipe, "flux", TailResidual(), partial(schedules.mask, steps=[0, 1]), forecasters.reuse, steps=3)
+    finally:
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(given[2] - front[2], given[1] - front[1], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(front[2], front[1])
+
+
+def test_the_output_residual_adds_to_the_latent(random_pipes):
+    pipe, given, gave = random_pipes("flux"), [], []
+    handles = [
+        denoiser(pipe).register_forward_pre_hook(
+            lambda m, args, kwargs: given.append(kwargs["hidden_states"].clone()), with_kwargs=True
+        ),
+        denoiser(pipe).register_forward_hook(lambda m, args, out: gave.append(out[0].clone())),
+    ]
+    try:
+        run(pipe, "flux", OutputResidual(), partial(schedules.mask, steps=[0, 1]), forecasters.reuse, steps=3)
+    finally:
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(gave[2] - given[2], gave[1] - given[1], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(given[2], given[1])

@@ -175,9 +175,9 @@ def test_other_weights_under_the_same_name_are_kept_out(compose, words, tmp_path
         run.main(compose(*words))
 
 
-def test_a_footnote_or_a_polynomial_does_not_make_another_experiment(compose, words, capsys):
+def test_a_footnote_does_not_make_another_experiment(compose, words, capsys):
     run.main(compose(*words))
-    run.main(compose(*words, "model.note=changed", "model.teacache.polynomial=[1,0]"))
+    run.main(compose(*words, "model.note=changed"))
     assert "2 samples, 2 of them finished" in capsys.readouterr().out
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spectrum_bench import schedules
-from spectrum_bench.schedules import Accumulated, adaptive_window, mask, plan, uniform
+from spectrum_bench.schedules import adaptive_window, mask, plan, uniform
 
 GOLDEN = {  # (T, window, flex, warmup): computed steps
     (50, 2, 0.75, 5): [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46],
@@ -57,18 +57,26 @@ def test_full_uniform_and_mask():
     assert mask(6, steps=[0, 3, 3]).tolist() == [True, False, False, True, False, False]
 
 
-def test_accumulated_by_hand():
-    """p(x) = 2x, threshold 1: sums .4 .8 1.2! | .6 1.2! | .2 and the last step is forced."""
-    decide = Accumulated(threshold=1.0, polynomial=[2.0, 0.0]).start(8)
-    changes = [float("nan"), 0.2, 0.2, 0.2, 0.3, 0.3, 0.1, 0.1]
-    assert [decide(s, x) for s, x in enumerate(changes)] == [True, False, False, True, False, True, False, True]
-
-
-def test_a_gate_starts_anew_for_every_sample():
-    gate = Accumulated(threshold=1.0, polynomial=[1.0, 0.0])
-    first = gate.start(50)
-    assert [first(s, 0.9) for s in range(3)] == [True, False, True]
-    assert [gate.start(50)(s, 0.9) for s in range(2)] == [True, False]
+def test_magcache_by_hand():
+    """Products of 1.1: errors .1 | .1 + .21 | .1 + .21 + .331, so that 0.35 skips two in a row."""
+    rule = {"threshold": 0.35, "longest": 9, "retention": 0.2}
+    up = schedules.magcache(10, ratios=[1.0] + [1.1] * 9, **rule)
+    assert up.nonzero()[0].tolist() == [0, 1, 4, 7]
+    assert schedules.magcache(10, ratios=[1.0] + [1.1] * 9, **rule | {"longest": 1}).nonzero()[0].tolist() == [
+        0,
+        1,
+        3,
+        5,
+        7,
+        9,
+    ]
+    assert schedules.magcache(10, ratios=[1.0] + [1.1] * 9, **rule | {"threshold": 0}).all()
+    kept = schedules.magcache(10, ratios=[1.0] * 10, **rule, always=[5])
+    assert kept.nonzero()[0].tolist() == [0, 1, 5]
+    assert schedules.magcache(19, ratios=[1.0] * 10, **rule, always=[5])[[10, 11]].tolist() == [
+        True,
+        False,
+    ]  # 19 steps, 10 ratios
 
 
 @pytest.mark.parametrize(
@@ -83,18 +91,18 @@ def test_a_gate_starts_anew_for_every_sample():
         lambda: uniform(50, interval=0),
         lambda: uniform(50, interval=2.7),
         lambda: mask(50, steps=5),
-        lambda: Accumulated(threshold="x", polynomial=[1.0]),
-        lambda: Accumulated(threshold=1.0, polynomial=[1.0, "x"]),
+        lambda: schedules.magcache(50, ratios=[1.0, "x"], threshold=0.1, longest=3, retention=0.1),
+        lambda: schedules.magcache(50, ratios=[1.0], threshold=0.1, longest=0, retention=0.1),
+        lambda: schedules.magcache(50, ratios=[1.0], threshold=-1, longest=1, retention=0.1),
+        lambda: schedules.magcache(50, ratios=None, threshold=0.1, longest=3, retention=0.1),
         lambda: mask(50, steps=[0, 50]),
         lambda: mask(50, steps=[0, 1.5]),
         lambda: plan(lambda T: mask(T, steps=[1, 2]), 50),
         lambda: plan(lambda T: np.ones(T), 50),
         lambda: plan(lambda T: np.ones(T + 1, bool), 50),
         lambda: plan(schedules.full, 0),
-        lambda: Accumulated(threshold=0, polynomial=[1.0]),
-        lambda: Accumulated(threshold=1, polynomial=None),
     ],
 )
 def test_senseless_schedules_raise(make):
-    with pytest.raises(ValueError, match="must|no TeaCache polynomial"):
+    with pytest.raises(ValueError, match="must|no constants"):
         make()

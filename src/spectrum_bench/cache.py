@@ -15,38 +15,36 @@ from torch import Tensor, nn
 
 from .anatomy import anatomy
 from .features import FeatureBuffer
-from .forecasters import Weights
-from .schedules import Decide, Schedule, is_gate, starter
-from .sites import Site
+from .forecasters import Weights, reads_memory
+from .gates import POINTS, WHERE
+from .schedules import Schedule, plan
+from .sites import Site, latent
 
 
 class Branch:
     """What one guidance branch of one denoiser remembers: its decisions and its cached features."""
 
-    def __init__(self, decide: Decide, forecaster: Weights):
-        self.decide, self.forecaster = decide, forecaster
+    def __init__(self, forecaster: Weights):
+        self.forecaster = forecaster
         self.computing = True
         self.computed: list[int] = []
         self.times: list[int] = []  # of the rows still kept
         self.buffers: defaultdict[str, FeatureBuffer] = defaultdict(FeatureBuffer)
         self.weights: np.ndarray | None = None
-        self.signal: Tensor | None = None
+        self.memory: dict = {}  # the gate's own
+        self.output: Tensor | None = None  # the denoiser's newest, where a gate observes it
 
-    def begin(self, step: int, signal: Tensor | None = None) -> None:
-        """Decide whether to compute the step; if not, find the weights of its forecast."""
-        change = float("nan")
-        if signal is not None:
-            if self.signal is not None:
-                change = float((signal - self.signal).abs().mean() / self.signal.abs().mean())
-            self.signal = signal
-        self.computing = self.decide(step, change) or not self.times
+    def begin(self, step: int, computing: bool) -> None:
+        """Note the decision; find the weights of a skipped step's forecast."""
+        self.computing = computing or not self.times
         if self.computing:
             self.computed.append(step)
             self.times.append(step)
             ahead = self.forecaster(np.array(self.times, float), step + 1)
             del self.times[: np.argmax(ahead != 0)]  # what the next forecast would not read, none will
         else:
-            self.weights = self.forecaster(np.array(self.times, float), step)
+            known = {"memory": self.memory} if reads_memory(self.forecaster) else {}
+            self.weights = self.forecaster(np.array(self.times, float), step, **known)
 
     def store(self, slot: str, feature: Tensor) -> None:
         buffer = self.buffers[slot]
@@ -56,18 +54,31 @@ class Branch:
     def forecast(self, slot: str) -> Tensor:
         return self.buffers[slot].combine(self.weights)
 
+    @property
+    def bytes(self) -> int:
+        held = [self.output, *self.memory.values()]
+        held = [tensor for entry in held for tensor in (entry if isinstance(entry, list) else [entry])]
+        known = {id(tensor): tensor.nbytes for tensor in held if isinstance(tensor, Tensor)}
+        return sum(known.values()) + sum(buffer.bytes for buffer in self.buffers.values())
+
 
 class Session:
     """The clock and the branches of one pipeline call."""
 
     def __init__(self, schedule: Schedule, forecaster: Weights, num_steps: int):
-        self._gated, self._start = is_gate(schedule), starter(schedule, num_steps)
+        self._schedule, self._mask = schedule, plan(schedule, num_steps)
+        declared = getattr(schedule, "func", schedule)
+        self._observes = declared.observes if self._mask is None else ()
+        self._shared = self._mask is None and declared.shared
+        self._point = max((WHERE[name] for name in self._observes), key=POINTS.index, default="call")
         self._forecaster = forecaster
         self.num_steps = num_steps
         self.step = 0
         self.call = -1  # how many times the denoiser ran in this step, less one: 0 cond, 1 uncond
         self.branches: dict[tuple[str, int], Branch] = {}
         self.branch: Branch | None = None  # the one now running
+        self.leader: Branch | None = None  # the first of this denoiser in this step
+        self.seen: dict[str, Tensor | None] = {}  # what the gate observes, in this step and branch
         self.cache_bytes = 0  # the most held at the end of a step
 
     @property
@@ -79,29 +90,41 @@ class Session:
         """Steps at which any branch ran the whole network."""
         return sorted({step for branch in self.branches.values() for step in branch.computed})
 
-    def begin_call(self, name: str) -> None:
-        """A denoiser is about to run: find its branch and, where no signal is needed, decide."""
+    def begin_call(self, name: str, latent: Tensor) -> None:
+        """A denoiser is about to run on `latent`: find its branch."""
         if self.step >= self.num_steps:
             raise RuntimeError(f"the pipeline takes more than the {self.num_steps} steps it was announced with")
         self.call += 1
         key = (name, self.call)
         if key not in self.branches:
-            self.branches[key] = Branch(self._start(), self._forecaster)
-        self.branch = self.branches[key]
-        if not self._gated:
-            self.branch.begin(self.step)
+            self.branches[key] = Branch(self._forecaster)
+        self.branch, self.leader, self.seen = self.branches[key], self.branches.get((name, 0)), {}
+        self.arrive("call", latent=lambda: latent, output=lambda: self.branch.output)
 
-    def begin_blocks(self, signal: Callable[[], Tensor]) -> None:
-        """The first block is about to run: gates decide here, by the signal."""
-        if self._gated:
-            self.branch.begin(self.step, signal())
+    def arrive(self, point: str, **observables: Callable[[], Tensor | None]) -> None:
+        """The denoiser has come to one of POINTS: look at what the gate observes there; decide at the last."""
+        for name, look in observables.items():
+            if name in self._observes:
+                self.seen[name] = look()
+        if point != self._point:
+            return
+        if self._mask is not None:
+            computing = bool(self._mask[self.step])
+        elif self._shared and self.leader is not self.branch:
+            computing = self.leader.computing
+        else:
+            computing = self._schedule(self.step, self.num_steps, self.seen, self.branch.memory)
+        self.branch.begin(self.step, computing)
+        self.seen = {}
+
+    def end_call(self, output: Tensor) -> None:
+        """A denoiser has run."""
+        if "output" in self._observes and self.computing:
+            self.branch.output = output
 
     def callback(self, pipe, step: int, timestep, tensors: dict) -> dict:
         """Pass this as the pipeline's `callback_on_step_end`: it moves the clock."""
-        branches = self.branches.values()
-        held = sum(buffer.bytes for branch in branches for buffer in branch.buffers.values())
-        held += sum(branch.signal.nbytes for branch in branches if branch.signal is not None)
-        self.cache_bytes = max(self.cache_bytes, held)
+        self.cache_bytes = max(self.cache_bytes, sum(branch.bytes for branch in self.branches.values()))
         self.step, self.call = step + 1, -1
         return tensors
 
@@ -120,8 +143,12 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
     session = Session(schedule, forecaster, num_steps)
     with ExitStack() as undo:
         for name, denoiser in denoisers(pipe).items():
-            begin = denoiser.register_forward_pre_hook(lambda *_, name=name: session.begin_call(name))
-            undo.callback(begin.remove)
+
+            def begin(module, args, kwargs, name=name):
+                session.begin_call(name, latent(module, args, kwargs))
+
+            undo.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            undo.callback(denoiser.register_forward_hook(lambda module, args, out: session.end_call(out[0])).remove)
             if site is not None:
                 site.attach(denoiser, anatomy(denoiser), session, undo)
         yield session

@@ -1,75 +1,127 @@
-"""What a model must be measured for before a gate can run on it."""
+"""What a model must be measured for before some algorithms can run on it: configs/calibration/<algo>/<model>.json."""
+
+import json
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from .cache import cached
-from .cli import check_values
-from .jobs import UserError, make_jobs, read_prompts
+from .cli import CALIBRATION, check_values
+from .gates import moved, observing
+from .generate import environment
+from .jobs import UserError, make_jobs, read_prompts, write_atomically
 from .models import identify, load_pipeline, locate
-from .sites import LastBlock
+from .sites import LastBlock, Site, StackResidual
 
 
-class _Recorder:
-    """A gate that computes every step and keeps the changes it was shown."""
-
-    def __init__(self):
-        self.changes: list[float] = []
-
-    def start(self, T: int):
-        def decide(step: int, change: float) -> bool:
-            self.changes.append(change)
-            return True
-
-        return decide
+@observing()
+def always(step, T, seen, memory) -> bool:
+    return True
 
 
-def changes(pipe, prompt: str, seed: int, num_steps: int, arguments: dict) -> tuple[np.ndarray, np.ndarray]:
+@observing("modulated")
+def recorder(step, T, seen, memory, *, changes: list) -> bool:
+    """Computes every step and keeps how far TeaCache's signal moved."""
+    changes.append(moved(memory, "modulated", seen["modulated"]))
+    return True
+
+
+def trajectory(pipe, job, num_steps: int, arguments: dict, gate: Callable, site: Site) -> list[torch.Tensor]:
+    """The site's feature at every step of one uncached sample, in float32."""
+    keep_all = lambda times, t: np.ones(len(times))  # noqa: E731
+    with cached(pipe, schedule=gate, forecaster=keep_all, site=site, num_steps=num_steps) as session:
+        generator = torch.Generator().manual_seed(job.seed)
+        on_step = {"num_inference_steps": num_steps, "callback_on_step_end": session.callback}
+        pipe(job.prompt, generator=generator, output_type="latent", **on_step, **arguments)
+    branch = next(iter(session.branches.values()))
+    return [row.float() for row in branch.buffers["stack"].rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One function a method: (pipe, jobs, num_steps, arguments, degree) -> what its schedule reads from the file
+
+
+def teacache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 4) -> dict:
+    """TeaCache's polynomial (arXiv:2411.19108, section 3.3): from the relative L1 changes of the timestep-modulated
+    input to those of the block stack's output, by least squares over the steps of all samples.
+
+    Raises:
+        UserError: R^2 below 0.8, when the signal does not tell how far the output moves.
+    """
+    pairs = [changes(pipe, job, num_steps, arguments) for job in jobs]
+    x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    polynomial, r2 = fit_polynomial(x, y, degree)
+    print(f"{len(jobs)} prompts x {num_steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
+    if r2 < 0.8:
+        raise UserError(
+            f"R^2 = {r2:.3f} is below 0.8: this signal does not predict this model's output; nothing written"
+        )
+    return {"r2": round(r2, 4), "polynomial": polynomial, "first": 1, "last": 1}
+
+
+def changes(pipe, job, num_steps: int, arguments: dict) -> tuple[np.ndarray, np.ndarray]:
     """Relative L1 changes from each step to the next, (T - 1,) each: of the timestep-modulated input and of the block
     stack's output, along one uncached trajectory."""
-    signal = _Recorder()
-    keep_all = lambda times, t: np.ones(len(times))  # noqa: E731
-    with cached(pipe, schedule=signal, forecaster=keep_all, site=LastBlock(), num_steps=num_steps) as session:
-        generator = torch.Generator().manual_seed(seed)
-        pipe(
-            prompt,
-            num_inference_steps=num_steps,
-            generator=generator,
-            callback_on_step_end=session.callback,
-            **arguments,
-        )
-    rows = [row.float() for row in session.branch.buffers["stack"].rows]
+    signal: list[float] = []
+
+    @observing("modulated")
+    def gate(step, T, seen, memory):
+        return recorder(step, T, seen, memory, changes=signal)
+
+    rows = trajectory(pipe, job, num_steps, arguments, gate, LastBlock())
     output = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(rows, rows[1:], strict=False)]
-    return np.array(signal.changes[1:]), np.array(output)
+    return np.array(signal[:num_steps][1:]), np.array(output)
 
 
 def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[float], float]:
-    """Least-squares polynomial, highest power first, and its R^2 (TeaCache, arXiv:2411.19108, section 3.3)."""
+    """Least-squares polynomial, highest power first, and its R^2."""
     polynomial = np.polyfit(x, y, degree)
     r2 = 1 - np.sum((np.polyval(polynomial, x) - y) ** 2) / np.sum((y - y.mean()) ** 2)
     return [float(c) for c in polynomial], float(r2)
 
 
+def magcache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 0) -> dict:
+    """MagCache's ratios (arXiv:2506.09045): of the norm of a token's stack residual to that of the step before, mean
+    over tokens, here also over prompts (its authors take one); the first is 1."""
+    each = np.array([ratios(trajectory(pipe, job, num_steps, arguments, always, StackResidual())) for job in jobs])
+    mean, spread = each.mean(0), np.abs(each - each.mean(0)).max()
+    print(f"{len(jobs)} prompts x {num_steps} steps: ratios {mean.min():.4f} to {mean.max():.4f}")
+    print(f"no prompt is further than {spread:.4f} from the mean: the method stands on that being small")
+    return {"ratios": [round(float(r), 5) for r in mean], "spread": round(float(spread), 5)}
+
+
+def ratios(rows: list[torch.Tensor]) -> list[float]:
+    norms = [row.norm(dim=-1) for row in rows]
+    return [1.0] + [float((b / a).mean()) for a, b in zip(norms, norms[1:], strict=False)]
+
+
+METHODS = {"teacache": teacache, "magcache": magcache}
+
+
 def main(cfg: DictConfig) -> None:
-    """Fit TeaCache's polynomial for a model and print the line for its YAML.
+    """Measure a model for one algorithm and write what that algorithm's schedule reads.
 
     Raises:
-        UserError: R^2 below 0.8, when the signal does not tell how far the output moves.
+        UserError: an algorithm that needs no measuring, or one whose signal says nothing about this model.
     """
+    algo = cfg.algo.name
+    if algo not in METHODS:
+        raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
     check_values(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    model, steps = plain["model"], cfg.num_inference_steps
+    model, steps = OmegaConf.to_container(cfg, resolve=True)["model"], cfg.num_inference_steps
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
-    identify(model)
+    weights = identify(model)
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(cfg.threads)
     pipe = load_pipeline(model, device)
-    pairs = [changes(pipe, j.prompt, j.seed, steps, model["arguments"]) for j in make_jobs(prompts, cfg.seed, {})]
-    x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    polynomial, r2 = fit_polynomial(x, y, cfg.degree)
-    print(f"{len(prompts)} prompts x {steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
-    if r2 < 0.8:
-        raise UserError(f"R^2 = {r2:.3f} is below 0.8: this signal does not predict the output of {model['name']}")
-    print(f"put this line below teacache in configs/model/{model['name']}.yaml:")
-    print(f"  polynomial: [{', '.join(f'{c:.8e}' for c in polynomial)}]")
+    found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg.degree)
+    measured = {"source": f"python src/calibrate.py algo={algo} model={model['name']}", "weights": weights}
+    measured |= {"prompts": f"{len(prompts)} of {cfg.prompt_file}", "seed": cfg.seed, "steps": steps}
+    known = environment(device, cfg.threads)
+    measured |= {"device": known["device"], "versions": known["versions"], "git_sha": known["git_sha"]}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in (measured | found).items()]
+    path = CALIBRATION / algo / f"{model['name']}.json"
+    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    print(f"written to {path}: algo={algo} model={model['name']} reads it")

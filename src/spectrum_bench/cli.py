@@ -1,6 +1,7 @@
 """What entry scripts share: Hydra's command line, and errors of one line."""
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +16,16 @@ from .jobs import UserError
 from .models import LOADERS, ROOT
 
 CONFIGS = str(ROOT / "configs")
+CALIBRATION = ROOT / "configs" / "calibration"
+
+
+def calibrated(method: str, key: str, default=None, *, _root_):
+    """${calibrated:<method>,<key>}: what the composed model was measured for, or the default."""
+    path = CALIBRATION / method / f"{_root_.model.name}.json"
+    return json.loads(path.read_text(encoding="utf-8")).get(key, default) if path.exists() else default
+
+
+OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
 
 
 def hydra_entry(config_name: str, main: Callable):

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# Model settings that describe: they decide no pixel by themselves (a gate's polynomial is one of its arguments).
-DESCRIPTIVE = {"judge", "note", "teacache"}
+# Model settings that describe: they decide no pixel.
+DESCRIPTIVE = {"judge", "note"}
 
 
 class UserError(Exception):

@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from . import forecasters, schedules
+from . import forecasters, gates, schedules
 from .cli import check_values
 from .jobs import (
     DESCRIPTIVE,
@@ -104,6 +104,8 @@ def build(plain: dict):
             raise ValueError(f"algo={plain['algo']['name']} caches nothing, so schedule=full is the only one for it")
         if site is not None and forecaster is None:
             raise ValueError(f"site and forecaster belong together: algo={plain['algo']['name']} has no forecaster")
+        if mask is None:
+            gates.check(schedule, plain["num_inference_steps"], site)
         forecaster = forecaster or forecasters.reuse
         forecaster(np.arange(3.0), 4.0)
     except (InstantiationException, ValueError, TypeError) as error:

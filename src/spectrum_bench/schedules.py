@@ -1,17 +1,12 @@
-"""When to compute: at which of the T denoising steps the network really runs.
-
-A *mask* is a pure function of T. A *gate* reads one number a step, how far its signal moved since the step before,
-and is asked step by step. Step 0 is the noisiest.
-"""
+"""When to compute, known before the model runs: a *mask* over the T denoising steps, step 0 the noisiest. What is
+decided while it runs is a *gate*, in gates.py."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 Mask = np.ndarray  # (T,) bool, True = compute
-Decide = Callable[[int, float], bool]  # (step, relative change of the signal) -> compute?
 
 
 def full(T: int) -> Mask:
@@ -58,54 +53,48 @@ def mask(T: int, *, steps: Sequence[int]) -> Mask:
     return out
 
 
-@dataclass(frozen=True)
-class Accumulated:
-    """TeaCache (arXiv:2411.19108, eq. 7; ali-vilab/TeaCache@7c10efc): compute when the rescaled relative L1 changes of
-    the timestep-modulated input, summed since the last computed step, reach `threshold`.
+def magcache(T: int, *, ratios: Sequence[float], threshold: float, longest: int, retention: float, always=()) -> Mask:
+    """MagCache (arXiv:2506.09045, Zehong-Ma/MagCache): skip while |1 - product of the `ratios` since the last computed
+    step|, summed over the steps skipped, is at most `threshold`: how far the stack's residual has shrunk or grown.
 
-    Attributes:
-        threshold: in units of relative change of the block stack's output.
-        polynomial: highest power first; estimates that change from the signal's. Fitted for one model, see
-            src/calibrate.py: another model's polynomial is another method.
-        first, last: how many steps at either end are computed in any case.
+    Args:
+        ratios: mean ratio of the residual's norm from each step to the next, the first 1: measured once for a model,
+            since it hardly depends on the prompt. Another T takes the nearest entry.
+        longest: most steps skipped in a row.
+        retention: share of the steps that are computed at the beginning.
+        always: entries of `ratios` whose steps are computed in any case.
+
+    Raises:
+        ValueError: constants that make no sense, or no ratios for this model.
     """
-
-    threshold: float
-    polynomial: Sequence[float]
-    first: int = 1
-    last: int = 1
-
-    def __post_init__(self):
-        _number("threshold", self.threshold, 1e-12)
-        if not self.polynomial:
-            raise ValueError("this model has no TeaCache polynomial yet: fit one with src/calibrate.py model=<model>")
-        for coefficient in self.polynomial:
-            _number("polynomial", coefficient, -math.inf)
-        _whole(first=self.first)
-        _number("last", self.last, 0)
-
-    def start(self, T: int) -> Decide:
-        """A fresh decision function for one sample and one guidance branch."""
-        total = 0.0
-
-        def decide(step: int, change: float) -> bool:
-            nonlocal total
-            if self.first <= step < T - self.last:
-                total += float(np.polyval(self.polynomial, change))
-                if total < self.threshold:
-                    return False
-            total = 0.0
-            return True
-
-        return decide
+    if not ratios:
+        raise ValueError(
+            "this model has no constants for magcache yet, and another model's would make another method: "
+            "measure them with python src/calibrate.py algo=magcache model=<model>"
+        )
+    for ratio in ratios:
+        _number("ratios", ratio, 0)
+    _number("threshold", threshold, 0)
+    _number("retention", retention, 0)
+    _whole(longest=longest)
+    out, ratio, error, skipped = np.ones(T, bool), 1.0, 0.0, 0
+    for step in range(max(1, math.floor(retention * T + 0.5)), T):
+        entry = round(step * (len(ratios) - 1) / max(T - 1, 1))
+        ratio, skipped = ratio * ratios[entry], skipped + 1
+        error += abs(1 - ratio)
+        if error <= threshold and skipped <= longest and entry not in always:
+            out[step] = False
+        else:
+            ratio, error, skipped = 1.0, 0.0, 0
+    return out
 
 
-Schedule = Callable[[int], Mask] | Accumulated
+Schedule = Callable[[int], Mask] | Callable[..., bool]  # a mask, or a gate
 
 
 def is_gate(schedule: Schedule) -> bool:
-    """Whether the schedule decides by a signal that only the running model can give."""
-    return hasattr(schedule, "start")
+    """Whether the schedule decides by what only the running model can tell."""
+    return hasattr(getattr(schedule, "func", schedule), "observes")
 
 
 def plan(schedule: Schedule, T: int) -> Mask | None:
@@ -124,14 +113,6 @@ def plan(schedule: Schedule, T: int) -> Mask | None:
     if not out[0]:
         raise ValueError("step 0 must be computed: there is nothing to forecast it from")
     return out
-
-
-def starter(schedule: Schedule, T: int) -> Callable[[], Decide]:
-    """Makes decision functions, one for each guidance branch."""
-    steps = plan(schedule, T)
-    if steps is None:
-        return lambda: schedule.start(T)
-    return lambda: lambda step, change: bool(steps[step])
 
 
 def _whole(**values: int) -> None:

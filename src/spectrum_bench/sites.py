@@ -5,14 +5,18 @@ on a computed step it stores, on a skipped one it answers with the session's for
 import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from .anatomy import Anatomy, block_io, stacks
 
 
 class Site(Protocol):
+    runs_blocks: bool  # at least as far as to the first block's input, at every step
+
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session, undo: ExitStack) -> None:
         """Put the stand-ins in place and push onto `undo` what takes them out again."""
 
@@ -23,12 +27,19 @@ class Site(Protocol):
 
 @dataclass(frozen=True)
 class LastBlock:
-    """The last block's output, image tokens only: what enters the epilogue (Spectrum, arXiv:2603.01623)."""
+    """The last block's output, image tokens only: what enters the epilogue (Spectrum, arXiv:2603.01623).
 
-    def feature(self, entering: Tensor, leaving: Tensor) -> Tensor:
+    Attributes:
+        front: blocks at the beginning that run at every step, for gates that observe them.
+    """
+
+    front: int = 0
+    runs_blocks = True
+
+    def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         return leaving
 
-    def restore(self, entering: Tensor, forecast: Tensor) -> Tensor:
+    def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
         return forecast
 
     def attach(self, denoiser, anatomy, session, undo):
@@ -37,12 +48,33 @@ class LastBlock:
 
 @dataclass(frozen=True)
 class StackResidual:
-    """What all blocks together add to the embedded latent (TeaCache, arXiv:2411.19108)."""
+    """What all blocks together add to the embedded latent (TeaCache, arXiv:2411.19108; with front=1 DiCache,
+    arXiv:2508.17356)."""
 
-    def feature(self, entering: Tensor, leaving: Tensor) -> Tensor:
+    front: int = 0
+    runs_blocks = True
+
+    def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
+        return leaving - embedded
+
+    def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
+        return embedded + forecast
+
+    def attach(self, denoiser, anatomy, session, undo):
+        _bypass(self, denoiser, anatomy, session, undo)
+
+
+@dataclass(frozen=True)
+class TailResidual:
+    """What the blocks behind the front ones add (first-block cache: chengzeyi/ParaAttention, diffusers@58eb52c)."""
+
+    front: int = 1
+    runs_blocks = True
+
+    def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         return leaving - entering
 
-    def restore(self, entering: Tensor, forecast: Tensor) -> Tensor:
+    def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
         return entering + forecast
 
     def attach(self, denoiser, anatomy, session, undo):
@@ -64,27 +96,37 @@ class _StandIn(nn.Module):
 
 
 class _Entry(_StandIn):
-    """Stands in for the first block: on a skipped step it gives the whole stack's answer."""
+    """Stands in for the first block that can be skipped: on a skipped step it gives the whole stack's answer."""
 
-    def __init__(self, block: nn.Module, session, site: LastBlock | StackResidual, anatomy: Anatomy):
+    def __init__(self, block: nn.Module, session, site: LastBlock | StackResidual | TailResidual, anatomy: Anatomy):
         super().__init__(block, session)
         self.site, self.anatomy = site, anatomy
-        self.entering: Tensor | None = None
+        self.embedded: Tensor | None = None
+        self.entering: Tensor | None = None  # (B, L, D); (B, D, H, W) in a U-Net
+
+    def embed(self, block, args, kwargs):
+        """Before the first block: what gates observe there."""
+        given = _by_name(block, args, kwargs)
+        self.embedded = given["hidden_states"]
+        _observe(self.session, self.anatomy, block, given)
 
     def forward(self, *args, **kwargs):
         given = _by_name(self.module, args, kwargs)
-        hidden = given["hidden_states"]  # (B, L, D); (B, D, H, W) in a U-Net
-        self.session.begin_blocks(lambda: _modulated(self.module, self.anatomy, given))
+        if not self.site.front:
+            self.embed(self.module, args, kwargs)
+        embedded, entering = self.embedded, given["hidden_states"]
+        self.session.arrive("front", probe=lambda: entering)
         if self.session.computing:
-            self.entering = hidden
+            self.entering = entering
             return self.module(*args, **kwargs)
+        self.embedded = None
         forecast = self.session.branch.forecast("stack")
-        if forecast.shape != hidden.shape:
+        if forecast.shape != entering.shape:
             raise ValueError(
                 f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(forecast.shape)} to "
-                f"{tuple(hidden.shape)} in a run"
+                f"{tuple(entering.shape)} in a run"
             )
-        hidden = self.site.restore(hidden, forecast)
+        hidden = self.site.restore(embedded, entering, forecast)
         if self.anatomy.answer is not None:
             return self.anatomy.answer(hidden)
         return _outputs(self.module, hidden, given)
@@ -99,8 +141,8 @@ class _Entry(_StandIn):
                 f"{type(block).__name__} cannot be skipped: it gives {tuple(leaving.shape)} where the first block gets "
                 f"{tuple(self.entering.shape)}; say in ANATOMY which stacks count, or which tokens are the image's"
             )
-        self.session.branch.store("stack", self.site.feature(self.entering, leaving))
-        self.entering = None
+        self.session.branch.store("stack", self.site.feature(self.embedded, self.entering, leaving))
+        self.embedded = self.entering = None
 
 
 class _Through(_StandIn):
@@ -115,7 +157,7 @@ class _Stack(nn.Module):
 
     def __init__(self, blocks: nn.ModuleList, session, entry: _Entry | None):
         super().__init__()
-        self.blocks, self.session, self.entry = blocks, session, entry
+        self.blocks, self.session, self.entry = blocks, session, entry  # entry in the first list alone
 
     def __len__(self):
         return len(self.blocks)
@@ -128,6 +170,7 @@ class _Stack(nn.Module):
     def __iter__(self):
         blocks = iter(self.blocks)
         if self.entry is not None:
+            yield from islice(blocks, self.entry.site.front)
             next(blocks)
             yield self.entry  # decides, before the next line asks
         if self.session.computing:
@@ -137,7 +180,16 @@ class _Stack(nn.Module):
 def _bypass(site, denoiser, anatomy, session, undo):
     parts = {name: getattr(denoiser, name) for name in stacks(denoiser)}
     blocks = _blocks(denoiser)
-    entry = _Entry(blocks[0], session, site, anatomy)
+    first = next(iter(parts.values()))
+    if not (isinstance(site.front, int) and 0 <= site.front < (len(first) if isinstance(first, nn.ModuleList) else 1)):
+        raise ValueError(f"site.front must be a whole number below the length of the first stack, not {site.front}")
+    if site.front and anatomy.answer is not None:
+        raise ValueError(
+            f"{type(denoiser).__name__} has no front blocks that could run at every step: use another algo"
+        )
+    entry = _Entry(blocks[site.front], session, site, anatomy)
+    if site.front:
+        undo.callback(blocks[0].register_forward_pre_hook(entry.embed, with_kwargs=True).remove)
     undo.callback(blocks[-1].register_forward_hook(entry.leave).remove)
     for i, (name, part) in enumerate(parts.items()):
         undo.callback(setattr, denoiser, name, part)
@@ -145,7 +197,6 @@ def _bypass(site, denoiser, anatomy, session, undo):
             setattr(denoiser, name, _Stack(part, session, None if i else entry))
         else:
             setattr(denoiser, name, _Through(part, session))
-    first = next(iter(parts.values()))
     if isinstance(first, nn.ModuleList) and len(first) > 1:
         _untouched(first[0], first[1], undo)
 
@@ -167,6 +218,39 @@ def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Output: a skipped step runs nothing at all
+
+
+@dataclass(frozen=True)
+class OutputResidual:
+    """What the denoiser's output has more than the latent it was given (EasyCache, arXiv:2507.02860)."""
+
+    runs_blocks = False
+
+    def attach(self, denoiser, anatomy, session, undo):
+        run = denoiser.forward
+
+        def forward(*args, **kwargs):
+            x = latent(denoiser, args, kwargs)
+            if session.computing:
+                out = run(*args, **kwargs)
+                if out[0].shape != x.shape:
+                    raise ValueError(f"{type(denoiser).__name__} cannot be skipped: its output is no latent's shape")
+                session.branch.store("output", out[0] - x)
+                return out
+            v = x + session.branch.forecast("output")
+            return Transformer2DModelOutput(sample=v) if kwargs.get("return_dict", True) else (v,)
+
+        denoiser.forward = forward
+        undo.callback(delattr, denoiser, "forward")
+
+
+def latent(denoiser: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+    """What a denoiser is given: its first argument."""
+    return args[0] if args else kwargs[list(inspect.signature(type(denoiser).forward).parameters)[1]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Modules: a skipped step runs the blocks, but their attention and MLPs are forecast
 
 
@@ -175,11 +259,14 @@ class Modules:
     """Attention and MLP outputs of every block, before the gate (FORA, arXiv:2407.01425, section 3; TaylorSeer,
     arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). Norms, modulation and gates run."""
 
+    runs_blocks = True
+
     def attach(self, denoiser, anatomy, session, undo):
         blocks = _blocks(denoiser)
 
         def decide(block, args, kwargs):
-            session.begin_blocks(lambda: _modulated(block, anatomy, _by_name(block, args, kwargs)))
+            _observe(session, anatomy, block, _by_name(block, args, kwargs))
+            session.arrive("front")
 
         undo.callback(blocks[0].register_forward_pre_hook(decide, with_kwargs=True).remove)
         for i, block in enumerate(blocks):
@@ -264,6 +351,13 @@ def _outputs(block: nn.Module, hidden: Tensor, given: dict):
     out = {io.return_hidden_states_index: hidden}
     out[io.return_encoder_hidden_states_index] = given[io.encoder_hidden_states_argument_name]
     return tuple(out[i] for i in sorted(out))
+
+
+def _observe(session, anatomy: Anatomy, block: nn.Module, given: dict) -> None:
+    """What gates may want of the first block's arguments."""
+    session.arrive(
+        "blocks", entering=lambda: given["hidden_states"], modulated=lambda: _modulated(block, anatomy, given)
+    )
 
 
 def _modulated(block: nn.Module, anatomy: Anatomy, given: dict) -> Tensor:
