@@ -60,6 +60,10 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         with pytest.raises(UserError, match="observes the f"):
             build(plain(compose(*words)))
         return
+    if site == "tokens" and algo != "reuse":
+        with pytest.raises(UserError, match="token-wise caching reuses"):
+            build(plain(compose(*words)))
+        return
     algorithm = build(plain(compose(*words)))
     assert type(algorithm.site).__name__.lower() == site.replace("_", "")
 

@@ -123,3 +123,35 @@ def test_a_site_that_does_not_come_by_what_is_observed_is_refused(site):
 def test_output_residual_knows_nothing_of_blocks():
     with pytest.raises(ValueError, match="accumulated observes the first block"):
         gates.check(partial(gates.accumulated, threshold=1, polynomial=[1.0]), 50, OutputResidual())
+
+
+@pytest.mark.parametrize(
+    "rule,error,expected",
+    [  # Cache4Diffusion's defaults for FLUX and HunyuanVideo, its state machine run by hand
+        ({"threshold": 7, "decay": 0.3, "shortest": 2, "longest": 8, "first": 3}, 0.0, [0, 2, 11, 20, 29, 38, 47]),
+        ({"threshold": 7, "decay": 0.3, "shortest": 2, "longest": 8, "first": 3}, 99.0, [0, 2, *range(6, 50, 4)]),
+        ({"threshold": 1, "decay": 0.1, "shortest": 4, "longest": 12, "first": 1}, 0.0, [0, 13, 26, 39]),
+    ],
+    ids=["accepted", "rejected", "hunyuan"],
+)
+def test_speca(rule, error, expected):
+    memory, out = {}, []
+    for step in range(50):
+        if gates.speca(step, 50, {}, memory, **rule):
+            out.append(step)
+        if memory["verify"]:
+            assert step not in out
+            memory["error"] = error
+    assert out == expected
+
+
+def test_speca_s_threshold_decays_to_a_floor():
+    """7 * 0.3^(s / 50): an error of 4 is within it until step 23 and rejected from then on."""
+    rule = {"threshold": 7, "decay": 0.3, "shortest": 1, "longest": 99, "first": 1}
+    memory, out = {}, []
+    for step in range(50):
+        if gates.speca(step, 50, {}, memory, **rule):
+            out.append(step)
+        if memory["verify"]:
+            memory["error"] = 4.0
+    assert out[:2] == [0, 24]  # 7 * 0.3 ** (23 / 50) = 4.02, at 24 it is 3.93

@@ -265,3 +265,47 @@ def test_the_output_residual_adds_to_the_latent(random_pipes):
             handle.remove()
     torch.testing.assert_close(gave[2] - given[2], gave[1] - given[1], rtol=1e-4, atol=1e-4)
     assert not torch.equal(given[2], given[1])
+
+
+SPECA = {"threshold": 1.0, "decay": 1.0, "shortest": 1, "longest": 8, "first": 1}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "sdxl"])
+def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
+    """Its error is that of the forecast it made against the module run on what it was given; A, B, A; nothing stays."""
+    pipe, errors, limit = random_pipes(name), [], 1e9
+    last = blocks(pipe)[-1]
+    module = getattr(last, "proj_out", None) or getattr(last, "ffn", None) or last.ff
+    real = []
+    handle = module.register_forward_hook(lambda m, a, out: real.append(out))
+
+    @gates.observing()
+    def gate(step, T, seen, memory):
+        errors.append(memory.get("error"))
+        return gates.speca(step, T, seen, memory, **SPECA | {"threshold": limit})
+
+    before = [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+    try:
+        first, one = run(pipe, name, Modules(verify=True), gate, TAYLOR)
+    finally:
+        handle.remove()
+    each = CALLS.get(name, 1)
+    assert one.computed_steps == [0] and len(real) == each * (STEPS - 1)  # 0 computed, 1 not verified, 2 to 5 verified
+    for branch in range(each):
+        forecast, seen = real[branch], errors[branch::each]
+        expected = [gates.relative(forecast, out) for out in real[branch + each :: each]][:-1]
+        assert seen[:3] == [None] * 3 and seen[3:] == pytest.approx(expected, rel=1e-4)
+    run(pipe, name, Modules(verify=True), gate, TAYLOR, prompts=("a blue star", "a square"), seed=7, steps=5)
+    assert torch.equal(run(pipe, name, Modules(verify=True), gate, TAYLOR)[0], first)
+    assert [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()] == before
+
+
+def test_speca_redoes_the_step_itself_where_it_is_told_to(random_pipes):
+    """Immediate rejection at step 2 is the picture of a mask that computes 0 and 2."""
+    pipe, steps = random_pipes("flux"), 3
+    gate = partial(gates.speca, **SPECA | {"threshold": 1e-9, "least": 1e-9}, immediate=True)
+    ours, session = run(pipe, "flux", Modules(verify=True), gate, TAYLOR, steps=steps)
+    plain, _ = run(pipe, "flux", Modules(), partial(schedules.mask, steps=[0, 2]), TAYLOR, steps=steps)
+    assert session.computed_steps == [0, 2] and torch.equal(ours, plain)
+    never = partial(gate, threshold=1e9)
+    assert run(pipe, "flux", Modules(verify=True), never, TAYLOR, steps=steps)[1].computed_steps == [0]

@@ -14,10 +14,16 @@ class BlockModules:
     Attributes:
         cached: their outputs are what is added to the stream once gated; these are kept and forecast.
         idle: only feed a cached module, so that a skipped step need not run them.
+        attentions: for token-wise caching; the first one's scores count.
+        mlps: those with a stream of tokens of their own, at the "head" or the "tail" of the joint attention's.
+        fused: first and last layer of an MLP that is closed together with the attention.
     """
 
     cached: tuple[str, ...]
     idle: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ("attn",)
+    mlps: dict[str, str] | None = None
+    fused: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,36 @@ def _time_embedding(block: nn.Module, given: dict) -> Tensor:
     return given["temb"]
 
 
-DOUBLE = BlockModules(cached=("attn", "ff", "ff_context"))
+TEXT_THEN_IMAGE = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "tail", "ff_context": "head"})
+IMAGE_THEN_TEXT = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "head", "ff_context": "tail"})
 # one linear layer closes attention and MLP together: its output is "total" in TaylorSeer's code
-SINGLE = BlockModules(cached=("proj_out",), idle=("attn", "proj_mlp"))
+SINGLE = BlockModules(cached=("proj_out",), idle=("attn", "proj_mlp"), mlps={}, fused=("proj_mlp", "proj_out"))
 
 ANATOMY = {
     "FluxTransformer2DModel": Anatomy(
-        modulated=_first_norm, modules={"FluxTransformerBlock": DOUBLE, "FluxSingleTransformerBlock": SINGLE}
+        modulated=_first_norm, modules={"FluxTransformerBlock": TEXT_THEN_IMAGE, "FluxSingleTransformerBlock": SINGLE}
     ),
     "SD3Transformer2DModel": Anatomy(  # TeaCache's authors have none: our reading, as for FLUX
         modulated=_first_norm,
-        modules={"JointTransformerBlock": BlockModules(cached=("attn", "attn2", "ff", "ff_context"))},
+        modules={
+            "JointTransformerBlock": BlockModules(
+                cached=("attn", "attn2", "ff", "ff_context"),
+                attentions=("attn", "attn2"),
+                mlps={"ff": "head", "ff_context": "tail"},
+            )
+        },
     ),
     "HunyuanVideoTransformer3DModel": Anatomy(
         modulated=_first_norm,
-        modules={"HunyuanVideoTransformerBlock": DOUBLE, "HunyuanVideoSingleTransformerBlock": SINGLE},
+        modules={"HunyuanVideoTransformerBlock": IMAGE_THEN_TEXT, "HunyuanVideoSingleTransformerBlock": SINGLE},
     ),
     "WanTransformer3DModel": Anatomy(  # ali-vilab/TeaCache@7c10efc, TeaCache4Wan2.1 with use_ret_steps
         modulated=_time_embedding,
-        modules={"WanTransformerBlock": BlockModules(cached=("attn1", "attn2", "ffn"))},
+        modules={
+            "WanTransformerBlock": BlockModules(
+                cached=("attn1", "attn2", "ffn"), attentions=("attn1", "attn2"), mlps={"ffn": "head"}
+            )
+        },
     ),
     "UNet2DConditionModel": Anatomy(  # skip connections do not leave the bypassed part; TeaCache is our reading
         stacks=("down_blocks", "mid_block", "up_blocks"),

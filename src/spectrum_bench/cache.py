@@ -22,7 +22,8 @@ from .sites import Site, latent
 
 
 class Branch:
-    """What one guidance branch of one denoiser remembers: its decisions and its cached features."""
+    """What one guidance branch of one denoiser remembers: its decisions, its cached features, and `memory`, where gate
+    and site keep what else they need."""
 
     def __init__(self, forecaster: Weights):
         self.forecaster = forecaster
@@ -31,7 +32,7 @@ class Branch:
         self.times: list[int] = []  # of the rows still kept
         self.buffers: defaultdict[str, FeatureBuffer] = defaultdict(FeatureBuffer)
         self.weights: np.ndarray | None = None
-        self.memory: dict = {}  # the gate's own
+        self.memory: dict = {}
         self.output: Tensor | None = None  # the denoiser's newest, where a gate observes it
 
     def begin(self, step: int, computing: bool) -> None:
@@ -50,6 +51,10 @@ class Branch:
         buffer = self.buffers[slot]
         buffer.append(feature)
         buffer.forget(len(buffer.rows) - len(self.times))
+
+    def refresh(self, slot: str, tokens: Tensor, values: Tensor) -> None:
+        """Put (B, k, D) values at the (B, k) tokens of the newest feature."""
+        self.buffers[slot].refresh(tokens, values)
 
     def forecast(self, slot: str) -> Tensor:
         return self.buffers[slot].combine(self.weights)
@@ -71,7 +76,7 @@ class Session:
         self._observes = declared.observes if self._mask is None else ()
         self._shared = self._mask is None and declared.shared
         self._point = max((WHERE[name] for name in self._observes), key=POINTS.index, default="call")
-        self._forecaster = forecaster
+        self.forecaster = forecaster
         self.num_steps = num_steps
         self.step = 0
         self.call = -1  # how many times the denoiser ran in this step, less one: 0 cond, 1 uncond
@@ -97,7 +102,7 @@ class Session:
         self.call += 1
         key = (name, self.call)
         if key not in self.branches:
-            self.branches[key] = Branch(self._forecaster)
+            self.branches[key] = Branch(self.forecaster)
         self.branch, self.leader, self.seen = self.branches[key], self.branches.get((name, 0)), {}
         self.arrive("call", latent=lambda: latent, output=lambda: self.branch.output)
 

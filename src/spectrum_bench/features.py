@@ -27,6 +27,11 @@ class FeatureBuffer:
         """Drop the `count` oldest rows."""
         del self.rows[:count]
 
+    def refresh(self, tokens: Tensor, values: Tensor) -> None:
+        """Put (B, k, D) values at the (B, k) tokens of the newest row; what was given out before stays as it was."""
+        index = tokens[..., None].expand(-1, -1, values.shape[2])
+        self.rows[-1] = self.rows[-1].scatter(1, index, values.to(self.rows[-1].dtype))
+
     def combine(self, weights: np.ndarray) -> Tensor:
         """sum_k weights[k] * rows[k], accumulated in fp32 (weights reach 7 in magnitude), in the feature's dtype."""
         newest = self.rows[-1]

@@ -151,6 +151,34 @@ def confidence(step, T, seen, memory, *, threshold, order=1, first=5, last=1) ->
     return True
 
 
+@observing()
+def speca(step, T, seen, memory, *, threshold, decay, shortest, longest, first, least=0.1, immediate=False) -> bool:
+    """SpeCa (arXiv:2509.11628; Shenyi-Z/Cache4Diffusion@91a1949): once `shortest` steps in a row are skipped, the last
+    block runs as well and its forecast is verified; compute when its error exceeds threshold decay^(step / T), at
+    least `least`, or after `longest` skipped steps.
+
+    As in the published code the step after a computed one is always skipped, even among the `first`, and an error takes
+    effect at the next step. `immediate`, as the paper has it: the step itself is computed.
+    """
+    positive(threshold=threshold, decay=decay, least=least)
+    steps_in(shortest=shortest, longest=longest, first=first)
+    error, skipped = memory.pop("error", None), memory.get("skipped", 0)
+    limit = max(threshold * decay ** (step / T), least)
+    after_full = step > 0 and skipped == 0
+    verified = skipped >= shortest and error is not None and not immediate
+    full = not after_full and (step < first or skipped >= longest or verified and error > limit)
+    memory["skipped"] = 0 if full else skipped + 1
+    verify = not full and not after_full and skipped >= shortest
+    memory["verify"] = relative if verify else None
+    memory["limit"] = limit if verify and immediate else math.inf
+    return full
+
+
+def relative(forecast: Tensor, real: Tensor) -> float:
+    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds."""
+    return float(((forecast - real).abs() / (real.abs() + 1e-10)).float().mean())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,8 @@ def build(plain: dict):
             gates.check(schedule, plain["num_inference_steps"], site)
         forecaster = forecaster or forecasters.reuse
         forecaster(np.arange(3.0), 4.0)
+        if hasattr(site, "check"):
+            site.check(forecaster)
     except (InstantiationException, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error.__cause__ or error).split())) from None
     return Algorithm(plain["algo"]["name"], schedule, forecaster, site)

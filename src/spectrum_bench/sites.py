@@ -81,7 +81,7 @@ class TailResidual:
         _bypass(self, denoiser, anatomy, session, undo)
 
 
-class _StandIn(nn.Module):
+class StandIn(nn.Module):
     """Takes a module's place in its parent; what the parent reads of it is still the module's own."""
 
     def __init__(self, module: nn.Module, session):
@@ -95,7 +95,7 @@ class _StandIn(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
 
-class _Entry(_StandIn):
+class _Entry(StandIn):
     """Stands in for the first block that can be skipped: on a skipped step it gives the whole stack's answer."""
 
     def __init__(self, block: nn.Module, session, site: LastBlock | StackResidual | TailResidual, anatomy: Anatomy):
@@ -145,7 +145,7 @@ class _Entry(_StandIn):
         self.embedded = self.entering = None
 
 
-class _Through(_StandIn):
+class _Through(StandIn):
     """Stands in for a single block between lists: on a skipped step its input passes through."""
 
     def forward(self, hidden_states, *args, **kwargs):
@@ -179,7 +179,7 @@ class _Stack(nn.Module):
 
 def _bypass(site, denoiser, anatomy, session, undo):
     parts = {name: getattr(denoiser, name) for name in stacks(denoiser)}
-    blocks = _blocks(denoiser)
+    blocks = all_blocks(denoiser)
     first = next(iter(parts.values()))
     if not (isinstance(site.front, int) and 0 <= site.front < (len(first) if isinstance(first, nn.ModuleList) else 1)):
         raise ValueError(f"site.front must be a whole number below the length of the first stack, not {site.front}")
@@ -259,32 +259,32 @@ class Modules:
     """Attention and MLP outputs of every block, before the gate (FORA, arXiv:2407.01425, section 3; TaylorSeer,
     arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). Norms, modulation and gates run."""
 
+    verify: bool = False  # let a gate compare the last block's forecast with the truth (SpeCa)
     runs_blocks = True
 
     def attach(self, denoiser, anatomy, session, undo):
-        blocks = _blocks(denoiser)
-
-        def decide(block, args, kwargs):
-            _observe(session, anatomy, block, _by_name(block, args, kwargs))
-            session.arrive("front")
-
-        undo.callback(blocks[0].register_forward_pre_hook(decide, with_kwargs=True).remove)
+        blocks = all_blocks(denoiser)
+        if self.verify:
+            _redo(denoiser, session, undo)
+        observe_first_block(blocks[0], anatomy, session, undo)
         for i, block in enumerate(blocks):
             if type(block).__name__ not in anatomy.modules:
                 raise ValueError(
                     f"per-module caching does not know the modules of {type(block).__name__}: "
                     "use site=last_block, or add them to ANATOMY"
                 )
-            modules = anatomy.modules[type(block).__name__]
-            for names, stand_in in ((modules.cached, _Cached), (modules.idle, _Idle)):
-                for name in names:
-                    module = getattr(block, name)
-                    if module is not None:  # SD3's last block has no ff_context, most have no attn2
-                        undo.callback(setattr, block, name, module)
-                        setattr(block, name, stand_in(module, session, f"{i}.{name}"))
+            modules, last = anatomy.modules[type(block).__name__], self.verify and block is blocks[-1]
+            present = [name for name in modules.cached if getattr(block, name) is not None]  # SD3 lacks some
+            stand_ins = dict.fromkeys(present, _Cached) | dict.fromkeys(modules.idle, _Idle)
+            if last:
+                stand_ins |= dict.fromkeys(present[-1:], _Verified) | dict.fromkeys(modules.idle, _Feeding)
+            for name, stand_in in stand_ins.items():
+                module = getattr(block, name)
+                undo.callback(setattr, block, name, module)
+                setattr(block, name, stand_in(module, session, f"{i}.{name}"))
 
 
-class _Cached(_StandIn):
+class _Cached(StandIn):
     """Stands in for a module: stores its output, or each of its outputs, or gives their forecast."""
 
     def __init__(self, module: nn.Module, session, slot: str):
@@ -304,7 +304,7 @@ class _Cached(_StandIn):
         return features if self.outputs else features[0]
 
 
-class _Idle(_StandIn):
+class _Idle(StandIn):
     """Stands in for a module whose output only feeds a forecast one: on a skipped step it gives zero channels."""
 
     def __init__(self, module: nn.Module, session, slot: str):
@@ -321,11 +321,46 @@ class _Idle(_StandIn):
         return nothing if self.outputs else nothing[0]
 
 
+class _Verified(_Cached):
+    """The last block's last cached module: where the gate left `verify`, it also runs, and its error is kept."""
+
+    def forward(self, *args, **kwargs):
+        out, memory = super().forward(*args, **kwargs), self.session.branch.memory
+        if not self.session.computing and memory.get("verify"):
+            memory["error"] = memory["verify"](out, self.module(*args, **kwargs))
+        return out
+
+
+class _Feeding(_Idle):
+    """What feeds such a module: it runs when that does."""
+
+    def forward(self, *args, **kwargs):
+        if self.session.branch.memory.get("verify"):
+            return self.module(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+
+def _redo(denoiser: nn.Module, session, undo: ExitStack) -> None:
+    """Compute a step after all when its error exceeds the gate's `limit`."""
+    run = denoiser.forward
+
+    def forward(*args, **kwargs):
+        out, branch = run(*args, **kwargs), session.branch
+        if not branch.computing and branch.memory.get("error", 0) > branch.memory.get("limit", float("inf")):
+            branch.memory |= {"skipped": 0, "verify": None}
+            branch.begin(session.step, True)
+            out = run(*args, **kwargs)
+        return out
+
+    denoiser.forward = forward
+    undo.callback(delattr, denoiser, "forward")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Blocks differ in the order of their arguments and outputs
 
 
-def _blocks(denoiser: nn.Module) -> list[nn.Module]:
+def all_blocks(denoiser: nn.Module) -> list[nn.Module]:
     """All blocks in the order in which they run."""
     parts = [getattr(denoiser, name) for name in stacks(denoiser)]
     return [block for part in parts for block in (part if isinstance(part, nn.ModuleList) else [part])]
@@ -351,6 +386,15 @@ def _outputs(block: nn.Module, hidden: Tensor, given: dict):
     out = {io.return_hidden_states_index: hidden}
     out[io.return_encoder_hidden_states_index] = given[io.encoder_hidden_states_argument_name]
     return tuple(out[i] for i in sorted(out))
+
+
+def observe_first_block(block: nn.Module, anatomy: Anatomy, session, undo: ExitStack) -> None:
+    """For sites that run every block: what gates observe at the first one."""
+
+    def look(block, args, kwargs):
+        _observe(session, anatomy, block, _by_name(block, args, kwargs))
+
+    undo.callback(block.register_forward_pre_hook(look, with_kwargs=True).remove)
 
 
 def _observe(session, anatomy: Anatomy, block: nn.Module, given: dict) -> None:
