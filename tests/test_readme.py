@@ -25,7 +25,7 @@ def test_commands_name_scripts_and_keys_that_exist(command):
     words = shlex.split(command)
     if words[0] in ("python", "bash"):
         assert (ROOT / words[1]).is_file()
-    if words[1:2] == ["src/text_to_image.py"] and "algo=lagrange" not in words:
+    if words[1:2] == ["src/text_to_image.py"] and "algo=damped" not in words:
         check_words("base", words[2:])
     if words[1:2] == ["src/text_to_video.py"]:
         check_words("video", words[2:])
@@ -42,16 +42,16 @@ def test_the_algorithm_in_twenty_lines(compose, weights, tmp_path, monkeypatch):
     assert len((code + yaml).splitlines()) <= 20
     scope = {}
     exec(code, vars(forecasters), scope)  # as if it were appended to the file
-    monkeypatch.setattr(forecasters, "lagrange", scope["lagrange"], raising=False)
+    monkeypatch.setattr(forecasters, "damped", scope["damped"], raising=False)
     (tmp_path / "configs/algo").mkdir(parents=True)
-    (tmp_path / "configs/algo/lagrange.yaml").write_text(yaml)
+    (tmp_path / "configs/algo/damped.yaml").write_text(yaml)
     (tmp_path / "prompts.txt").write_text("a red ring\n")
-    words = [f"hydra.searchpath=[file://{tmp_path}/configs]", "algo=lagrange", "num_inference_steps=9"]
+    words = [f"hydra.searchpath=[file://{tmp_path}/configs]", "algo=damped", "num_inference_steps=9"]
     words += [f"model.repo={weights}", f"prompt_file={tmp_path}/prompts.txt", f"output_base_path={tmp_path}"]
     run.main(compose(*words, "exp_name=x", "warmup_samples=0"))
     record = jobs.read_records(tmp_path / "x")[0]
-    assert record.algo == "lagrange" and record.forecaster == "lagrange(order=2)"
-    assert record.nfe < 9 and record.cache_bytes == 3 * 64 * 128 * 4
+    assert record.algo == "damped" and record.forecaster == "damped(damping=0.9)"
+    assert record.nfe < 9 and record.cache_bytes == 2 * 64 * 128 * 4
 
 
 def test_the_table_is_the_one_under_results():
