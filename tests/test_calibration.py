@@ -72,8 +72,32 @@ def test_magcache_ratios_are_those_of_the_residual(random_pipe):
     np.testing.assert_allclose(found, [1.0, *np.mean(each, 0)], atol=1e-4)
 
 
+def test_sencache_sensitivities_are_finite_differences_of_the_network(random_pipe):
+    """Against calls of the transformer by hand, at the latents and timesteps of a plain run."""
+    arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
+    found = calibration.sensitivities(random_pipe, Job("", 0, "a red ring", 0), 4, arguments)
+    given = []
+    handle = random_pipe.transformer.register_forward_pre_hook(lambda m, a, k: given.append(dict(k)), with_kwargs=True)
+    try:
+        random_pipe("a red ring", num_inference_steps=4, generator=torch.Generator().manual_seed(0), **arguments)
+    finally:
+        handle.remove()
+
+    def v(x, t):
+        with torch.no_grad():
+            return random_pipe.transformer(**x | {"timestep": t["timestep"]})[0]
+
+    assert len(found) == 3 and "forward" not in vars(random_pipe.transformer)
+    for (t, latent, time), a, b in zip(found, given, given[1:], strict=False):
+        assert t == pytest.approx(float(a["timestep"]))
+        dx = (b["hidden_states"] - a["hidden_states"]).norm()
+        assert latent == pytest.approx(float((v(b, a) - v(a, a)).norm() / dx), rel=1e-3)
+        dt = abs(float(b["timestep"] - a["timestep"]))
+        assert time == pytest.approx(float((v(a, b) - v(a, a)).norm()) / dt, rel=1e-3)
+
+
 def test_an_algorithm_that_needs_no_measuring_is_refused(compose):
-    with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache"):
+    with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache, sencache"):
         calibration.main(compose("algo=fora", config_name="calibrate"))
 
 

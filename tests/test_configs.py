@@ -12,6 +12,7 @@ from spectrum_bench.jobs import UserError
 from spectrum_bench.run import build, check_aliases, labels
 
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
+SENCACHE = ["schedule.timesteps=[1,0]", "schedule.latent=[1,1]", "schedule.time=[1,1]"]
 UPSTREAM = [
     "model",
     "algo",
@@ -41,7 +42,11 @@ def plain(cfg):
 @pytest.mark.parametrize("algo", GROUPS["algo"])
 def test_every_model_and_algorithm_builds(compose, model, algo):
     words = [f"model={model}", f"algo={algo}"]
-    words += {"teacache": ["schedule.polynomial=[1,0]"], "magcache": ["schedule.ratios=[1,1]"]}.get(algo, [])
+    words += {
+        "teacache": ["schedule.polynomial=[1,0]"],
+        "magcache": ["schedule.ratios=[1,1]"],
+        "sencache": SENCACHE,
+    }.get(algo, [])
     cfg = plain(compose(*words))
     algorithm = build(cfg)
     assert algorithm.name == algo == labels(cfg)["algo"]
@@ -54,9 +59,11 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
 @pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
 def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site):
     words = [f"algo={algo}", f"schedule={schedule}", f"site={site}"]
-    words += {"mask": ["schedule.steps=[0,1,9]"], "magcache": ["schedule.ratios=[1,1]"]}.get(schedule, [])
+    words += {"mask": ["schedule.steps=[0,1,9]"], "magcache": ["schedule.ratios=[1,1]"], "sencache": SENCACHE}.get(
+        schedule, []
+    )
     fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"
-    if fronts or (schedule, site) == ("accumulated", "output_residual"):
+    if fronts or schedule == "accumulated" and site in ("output_residual", "shallow"):
         with pytest.raises(UserError, match="observes the f"):
             build(plain(compose(*words)))
         return

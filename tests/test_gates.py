@@ -155,3 +155,13 @@ def test_speca_s_threshold_decays_to_a_floor():
         if memory["verify"]:
             memory["error"] = 4.0
     assert out[:2] == [0, 24]  # 7 * 0.3 ** (23 / 50) = 4.02, at 24 it is 3.93
+
+
+def test_sencache():
+    """The latent moves by 1 and the timestep by 10 a step: 2 + 0.1 * 10 = 3 a step since step 0 and since step 3, where
+    13 holds instead of 7; since step 8, at 120, the nearest sensitivity is that at 160: 6 a step."""
+    measured = {"timesteps": [200, 190, 180, 170, 160, 0], "latent": [2, 2, 2, 2, 5, 5], "time": [0.1] * 6}
+    gate = partial(gates.sencache, threshold=13, start=7, longest=9, **measured)
+    signals = {"latent": range(20), "timestep": range(200, 0, -10)}
+    assert computed(ask(gate, 20, **signals)[0]) == [0, 3, 8, 11, 14, 17]
+    assert computed(ask(partial(gate, longest=1), 20, **signals)[0]) == list(range(0, 20, 2))

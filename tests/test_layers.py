@@ -11,7 +11,7 @@ LAYERS = [  # each may import from the sets before it
     {"jobs", "schedules", "forecasters", "features", "anatomy"},
     {"gates"},
     {"sites", "models"},
-    {"tokens", "cache"},
+    {"tokens", "unet", "cache"},
     {"generate"},
     {"engine", "calibration"},
     {"run"},

@@ -23,12 +23,14 @@ SITES = {
     "output_residual": OutputResidual(),
     "modules": Modules(),
 }
+SENSITIVE = {"timesteps": [1000, 0], "latent": [0.5, 0.5], "time": [0, 0]}
 ALIGNED = partial(forecasters.aligned, least=1.0, most=1.5)
 DYNAMIC = {  # as in configs/algo
     "teacache": (StackResidual(), partial(gates.accumulated, polynomial=[1.0, 0.0]), forecasters.reuse),
     "fbcache": (TailResidual(), gates.first_block, forecasters.reuse),
     "easycache": (OutputResidual(), partial(gates.easycache, first=2), forecasters.reuse),
     "dicache": (StackResidual(front=1), partial(gates.dicache, retention=0.2), ALIGNED),
+    "sencache": (StackResidual(), partial(gates.sencache, start=0, longest=3, **SENSITIVE), forecasters.reuse),
     "cgtaylor": (LastBlock(front=1), partial(gates.confidence, first=1), TAYLOR),
 }
 NAMES = ("flux", "sd3", "sdxl", "hunyuan", "wan")

@@ -18,7 +18,7 @@ from .features import FeatureBuffer
 from .forecasters import Weights, reads_memory
 from .gates import POINTS, WHERE
 from .schedules import Schedule, plan
-from .sites import Site, latent
+from .sites import Site, argument
 
 
 class Branch:
@@ -95,8 +95,8 @@ class Session:
         """Steps at which any branch ran the whole network."""
         return sorted({step for branch in self.branches.values() for step in branch.computed})
 
-    def begin_call(self, name: str, latent: Tensor) -> None:
-        """A denoiser is about to run on `latent`: find its branch."""
+    def begin_call(self, name: str, latent: Tensor, timestep: Tensor) -> None:
+        """A denoiser is about to run on `latent` at `timestep`: find its branch."""
         if self.step >= self.num_steps:
             raise RuntimeError(f"the pipeline takes more than the {self.num_steps} steps it was announced with")
         self.call += 1
@@ -104,7 +104,7 @@ class Session:
         if key not in self.branches:
             self.branches[key] = Branch(self.forecaster)
         self.branch, self.leader, self.seen = self.branches[key], self.branches.get((name, 0)), {}
-        self.arrive("call", latent=lambda: latent, output=lambda: self.branch.output)
+        self.arrive("call", latent=lambda: latent, timestep=lambda: timestep, output=lambda: self.branch.output)
 
     def arrive(self, point: str, **observables: Callable[[], Tensor | None]) -> None:
         """The denoiser has come to one of POINTS: look at what the gate observes there; decide at the last."""
@@ -150,7 +150,7 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
         for name, denoiser in denoisers(pipe).items():
 
             def begin(module, args, kwargs, name=name):
-                session.begin_call(name, latent(module, args, kwargs))
+                session.begin_call(name, argument(module, 0, args, kwargs), argument(module, "timestep", args, kwargs))
 
             undo.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
             undo.callback(denoiser.register_forward_hook(lambda module, args, out: session.end_call(out[0])).remove)

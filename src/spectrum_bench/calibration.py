@@ -1,5 +1,6 @@
 """What a model must be measured for before some algorithms can run on it: configs/calibration/<algo>/<model>.json."""
 
+import inspect
 import json
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from .cache import cached
+from .cache import cached, denoisers
 from .cli import CALIBRATION, check_values
 from .gates import moved, observing
 from .generate import environment
@@ -97,7 +98,59 @@ def ratios(rows: list[torch.Tensor]) -> list[float]:
     return [1.0] + [float((b / a).mean()) for a, b in zip(norms, norms[1:], strict=False)]
 
 
-METHODS = {"teacache": teacache, "magcache": magcache}
+def sencache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 0) -> dict:
+    """SenCache's sensitivities (arXiv:2602.24208): |v(x', t) - v(x, t)| / |x' - x| and |v(x, t') - v(x, t)| / |t' - t|,
+    from each step (x, t) of an uncached sample to the next (x', t'), mean over prompts. Its authors noise real videos;
+    here the model's own samples serve. The last step has no next one and takes the values before it."""
+    each = np.array([sensitivities(pipe, job, num_steps, arguments) for job in jobs])  # (prompts, T - 1, 3)
+    t, latent, time = np.concatenate([each, each[:, -1:]], 1).mean(0).T
+    spread = np.abs(each[..., 1:] / each[..., 1:].mean(0) - 1).max()
+    print(f"{len(jobs)} prompts x {num_steps} steps: to the latent {latent.min():.3g} to {latent.max():.3g}, ", end="")
+    print(f"to the timestep {time.min():.3g} to {time.max():.3g}; no prompt is further than {spread:.0%} from the mean")
+    lists = {"timesteps": t, "latent": latent, "time": time}
+    return {name: [float(f"{v:.6g}") for v in values] for name, values in lists.items()}
+
+
+def sensitivities(pipe, job, num_steps: int, arguments: dict) -> list[tuple[float, float, float]]:
+    """(t, to the latent, to the timestep) from each step to the next, of the first guidance branch."""
+    found, before = [], None
+    denoiser = next(iter(denoisers(pipe).values()))
+    run, calls = denoiser.forward, [0]
+
+    def forward(*args, **kwargs):
+        nonlocal before
+        out = run(*args, **kwargs)
+        first, calls[0] = calls[0] == 0, calls[0] + 1
+        if first:
+            named = (
+                dict(zip(list(inspect.signature(type(denoiser).forward).parameters)[1:], args, strict=False)) | kwargs
+            )
+            name = "hidden_states" if "hidden_states" in named else "sample"
+            if before is not None:
+                old, v = before
+                x, t = old[name], old["timestep"]
+                there = run(**old | {name: named[name]})[0]
+                later = run(**old | {"timestep": named["timestep"]})[0]
+                dx, dt = (named[name] - x).float().norm(), (named["timestep"] - t).float().abs().max()
+                found.append((t.flatten()[0], (there - v).float().norm() / dx, (later - v).float().norm() / dt))
+            before = named, out[0]
+        return out
+
+    def step_done(pipe, step, timestep, tensors):
+        calls[0] = 0
+        return tensors
+
+    denoiser.forward = forward
+    try:
+        generator = torch.Generator().manual_seed(job.seed)
+        on_step = {"num_inference_steps": num_steps, "callback_on_step_end": step_done}
+        pipe(job.prompt, generator=generator, output_type="latent", **on_step, **arguments)
+    finally:
+        del denoiser.forward
+    return [tuple(map(float, numbers)) for numbers in found]
+
+
+METHODS = {"teacache": teacache, "magcache": magcache, "sencache": sencache}
 
 
 def main(cfg: DictConfig) -> None:

@@ -19,6 +19,7 @@ from .forecasters import taylor
 POINTS = ("call", "blocks", "front")
 WHERE = {
     "latent": "call",  # what the denoiser is given
+    "timestep": "call",  # at which noise level, in the denoiser's own units
     "output": "call",  # what it gave at the newest computed step; None before
     "entering": "blocks",  # the embedded latent
     "modulated": "blocks",  # normalised and modulated by the timestep (`modulated` in ANATOMY)
@@ -148,6 +149,34 @@ def confidence(step, T, seen, memory, *, threshold, order=1, first=5, last=1) ->
     times.append(step)
     rows.append(probe)
     del times[: -order - 1], rows[: -order - 1]
+    return True
+
+
+@observing("latent", "timestep", shared=True)
+def sencache(step, T, seen, memory, *, threshold, start, longest, timesteps, latent, time) -> bool:
+    """SenCache (arXiv:2602.24208, vita-epfl/SenCache): compute when latent and timestep have moved so far since the
+    last computed step that the output, by its measured sensitivities to both, has moved by `threshold` (RMS).
+
+    Args:
+        threshold, start: `start` holds in the first fifth of the steps.
+        longest: fewer steps than this are skipped in a row.
+        timesteps, latent, time: where the sensitivities were measured, to the latent and to the timestep.
+
+    Raises:
+        ValueError: constants that make no sense, or no sensitivities for this model.
+    """
+    positive(threshold=threshold, start=start)
+    steps_in(longest=longest)
+    for numbers in (timesteps, latent, time):
+        calibrated("sencache", numbers)
+    z, t, skipped = seen["latent"], float(seen["timestep"].flatten()[0]), memory.get("skipped", 0)
+    if "z" in memory:
+        near = int(np.abs(np.array(timesteps) - memory["t"]).argmin())
+        moved = latent[near] * float((z - memory["z"]).float().norm()) + time[near] * abs(t - memory["t"])
+        if moved < (start if step < 0.2 * T else threshold) * z.numel() ** 0.5 and skipped < longest:
+            memory["skipped"] = skipped + 1
+            return False
+    memory |= {"z": z, "t": t, "skipped": 0}
     return True
 
 

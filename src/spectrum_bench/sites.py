@@ -231,7 +231,7 @@ class OutputResidual:
         run = denoiser.forward
 
         def forward(*args, **kwargs):
-            x = latent(denoiser, args, kwargs)
+            x = argument(denoiser, 0, args, kwargs)
             if session.computing:
                 out = run(*args, **kwargs)
                 if out[0].shape != x.shape:
@@ -245,9 +245,13 @@ class OutputResidual:
         undo.callback(delattr, denoiser, "forward")
 
 
-def latent(denoiser: nn.Module, args: tuple, kwargs: dict) -> Tensor:
-    """What a denoiser is given: its first argument."""
-    return args[0] if args else kwargs[list(inspect.signature(type(denoiser).forward).parameters)[1]]
+def argument(denoiser: nn.Module, which: int | str, args: tuple, kwargs: dict):
+    """An argument of a denoiser's call by its place (0: the latent) or its name; None where there is none."""
+    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+    place = names.index(which) if which in names else which
+    if isinstance(place, int) and place < len(args):
+        return args[place]
+    return kwargs.get(names[place] if isinstance(place, int) else place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
