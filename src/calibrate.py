@@ -1,4 +1,4 @@
-"""Fit what TeaCache's gate needs to know of a model: python src/calibrate.py model=tiny-flux"""
+"""What an algorithm must know of a model: python src/calibrate.py algo=magcache model=tiny-flux"""
 
 from spectrum_bench.calibration import main
 from spectrum_bench.cli import hydra_entry

@@ -1,0 +1,71 @@
+"""Methods that decide on the way are compared at equal cost: which threshold gives how many passes."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from .cli import check_values
+from .generate import generate
+from .jobs import UserError, make_jobs, read_prompts
+from .models import identify, load_pipeline, locate
+from .run import build
+from .schedules import plan
+
+
+def search(passes: Callable[[float], float], target: float, low: float, high: float, tries: int) -> tuple[float, float]:
+    """Bisection by the geometric mean: (value, passes) nearest to `target`, where passes fall as the value grows."""
+    found = []
+    for _ in range(tries):
+        value = float(f"{math.sqrt(low * high):.3g}")
+        if value in (low, high):
+            break  # the passes jump over the target
+        found.append((value, passes(value)))
+        if abs(found[-1][1] - target) < 0.25:
+            break
+        low, high = (value, high) if found[-1][1] > target else (low, value)
+    return min(found, key=lambda pair: abs(pair[1] - target))
+
+
+def main(cfg: DictConfig) -> None:
+    """Print the threshold as a word for text_to_image.py's command line.
+
+    Raises:
+        UserError: an algorithm without a threshold, or one that cannot come near so many passes.
+    """
+    check_values(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain.setdefault("site", None)
+    steps, target, model = plain["num_inference_steps"], plain["passes"], plain["model"]
+    if "threshold" not in plain["schedule"]:
+        raise UserError(f"algo={cfg.algo.name} has no schedule.threshold: its passes follow from its own numbers")
+    if not (isinstance(target, (int, float)) and 1 <= target <= steps):
+        raise UserError(f"passes must be a number from 1 to num_inference_steps={steps}, not {target}")
+    algorithm = build(plain)
+    pipe = None
+    if plan(algorithm.schedule, steps) is None:
+        prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
+        identify(model)
+        torch.set_num_threads(cfg.threads)
+        pipe = load_pipeline(model, cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        jobs = make_jobs(prompts, cfg.seed, {})
+
+    def passes(threshold: float) -> float:
+        plain["schedule"]["threshold"] = threshold
+        algorithm = build(plain)
+        mask = plan(algorithm.schedule, steps)
+        if mask is not None:
+            taken = float(mask.sum())
+        else:
+            each = [generate(pipe, job, algorithm, num_steps=steps, arguments=model["arguments"])[1] for job in jobs]
+            taken = sum(figures["nfe"] for figures in each) / len(each)
+        print(f"schedule.threshold={threshold:g}: {taken:g} passes", flush=True)
+        return taken
+
+    value, taken = search(passes, target, 1e-5, 1e3, plain["tries"])
+    if abs(taken - target) > max(1, 0.1 * target):
+        raise UserError(
+            f"algo={cfg.algo.name} comes no nearer to {target:g} passes than {taken:g}: see its other settings"
+        )
+    print(f"schedule.threshold={value:g}")
