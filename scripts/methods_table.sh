@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, a table and page a budget.
+#   bash scripts/methods_table.sh             tiny-flux, 64 prompts: what results/tiny/flux/methods holds
+#   bash scripts/methods_table.sh tiny-sd3    another one
+#   PROMPTS=8 BUDGETS=14 OUT=... REPORT=... bash scripts/methods_table.sh
+# Thresholds are searched for on other prompts (src/budget.py), once: they are kept in $OUT/thresholds.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+MODEL=${1:-tiny-flux}
+PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-16 14 10}
+OUT=${OUT:-output_samples_image/$MODEL-methods} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/methods}
+mkdir -p "$OUT"
+
+row() { echo; python src/text_to_image.py model="$MODEL" total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
+
+gate() {  # name, budget, words: a row at the threshold that comes nearest to the budget
+    local name=$1 budget=$2 found; shift 2
+    found=$(sed -n "s/^$name-$budget //p" "$OUT/thresholds" 2>/dev/null || true)
+    if [ -z "$found" ]; then
+        found=$(python src/budget.py model="$MODEL" passes="$budget" "$@" | tail -1) || return 0   # it says why; no row
+        echo "$name-$budget $found" >> "$OUT/thresholds"
+    fi
+    row "$name-$budget" "$@" "$found"
+}
+
+row nocache algo=nocache
+for budget in $BUDGETS; do
+    case $budget in   # intervals after 1, 3 and 5 computed steps, and Spectrum's growing gaps
+        16) after1=3 after3=3 after5=4 flex=0.4 shortest=1 ;;    # 17, 18, 16 and 16 passes
+        14) after1=4 after3=4 after5=5 flex=0.75 shortest=1 ;;   # 13, 14, 14 and 14
+        10) after1=5 after3=6 after5=8 flex=3.0 shortest=2 ;;    # 10, 10, 10 and 10
+        *) echo "BUDGETS are of 16, 14 and 10" >&2; exit 2 ;;
+    esac
+    row steps-$budget algo=steps num_inference_steps=$budget
+    row spectrum-$budget algo=spectrum flex_window=$flex
+    row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex
+    row reuse-$budget algo=reuse flex_window=$flex
+    row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
+    row adams-$budget algo=adams_bashforth schedule.interval=$after5
+    gate teacache $budget algo=teacache
+    gate magcache $budget algo=magcache schedule.retention=0.1 schedule.longest=10
+    gate sencache $budget algo=sencache schedule.start=0.05
+    gate easycache $budget algo=easycache
+    if [ "$MODEL" = tiny-sdxl ]; then   # a U-Net has neither modules nor front blocks
+        row deepcache-$budget algo=deepcache schedule.interval=$after1
+        continue
+    fi
+    row fora-$budget algo=fora schedule.interval=$after1
+    row toca-$budget algo=toca schedule.interval=$after3
+    row taylorseer1-$budget algo=taylorseer schedule.interval=$after5
+    row taylorseer2-$budget algo=taylorseer algo.order=2 schedule.interval=$after5
+    row hicache-$budget algo=hicache schedule.interval=$after5
+    row foca-$budget algo=foca schedule.interval=$after5
+    row lagrange2-$budget algo=lagrange algo.order=2 schedule.interval=$after5
+    gate speca $budget algo=speca schedule.shortest=$shortest
+    gate fbcache $budget algo=fbcache
+    gate dicache $budget algo=dicache schedule.retention=0.08
+    gate cgtaylor $budget algo=cgtaylor
+done
+echo
+python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
+for budget in $BUDGETS; do
+    echo
+    python src/report.py "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget"
+done
