@@ -16,9 +16,11 @@ for budget in $BUDGETS; do
         slow) steps=14 interval=4 flex=0.75 ;;
         fast) steps=10 interval=6 flex=3.0 ;;
     esac
-    case $MODEL-$budget in                                       # TeaCache's thresholds that come nearest to them
+    case $MODEL-$budget in                                       # the thresholds of TeaCache that come nearest to them (src/budget.py)
         tiny-flux-slow) threshold=0.12 ;;
         tiny-flux-fast) threshold=0.185 ;;
+        tiny-sd3-slow) threshold=0.191 ;;
+        tiny-sd3-fast) threshold=0.328 ;;
         *) threshold=0.15 ;;
     esac
     row steps-$budget algo=steps num_inference_steps=$steps
