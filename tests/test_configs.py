@@ -63,11 +63,11 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         schedule, []
     )
     fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"
-    if fronts or schedule == "accumulated" and site in ("output_residual", "shallow"):
+    if fronts or schedule == "accumulated" and site in ("output_residual", "shallow", "alternating"):
         with pytest.raises(UserError, match="observes the f"):
             build(plain(compose(*words)))
         return
-    if site == "tokens" and algo != "reuse":
+    if site in ("tokens", "alternating") and algo != "reuse":
         with pytest.raises(UserError, match="token-wise caching reuses"):
             build(plain(compose(*words)))
         return

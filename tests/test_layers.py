@@ -12,6 +12,7 @@ LAYERS = [  # each may import from the sets before it
     {"gates"},
     {"sites", "models"},
     {"tokens", "unet", "cache"},
+    {"clusters"},
     {"generate"},
     {"engine", "calibration"},
     {"run"},

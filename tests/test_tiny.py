@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from spectrum_bench.jobs import read_prompts
-from spectrum_bench.models import ROOT
+from spectrum_bench.models import ROOT, load_pipeline
 from tiny import parts, world
 from tiny.fit import fit
 from tiny.judge import Seen, check, load_judge
 from tiny.world import Scene, Thing
 
-SHIPPED = ROOT / "assets/tiny/flux"
 RED_RING, BLUE_STAR = Thing("small", "red", "ring"), Thing("large", "blue", "star")
 
 
@@ -145,7 +145,7 @@ def test_words_are_labelled_with_the_thing_they_are_about():
 
 
 def test_the_judge_reads_held_out_pictures():
-    judge, rng = load_judge(SHIPPED / "judge"), np.random.default_rng(123)
+    judge, rng = load_judge(ROOT / "assets/tiny/flux/judge"), np.random.default_rng(123)
     scenes = world.draw_scenes(rng, 100, held=True)
     images, _, _ = world.render(scenes, rng)
     right = [check(s, seen)["caption"] for s, seen in zip(scenes, judge.read(images), strict=True)]
@@ -203,33 +203,40 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path):
         assert torch.equal(p, q), name
 
 
-def test_what_is_shipped_is_small_safe_and_a_plain_flux_pipeline():
-    from diffusers import FluxPipeline
+SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.json"))
+REAL = {  # what the full-size model's own scheduler_config.json says
+    "flux": {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},
+    "sd3": {"shift": 3.0},
+}
+PIPELINES = {"flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline"}
 
-    files = [p for p in SHIPPED.rglob("*") if p.is_file()]
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
+def test_what_is_shipped_is_small_safe_and_a_plain_pipeline(folder):
+    files = [p for p in folder.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 8e6
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".md"}
-    pipe = FluxPipeline.from_pretrained(SHIPPED, local_files_only=True)
-    assert pipe.transformer.config.guidance_embeds
-    real = {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
-    assert {k: pipe.scheduler.config[k] for k in real} == real  # FLUX.1-dev's scheduler_config.json
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == PIPELINES[folder.name]
+    assert {entry[0] for entry in index.values() if isinstance(entry, list) and entry[0]} <= {
+        "diffusers",
+        "transformers",
+    }
+    scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    assert {k: scheduler[k] for k in REAL[folder.name]} == REAL[folder.name]
 
 
-def test_the_shipped_miniature_draws_what_captions_say():
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
+def test_a_shipped_miniature_draws_what_captions_say(compose, folder):
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
-    from spectrum_bench.models import load_pipeline
-
-    pipe, judge = (
-        load_pipeline({"repo": str(SHIPPED), "init": "pretrained", "dtype": "float32"}, "cpu"),
-        load_judge(SHIPPED / "judge"),
-    )
+    cfg = OmegaConf.to_container(compose(f"model=tiny-{folder.name}"), resolve=True)["model"]
+    pipe, judge = load_pipeline(cfg, "cpu"), load_judge(ROOT / cfg["judge"])
     captions = read_prompts(ROOT / "prompts/shapes.txt", 16)
-    images = pipe(
-        captions, height=64, width=64, num_inference_steps=20, guidance_scale=3.5, max_sequence_length=16,
-        generator=[torch.Generator().manual_seed(i) for i in range(len(captions))], output_type="pt",
-    ).images  # fmt: skip
-    rows = [check(world.parse(c), seen) for c, seen in zip(captions, judge.read(images.float()), strict=True)]
-    reached = json.loads((SHIPPED / "score.json").read_text())
+    generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
+    out = pipe(captions, num_inference_steps=20, generator=generators, output_type="pt", **cfg["arguments"])[0].float()
+    clips = out if out.ndim == 5 else out[:, None]
+    rows = [check(world.parse(c), *judge.read(clip)) for c, clip in zip(captions, clips, strict=True)]
+    reached = json.loads((folder / "score.json").read_text())
     for part in ("things", "background"):
         assert np.mean([r[part] for r in rows]) >= reached[part] - 0.35
     assert np.mean([r["background"] for r in rows]) >= 0.8

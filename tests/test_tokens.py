@@ -10,7 +10,7 @@ from test_pipelines import CALLS, MASK, blocks, denoiser, run, sample
 
 from spectrum_bench import forecasters, schedules, tokens
 from spectrum_bench.sites import Modules
-from spectrum_bench.tokens import Tokens
+from spectrum_bench.tokens import Alternating, Tokens
 
 NAMES = ("flux", "sd3", "hunyuan", "wan")
 SITE = Tokens(ratio=0.5, score="attention", interval=3, double=1.0, single=1.0)
@@ -130,6 +130,34 @@ def test_attention_score_is_the_mean_column(masked):
     expected = (weights / weights.sum(-1, keepdims=True)).mean((1, 2))
     np.testing.assert_allclose(tokens.attention(q, k, v, None, mask), expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(tokens.attention(q, k, v, None, mask).sum(1), [1, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_duca_takes_turns(random_pipes, name):
+    """After a computed step: token-wise, nothing, token-wise, nothing; never-skip and A, B, A."""
+    pipe, calls, gave, site = random_pipes(name), [], [], Alternating(SITE)
+    module = blocks(pipe)[-1]
+    plain = sample(pipe, name)
+    assert torch.equal(run(pipe, name, site, schedules.full, REUSE)[0], plain)
+    before = [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+    clock = [0]
+    handles = [
+        denoiser(pipe).register_forward_pre_hook(lambda *_: clock.__setitem__(0, clock[0] + 1)),
+        module.register_forward_hook(lambda m, a, out: calls.append((clock[0] - 1) // CALLS.get(name, 1))),
+        denoiser(pipe).norm_out.register_forward_pre_hook(lambda m, args: gave.append(args[0].clone())),
+    ]
+    mask = partial(schedules.mask, steps=[0, 5])
+    try:
+        first, session = run(pipe, name, site, mask, REUSE, steps=7)
+    finally:
+        for handle in handles:
+            handle.remove()
+    each = CALLS.get(name, 1)
+    assert session.computed_steps == [0, 5] and sorted(set(calls)) == [0, 1, 3, 5, 6] and len(calls) == 5 * each
+    assert torch.equal(gave[2 * each], gave[1 * each]) and torch.equal(gave[4 * each], gave[3 * each])
+    run(pipe, name, site, mask, REUSE, prompts=("a blue star", "a square"), seed=7, steps=6)
+    assert torch.equal(run(pipe, name, site, mask, REUSE, steps=7)[0], first)
+    assert [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()] == before
 
 
 def test_unsupported_pairs_say_what_to_use(random_pipes):

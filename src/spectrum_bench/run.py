@@ -1,6 +1,7 @@
 """The main loop: configuration -> checks -> jobs -> samples and records."""
 
 import hashlib
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import forecasters, gates, schedules
@@ -151,13 +152,14 @@ def comparable(plain: dict) -> dict:
 
 
 def labels(plain: dict) -> dict[str, str]:
-    """The algorithm in words, for records and tables: name(argument=value, ...)."""
+    """The algorithm in words, for records and tables: name(argument=value, ...), without lists and defaults."""
 
     def label(node):
         if not node:
             return "-"
-        numbers = {k: v for k, v in node.items() if isinstance(v, (int, float))}  # not step lists and polynomials
-        arguments = ", ".join(f"{k}={v}" for k, v in numbers.items() if not k.startswith("_"))
+        defaults = {k: p.default for k, p in inspect.signature(get_object(node["_target_"])).parameters.items()}
+        told = {k: v for k, v in node.items() if isinstance(v, (int, float, str)) and v != defaults.get(k, k)}
+        arguments = ", ".join(f"{k}={v}" for k, v in told.items() if not k.startswith("_"))
         name = node["_target_"].rpartition(".")[2]
         return f"{name}({arguments})" if arguments else name
 

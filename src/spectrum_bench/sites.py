@@ -135,7 +135,7 @@ class _Entry(StandIn):
         """After the last block of a computed step: keep the feature."""
         if self.entering is None:
             raise ValueError(f"{type(block).__name__} cannot be skipped: the model does not begin with its first block")
-        leaving = self.anatomy.image(_hidden(block, output), self.entering)
+        leaving = self.anatomy.image(hidden_of(block, output), self.entering)
         if leaving.shape != self.entering.shape:
             raise ValueError(
                 f"{type(block).__name__} cannot be skipped: it gives {tuple(leaving.shape)} where the first block gets "
@@ -207,7 +207,7 @@ def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
     given: list[Tensor] = []
 
     def keep(block, args, output):
-        given[:] = [_hidden(block, output)]
+        given[:] = [hidden_of(block, output)]
 
     def check(block, args, kwargs):
         if given and _by_name(block, args, kwargs)["hidden_states"] is not given.pop():
@@ -378,7 +378,8 @@ def _by_name(block: nn.Module, args: tuple, kwargs: dict) -> dict:
     return given | {"hidden_states": given[io.hidden_states_argument_name]}
 
 
-def _hidden(block: nn.Module, output) -> Tensor:
+def hidden_of(block: nn.Module, output) -> Tensor:
+    """Of a block's output the image or video tokens."""
     return output if isinstance(output, Tensor) else output[block_io(block).return_hidden_states_index]
 
 

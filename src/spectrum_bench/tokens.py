@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from .sites import StandIn, all_blocks, observe_first_block
+from .sites import LastBlock, StandIn, all_blocks, observe_first_block
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
@@ -103,6 +103,40 @@ class Tokens:
                     setattr(block, name, stand_in(module, session, f"{i}.{name}", choice))
 
 
+@dataclass(frozen=True)
+class Alternating:
+    """DuCa (arXiv:2412.18911; Shenyi-Z/DuCa): of the steps after a computed one the first, third, ... are token-wise,
+    the second, fourth, ... skip all blocks and reuse the last block's output of the step before.
+
+    Its FLUX-style code keeps that block's input, and so loses what it adds; here it is the output.
+    """
+
+    tokens: Tokens
+    runs_blocks = False
+
+    def check(self, forecaster):
+        self.tokens.check(forecaster)
+
+    def attach(self, denoiser, anatomy, session, undo):
+        self.tokens.attach(denoiser, anatomy, session, undo)
+        LastBlock().attach(denoiser, anatomy, _Turns(session), undo)
+
+
+class _Turns:
+    """The session as the block stack sees it: to run is to be computed or token-wise."""
+
+    def __init__(self, session):
+        self.session = session
+
+    @property
+    def computing(self) -> bool:
+        branch = self.session.branch
+        return branch.computing or (self.session.step - branch.times[-1]) % 2 == 1
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+
 class _Choice:
     """Which tokens of a block's streams are computed at a skipped step."""
 
@@ -191,7 +225,7 @@ class _FusedAttention(_Attention):
             return out
         streams = out if self.outputs else (out,)
         joint = torch.cat(streams, dim=1)
-        joint = _pick(joint, self.session.branch.memory[f"chosen {self.choice.block}"])
+        joint = pick(joint, self.session.branch.memory[f"chosen {self.choice.block}"])
         return (joint, *(stream[:, :0] for stream in streams[1:])) if self.outputs else joint
 
 
@@ -206,7 +240,7 @@ class _Widen(_Cached):
             return self.module(hidden)
         chosen = self.choice.tokens(self.slot, hidden.shape[1], "head")
         memory[f"chosen {self.choice.block}"] = chosen
-        return self.module(_pick(hidden, chosen))
+        return self.module(pick(hidden, chosen))
 
 
 class _Close(_Cached):
@@ -233,11 +267,11 @@ class _Mlp(_Cached):
             self.session.branch.store(self.slot, out)
             return out
         chosen = self.choice.tokens(self.slot, hidden.shape[1], self.place)
-        return self.refresh(chosen, None if chosen is None else self.module(_pick(hidden, chosen)))
+        return self.refresh(chosen, None if chosen is None else self.module(pick(hidden, chosen)))
 
 
-def _pick(stream: Tensor, chosen: Tensor | None) -> Tensor:
-    """(B, L, D) -> (B, k, D)."""
+def pick(stream: Tensor, chosen: Tensor | None) -> Tensor:
+    """(B, L, D) and (B, k) -> (B, k, D)."""
     if chosen is None:
         return stream[:, :0]
     return stream.gather(1, chosen[..., None].expand(-1, -1, stream.shape[2]))
