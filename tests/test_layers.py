@@ -12,7 +12,7 @@ LAYERS = [  # each may import from the sets before it
     {"gates"},
     {"sites", "models"},
     {"tokens", "unet", "cache"},
-    {"clusters"},
+    {"clusters", "peers"},
     {"generate"},
     {"engine", "calibration"},
     {"run"},

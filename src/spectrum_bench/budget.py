@@ -38,8 +38,12 @@ def main(cfg: DictConfig) -> None:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     plain.setdefault("site", None)
     steps, target, model = plain["num_inference_steps"], plain["passes"], plain["model"]
-    if "threshold" not in plain["schedule"]:
-        raise UserError(f"algo={cfg.algo.name} has no schedule.threshold: its passes follow from its own numbers")
+    *path, last = plain["key"].split(".")
+    owner = plain
+    for part in path:
+        owner = owner.get(part) if isinstance(owner, dict) else None
+    if not isinstance(owner, dict) or last not in owner:
+        raise UserError(f"algo={cfg.algo.name} has no {plain['key']}: its passes follow from its own numbers")
     if not (isinstance(target, (int, float)) and 1 <= target <= steps):
         raise UserError(f"passes must be a number from 1 to num_inference_steps={steps}, not {target}")
     algorithm = build(plain)
@@ -52,7 +56,7 @@ def main(cfg: DictConfig) -> None:
         jobs = make_jobs(prompts, cfg.seed, {})
 
     def passes(threshold: float) -> float:
-        plain["schedule"]["threshold"] = threshold
+        owner[last] = threshold
         algorithm = build(plain)
         mask = plan(algorithm.schedule, steps)
         if mask is not None:
@@ -60,7 +64,7 @@ def main(cfg: DictConfig) -> None:
         else:
             each = [generate(pipe, job, algorithm, num_steps=steps, arguments=model["arguments"])[1] for job in jobs]
             taken = sum(figures["nfe"] for figures in each) / len(each)
-        print(f"schedule.threshold={threshold:g}: {taken:g} passes", flush=True)
+        print(f"{plain['key']}={threshold:g}: {taken:g} passes", flush=True)
         return taken
 
     value, taken = search(passes, target, 1e-5, 1e3, plain["tries"])
@@ -68,4 +72,4 @@ def main(cfg: DictConfig) -> None:
         raise UserError(
             f"algo={cfg.algo.name} comes no nearer to {target:g} passes than {taken:g}: see its other settings"
         )
-    print(f"schedule.threshold={value:g}")
+    print(f"{plain['key']}={value:g}")

@@ -47,6 +47,12 @@ class Branch:
             known = {"memory": self.memory} if reads_memory(self.forecaster) else {}
             self.weights = self.forecaster(np.array(self.times, float), step, **known)
 
+    def observe(self, step: int, computed: bool) -> None:
+        """Correct the note of a step at which somebody else's code decided."""
+        if not computed:
+            self.computing = False
+            self.computed.remove(step)
+
     def store(self, slot: str, feature: Tensor) -> None:
         buffer = self.buffers[slot]
         buffer.append(feature)
@@ -84,6 +90,7 @@ class Session:
         self.branch: Branch | None = None  # the one now running
         self.leader: Branch | None = None  # the first of this denoiser in this step
         self.seen: dict[str, Tensor | None] = {}  # what the gate observes, in this step and branch
+        self.timestep: Callable | None = None  # gives the pipeline's current one
         self.cache_bytes = 0  # the most held at the end of a step
 
     @property
@@ -146,6 +153,7 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
         ValueError: a schedule without step 0, or a denoiser that the site does not know.
     """
     session = Session(schedule, forecaster, num_steps)
+    session.timestep = lambda: pipe.current_timestep
     with ExitStack() as undo:
         for name, denoiser in denoisers(pipe).items():
 

@@ -53,6 +53,12 @@ def check(gate: Callable, T: int, site) -> None:
         raise ValueError(f"{name} observes the first block, and this site does not run it: use site=stack_residual")
 
 
+@observing()
+def observed(step, T, seen, memory) -> bool:
+    """Somebody else's code decides (peers.py); what it computed is observed."""
+    return True
+
+
 @observing("modulated")
 def accumulated(step, T, seen, memory, *, threshold, polynomial, first=1, last=1) -> bool:
     """TeaCache (arXiv:2411.19108, eq. 7; ali-vilab/TeaCache@7c10efc): compute when the rescaled relative changes of the

@@ -1,0 +1,100 @@
+"""diffusers' own caches as rows; where they are a method that we have too, each is the other's witness."""
+
+from functools import partial
+
+import pytest
+import torch
+from test_pipelines import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, run, sample
+
+from spectrum_bench import forecasters, gates, schedules
+from spectrum_bench.peers import DiffusersCache, held
+from spectrum_bench.sites import LastBlock, StackResidual, TailResidual
+
+NAMES = ("flux", "hunyuan", "wan")
+REUSE = forecasters.reuse
+PEERS = {
+    "fbcache": DiffusersCache("FirstBlockCacheConfig", {"threshold": 2.0}),
+    "magcache": DiffusersCache(
+        "MagCacheConfig", {"threshold": 0.5, "mag_ratios": [1.0] + [0.9] * 5}, {"num_inference_steps": "steps"}
+    ),
+    "taylorseer": DiffusersCache(
+        "TaylorSeerCacheConfig",
+        {"cache_interval": 3, "disable_cache_before_step": 2, "cache_identifiers": [r"(\w+_)?blocks\.\d+\.attn\d?"]},
+    ),
+    "pab": DiffusersCache(
+        "PyramidAttentionBroadcastConfig",
+        {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": [-1, 2000]},
+        {"current_timestep_callback": "timestep"},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("peer,name", [(p, n) for p in PEERS for n in NAMES if (p, n) != ("pab", "wan")])
+def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
+    pipe, site = random_pipes(name), PEERS[peer]
+    plain = sample(pipe, name)
+
+    def inventory():
+        return [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+
+    before, calls = inventory(), []
+    query = next(m for n, m in blocks(pipe)[-1].named_modules() if n.endswith("to_q"))
+    handle = query.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        first, one = run(pipe, name, site, gates.observed, REUSE)
+    finally:
+        handle.remove()
+    assert not torch.equal(first, plain) and 0 < len(one.computed_steps) < STEPS
+    assert len(calls) == sum(len(branch.computed) for branch in one.branches.values())
+    assert len(one.branches) == CALLS.get(name, 1) and one.cache_bytes > 0
+    run(pipe, name, site, gates.observed, REUSE, prompts=("a blue star", "a square"), seed=7, steps=5)
+    again, two = run(pipe, name, site, gates.observed, REUSE)
+    assert torch.equal(first, again) and one.computed_steps == two.computed_steps
+    assert inventory() == before and not held(denoiser(pipe))
+    assert torch.equal(sample(pipe, name), plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("threshold", [0.03, 0.1, 0.3, 1.0])
+def test_our_first_block_cache_is_that_of_diffusers(random_pipes, name, threshold):
+    pipe, theirs = random_pipes(name), DiffusersCache("FirstBlockCacheConfig", {"threshold": threshold})
+    a, one = run(pipe, name, TailResidual(), partial(gates.first_block, threshold=threshold), REUSE)
+    b, two = run(pipe, name, theirs, gates.observed, REUSE)
+    assert one.computed_steps == two.computed_steps
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_magcache_is_that_of_diffusers(random_pipes, name):
+    pipe, ratios = random_pipes(name), [1.0, 1.1, 0.9, 0.85, 1.05, 0.9, 1.0, 1.2]
+    rule = {"threshold": 0.3, "mag_ratios": ratios, "max_skip_steps": 3, "retention_ratio": 0.2}
+    theirs = DiffusersCache("MagCacheConfig", rule, {"num_inference_steps": "steps"})
+    mask = partial(schedules.magcache, ratios=ratios, threshold=0.3, longest=3, retention=0.2)
+    a, one = run(pipe, name, StackResidual(), mask, REUSE, steps=10)
+    b, two = run(pipe, name, theirs, gates.observed, REUSE, steps=10)
+    assert one.computed_steps == two.computed_steps and len(one.computed_steps) < 10
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+def test_what_diffusers_cannot_do_is_said(random_pipes):
+    with pytest.raises(ValueError, match="diffusers caches nothing in SD3Transformer2DModel: use our own"):
+        run(random_pipes("sd3"), "sd3", PEERS["fbcache"], gates.observed, REUSE)
+    with pytest.raises(ValueError, match="site.config=FirstBlockCacheConfig.*nonsense"):
+        DiffusersCache("FirstBlockCacheConfig", {"nonsense": 1})
+    with pytest.raises(ValueError, match="site.config=NoSuchConfig"):
+        DiffusersCache("NoSuchConfig")
+    with pytest.raises(ValueError, match="calibrate.py algo=magcache"):
+        DiffusersCache("MagCacheConfig", {"mag_ratios": None}, {"num_inference_steps": "steps"})
+
+
+def test_ours_still_run_after_theirs(random_pipes):
+    pipe = random_pipes("flux")
+    first, _ = run(pipe, "flux", LastBlock(), MASK, TAYLOR)
+    run(pipe, "flux", PEERS["fbcache"], gates.observed, REUSE)
+    assert torch.equal(run(pipe, "flux", LastBlock(), MASK, TAYLOR)[0], first)
