@@ -1,0 +1,104 @@
+"""Every algorithm of configs/algo on every shipped miniature, as the command line would run it."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from spectrum_bench import schedules
+from spectrum_bench.cache import cached, denoisers
+from spectrum_bench.cli import CONFIGS
+from spectrum_bench.models import load_pipeline
+from spectrum_bench.run import build
+
+ALGOS = sorted(p.stem for p in Path(CONFIGS, "algo").glob("*.yaml"))
+MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))
+UNSUPPORTED = {("deepcache", m): "is no U-Net" for m in MINIATURES if m != "tiny-sdxl"}
+UNSUPPORTED |= {(a, "tiny-sd3"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
+UNSUPPORTED |= {(a, "tiny-sdxl"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
+WORDS = {"sencache": ["schedule.threshold=1"]}  # at its authors' threshold it skips none of so few steps
+STEPS = 14
+
+
+@cache
+def pipeline(model: str):
+    from conftest import composed
+
+    return load_pipeline(OmegaConf.to_container(composed(f"model={model}"), resolve=True)["model"], "cpu")
+
+
+def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS):
+    from conftest import composed
+
+    pipe = pipeline(model)
+    words = [f"model={model}", f"algo={algo}", f"num_inference_steps={steps}", *WORDS.get(algo, [])]
+    plain = {"site": None} | OmegaConf.to_container(composed(*words), resolve=True)
+    algorithm = build(plain)
+    rules = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
+    with torch.no_grad(), cached(pipe, **rules, num_steps=steps) as session:
+        out = pipe(
+            list(prompts),
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+            output_type="latent",
+            callback_on_step_end=session.callback,
+            **plain["model"]["arguments"],
+        )[0]
+    return out, session, algorithm
+
+
+@pytest.mark.parametrize("model", MINIATURES)
+@pytest.mark.parametrize("algo", ALGOS)
+def test_every_algorithm(algo, model):
+    """A, B, A with other prompts, seed, batch and number of steps between; branches apart; nothing left behind."""
+    a = ("a large red ring on a gray background",)
+    if (algo, model) in UNSUPPORTED:
+        with pytest.raises(ValueError, match=UNSUPPORTED[algo, model]) as error:
+            run(model, algo, a)
+        assert "\n" not in str(error.value)
+        return
+    network = next(iter(denoisers(pipeline(model)).values()))
+    run(model, "nocache", a)  # diffusers' cache_context leaves its own registry at the first call
+
+    def inventory():
+        return [
+            (n, id(m), len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m)))
+            for n, m in network.named_modules()
+        ]
+
+    before = inventory()
+    first, one, algorithm = run(model, algo, a)
+    run(model, algo, ("a small blue star on a navy background", "a large green cross on a teal background"), 7, 9)
+    again, two, _ = run(model, algo, a)
+    assert torch.equal(first, again) and one.computed_steps == two.computed_steps
+    assert inventory() == before and torch.isfinite(first).all()
+    mask = schedules.plan(algorithm.schedule, STEPS)
+    if mask is not None:
+        assert one.computed_steps == mask.nonzero()[0].tolist()
+    plain, _, _ = run(model, "nocache", a)
+    if algo in ("nocache", "steps"):
+        assert torch.equal(first, plain) and one.cache_bytes == 0
+    elif len(one.computed_steps) < STEPS:
+        assert not torch.equal(first, plain) and one.cache_bytes > 0
+    else:
+        assert torch.equal(first, plain)
+
+
+@pytest.mark.parametrize("model", MINIATURES)
+@pytest.mark.parametrize("algo", [a for a in ALGOS if not a.startswith("diffusers_")])
+def test_a_batch_of_two_is_two_samples_where_no_gate_looks_at_both(algo, model):
+    """Gates decide once for a batch: there the first prompt may only be told from a batch of itself twice."""
+    if (algo, model) in UNSUPPORTED:
+        return
+    prompts = ("a large red ring on a gray background", "a small blue star on a navy background")
+    both, session, algorithm = run(model, algo, prompts)
+    if schedules.plan(algorithm.schedule, STEPS) is None or algo == "clusca":  # clusca: its random tokens differ
+        assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
+        return
+    for i, prompt in enumerate(prompts):
+        alone, _, _ = run(model, algo, (prompt,), seed=i)
+        scale = float(alone.abs().max())
+        np.testing.assert_allclose(both[i : i + 1], alone, rtol=0, atol=2e-2 * scale)
