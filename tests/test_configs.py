@@ -1,6 +1,7 @@
 """Every YAML composes and instantiates; the keys of the command line are a promise."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
         "teacache": ["schedule.polynomial=[1,0]"],
         "magcache": ["schedule.ratios=[1,1]"],
         "sencache": SENCACHE,
+        "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
     cfg = plain(compose(*words))
     algorithm = build(cfg)
@@ -62,6 +64,13 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
     words += {"mask": ["schedule.steps=[0,1,9]"], "magcache": ["schedule.ratios=[1,1]"], "sencache": SENCACHE}.get(
         schedule, []
     )
+    if site == "diffusers_magcache":
+        words.append("site.arguments.mag_ratios=[1,1]")
+    if site.startswith("diffusers_") or schedule == "observed":
+        alone = site.startswith("diffusers_") and schedule == "observed" and algo == "reuse"
+        with nullcontext() if alone else pytest.raises(UserError, match="algo=diffusers_\\* alone|observes the f"):
+            build(plain(compose(*words)))
+        return
     fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"
     if fronts or schedule == "accumulated" and site in ("output_residual", "shallow", "alternating"):
         with pytest.raises(UserError, match="observes the f"):

@@ -77,7 +77,7 @@ class Session:
     """The clock and the branches of one pipeline call."""
 
     def __init__(self, schedule: Schedule, forecaster: Weights, num_steps: int):
-        self._schedule, self._mask = schedule, plan(schedule, num_steps)
+        self.schedule, self._mask = schedule, plan(schedule, num_steps)
         declared = getattr(schedule, "func", schedule)
         self._observes = declared.observes if self._mask is None else ()
         self._shared = self._mask is None and declared.shared
@@ -125,7 +125,7 @@ class Session:
         elif self._shared and self.leader is not self.branch:
             computing = self.leader.computing
         else:
-            computing = self._schedule(self.step, self.num_steps, self.seen, self.branch.memory)
+            computing = self.schedule(self.step, self.num_steps, self.seen, self.branch.memory)
         self.branch.begin(self.step, computing)
         self.seen = {}
 

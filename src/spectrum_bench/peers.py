@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import diffusers
 from torch import Tensor, nn
 
+from .forecasters import reuse
+from .gates import observed
 from .sites import all_blocks
 
 
@@ -37,6 +39,11 @@ class DiffusersCache:
             getattr(diffusers, self.config)(**given)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"site.config={self.config}: {error}") from None
+
+    def check(self, schedule, forecaster):
+        """Refuse a schedule or forecaster of ours, which diffusers would not ask."""
+        if getattr(schedule, "func", schedule) is not observed or getattr(forecaster, "func", forecaster) is not reuse:
+            raise ValueError(f"{self.config} decides and forecasts by itself: give algo=diffusers_* alone")
 
     def attach(self, denoiser, anatomy, session, undo):
         if not hasattr(denoiser, "enable_cache"):

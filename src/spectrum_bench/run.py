@@ -110,7 +110,7 @@ def build(plain: dict):
         forecaster = forecaster or forecasters.reuse
         forecaster(np.arange(3.0), 4.0)
         if hasattr(site, "check"):
-            site.check(forecaster)
+            site.check(schedule, forecaster)
     except (InstantiationException, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error.__cause__ or error).split())) from None
     return Algorithm(plain["algo"]["name"], schedule, forecaster, site)

@@ -75,13 +75,13 @@ class Tokens:
             if not (isinstance(value := getattr(self, name), (int, float)) and 0 <= value <= 10):
                 raise ValueError(f"site.{name} must be a number from 0 to 10, not {value}")
 
-    def check(self, forecaster):
+    def check(self, schedule, forecaster):
         """Refuse a forecaster that does more than reuse: what would be computed anew is the newest feature."""
         if forecaster(np.array([90.0, 95.0, 99.0]), 100.0).tolist() != [0, 0, 1]:
             raise ValueError("token-wise caching reuses: use algo=toca, or another site for this forecaster")
 
     def attach(self, denoiser, anatomy, session, undo):
-        self.check(session.forecaster)
+        self.check(session.schedule, session.forecaster)
         blocks = all_blocks(denoiser)
         observe_first_block(blocks[0], anatomy, session, undo)
         depth = {}
@@ -114,8 +114,8 @@ class Alternating:
     tokens: Tokens
     runs_blocks = False
 
-    def check(self, forecaster):
-        self.tokens.check(forecaster)
+    def check(self, schedule, forecaster):
+        self.tokens.check(schedule, forecaster)
 
     def attach(self, denoiser, anatomy, session, undo):
         self.tokens.attach(denoiser, anatomy, session, undo)
