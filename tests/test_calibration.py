@@ -55,7 +55,7 @@ def test_magcache_ratios_are_those_of_the_residual(random_pipe):
     """Against the blocks' input and output of a plain run."""
     arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
     jobs = [Job("", i, f"a {word} ring", i) for i, word in enumerate(("red", "blue"))]
-    found = calibration.magcache(random_pipe, jobs, 5, arguments)["ratios"]
+    found = calibration.magcache(random_pipe, jobs, 5, arguments, {})["ratios"]
     each, transformer = [], random_pipe.transformer
     for job in jobs:
         entering, leaving = [], []
@@ -96,8 +96,33 @@ def test_sencache_sensitivities_are_finite_differences_of_the_network(random_pip
         assert time == pytest.approx(float((v(a, b) - v(a, a)).norm()) / dt, rel=1e-3)
 
 
+def test_hyca_finds_channels_that_move_alike_and_their_solver(random_pipe, monkeypatch):
+    """Channels that rest, that jump to and fro, and that follow a parabola, planted in shuffled order."""
+    t = np.arange(12.0)[:, None, None, None]
+    rng = np.random.default_rng(0)
+    kinds = {"taylor2": 30 * t**2 / 144, "reuse": rng.standard_normal((12, 1, 5, 1)), "taylor1": 5 * t}
+    order = rng.permutation(np.repeat(list(kinds), 4))
+    noise = 1 + 0.01 * rng.standard_normal((1, 1, 5, 1))
+    rows = np.concatenate([kinds[name] * noise for name in order], 3)
+    monkeypatch.setattr(calibration, "trajectory", lambda *_: list(torch.from_numpy(rows)))
+    found = calibration.hyca(None, [None, None], 12, {}, {"clusters": 3, "seed": 0})
+    names = [found["solvers"][c] for c in found["channels"]]
+    assert len({(a, b) for a, b in zip(order, found["channels"], strict=True)}) == 3
+    assert [n for n, kind in zip(names, order, strict=True) if kind == "reuse"] == ["reuse"] * 4
+    assert {n for n, kind in zip(names, order, strict=True) if kind == "taylor1"} <= {"taylor1", "taylor2", "foca"}
+    parabola = {n for n, kind in zip(names, order, strict=True) if kind == "taylor2"}
+    errors = calibration.solver_errors(rows.reshape(12, 5, 12))[:, order == "taylor2"].mean(1)
+    assert parabola == {list(calibration.SOLVERS)[errors.argmin()]} and parabola <= {"lagrange2", "adams_bashforth3"}
+
+
+def test_hyca_is_refused_on_a_u_net(monkeypatch):
+    monkeypatch.setattr(calibration, "trajectory", lambda *_: [torch.zeros(2, 8, 4, 4)] * 5)
+    with pytest.raises(UserError, match="U-Net"):
+        calibration.hyca(None, [None], 5, {}, {"clusters": 2, "seed": 0})
+
+
 def test_an_algorithm_that_needs_no_measuring_is_refused(compose):
-    with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache, sencache"):
+    with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache, sencache, hyca"):
         calibration.main(compose("algo=fora", config_name="calibrate"))
 
 

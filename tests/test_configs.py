@@ -13,6 +13,7 @@ from spectrum_bench.jobs import UserError
 from spectrum_bench.run import build, check_aliases, labels
 
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
+HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]
 SENCACHE = ["schedule.timesteps=[1,0]", "schedule.latent=[1,1]", "schedule.time=[1,1]"]
 UPSTREAM = [
     "model",
@@ -47,6 +48,7 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
         "teacache": ["schedule.polynomial=[1,0]"],
         "magcache": ["schedule.ratios=[1,1]"],
         "sencache": SENCACHE,
+        "hyca": HYCA,
         "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
     cfg = plain(compose(*words))

@@ -19,6 +19,7 @@ MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))
 UNSUPPORTED = {("deepcache", m): "is no U-Net" for m in MINIATURES if m != "tiny-sdxl"}
 UNSUPPORTED |= {(a, "tiny-sd3"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
 UNSUPPORTED |= {(a, "tiny-sdxl"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
+UNSUPPORTED |= {("hyca", "tiny-sdxl"): "no constants for hyca"}
 WORDS = {"sencache": ["schedule.threshold=1"]}  # at its authors' threshold it skips none of so few steps
 STEPS = 14
 

@@ -281,3 +281,52 @@ def test_aligned_goes_as_far_as_the_probe(now, gamma):
 def test_more_senseless_constants_raise(make):
     with pytest.raises(ValueError, match="order must|sigma|least"):
         make(np.arange(4.0), 5.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HyCa: a solver a channel
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_each_channel_follows_its_own_solver(dtype):
+    names, channels = ["taylor1", "reuse", "foca"], [2, 0, 0, 1, 2]
+    times, H = (
+        np.array([0.0, 1, 2, 4, 8]),
+        [torch.from_numpy(rng.standard_normal((1, 3, 5))).to(dtype) for _ in SLOW[:5]],
+    )
+    buffer = FeatureBuffer()
+    for row in H:
+        buffer.append(row)
+    out = buffer.combine(forecasters.hyca(times, 11.0, solvers=names, channels=channels))
+    assert out.dtype == dtype
+    for d, cluster in enumerate(channels):
+        w = forecasters.SOLVERS[names[cluster]](times, 11.0)
+        expected = sum(wk * row[..., d].double() for wk, row in zip(w, H, strict=True))
+        np.testing.assert_allclose(out[..., d].double(), expected, atol=3e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_rows_that_no_channel_reads_are_forgotten():
+    from spectrum_bench.cache import Branch
+
+    branch = Branch(partial(forecasters.hyca, solvers=["taylor2", "reuse"], channels=[0, 1, 1]))
+    for step in range(6):
+        branch.begin(step, True)
+        branch.store("x", torch.full((1, 2, 3), float(step) ** 2))
+    assert len(branch.buffers["x"].rows) == 3
+    branch.begin(6, False)
+    np.testing.assert_allclose(branch.forecast("x")[0, 0].numpy(), [25 + 9 + 1, 25, 25])
+
+
+def test_a_mixture_of_other_channels_is_refused():
+    call = partial(forecasters.hyca, np.arange(2.0), 3.0)
+    for words in ({"solvers": None, "channels": None}, {"solvers": [], "channels": []}):
+        with pytest.raises(ValueError, match="calibrate.py algo=hyca"):
+            call(**words)
+    for words in ({"solvers": ["euler"], "channels": [0]}, {"solvers": ["reuse"], "channels": [1]}):
+        with pytest.raises(ValueError, match="solvers must be of"):
+            call(**words)
+    buffer = FeatureBuffer()
+    buffer.append(torch.zeros(1, 4, 8))
+    buffer.append(torch.zeros(1, 4, 8))
+    with pytest.raises(ValueError, match="do not fit"):
+        buffer.combine(call(solvers=["taylor1"], channels=[0] * 4))

@@ -42,7 +42,8 @@ class Branch:
             self.computed.append(step)
             self.times.append(step)
             ahead = self.forecaster(np.array(self.times, float), step + 1)
-            del self.times[: np.argmax(ahead != 0)]  # what the next forecast would not read, none will
+            read = ahead.reshape(len(ahead), -1).any(1)
+            del self.times[: read.argmax()]  # what the next forecast would not read, none will
         else:
             known = {"memory": self.memory} if reads_memory(self.forecaster) else {}
             self.weights = self.forecaster(np.array(self.times, float), step, **known)

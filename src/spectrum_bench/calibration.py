@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from scipy.cluster.vq import kmeans2
 
 from .cache import cached, denoisers
 from .cli import CALIBRATION, check_values
+from .forecasters import SOLVERS
 from .gates import moved, observing
 from .generate import environment
 from .jobs import UserError, make_jobs, read_prompts, write_atomically
@@ -41,10 +43,10 @@ def trajectory(pipe, job, num_steps: int, arguments: dict, gate: Callable, site:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One function a method: (pipe, jobs, num_steps, arguments, degree) -> what its schedule reads from the file
+# One function a method: (pipe, jobs, num_steps, arguments, settings) -> what the algorithm reads from the file
 
 
-def teacache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 4) -> dict:
+def teacache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
     """TeaCache's polynomial (arXiv:2411.19108, section 3.3): from the relative L1 changes of the timestep-modulated
     input to those of the block stack's output, by least squares over the steps of all samples.
 
@@ -53,7 +55,7 @@ def teacache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 4)
     """
     pairs = [changes(pipe, job, num_steps, arguments) for job in jobs]
     x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    polynomial, r2 = fit_polynomial(x, y, degree)
+    polynomial, r2 = fit_polynomial(x, y, settings["degree"])
     print(f"{len(jobs)} prompts x {num_steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
     if r2 < 0.8:
         raise UserError(
@@ -83,7 +85,7 @@ def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[
     return [float(c) for c in polynomial], float(r2)
 
 
-def magcache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 0) -> dict:
+def magcache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
     """MagCache's ratios (arXiv:2506.09045): of the norm of a token's stack residual to that of the step before, mean
     over tokens, here also over prompts (its authors take one); the first is 1."""
     each = np.array([ratios(trajectory(pipe, job, num_steps, arguments, always, StackResidual())) for job in jobs])
@@ -98,7 +100,7 @@ def ratios(rows: list[torch.Tensor]) -> list[float]:
     return [1.0] + [float((b / a).mean()) for a, b in zip(norms, norms[1:], strict=False)]
 
 
-def sencache(pipe, jobs: list, num_steps: int, arguments: dict, degree: int = 0) -> dict:
+def sencache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
     """SenCache's sensitivities (arXiv:2602.24208): |v(x', t) - v(x, t)| / |x' - x| and |v(x, t') - v(x, t)| / |t' - t|,
     from each step (x, t) of an uncached sample to the next (x', t'), mean over prompts. Its authors noise real videos;
     here the model's own samples serve. The last step has no next one and takes the values before it."""
@@ -150,7 +152,55 @@ def sensitivities(pipe, job, num_steps: int, arguments: dict) -> list[tuple[floa
     return [tuple(map(float, numbers)) for numbers in found]
 
 
-METHODS = {"teacache": teacache, "magcache": magcache, "sencache": sencache}
+def hyca(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
+    """HyCa's clusters of channels and their solvers (arXiv:2510.04188, as far as its text tells): k-means on what is
+    standardised of the channels' movements; of SOLVERS the one that errs least, over each step from those before it.
+
+    Its authors look at the first steps of one prompt, we at all steps of some; the number of clusters is ours.
+
+    Raises:
+        UserError: a U-Net.
+    """
+    movements, errors = 0.0, 0.0
+    for job in jobs:
+        rows = torch.stack(trajectory(pipe, job, num_steps, arguments, always, LastBlock()))
+        if rows.ndim != 4:
+            raise UserError("hyca's channels are those of (B, L, D) tokens, and a U-Net's features are none")
+        rows = rows.flatten(1, 2).double().cpu().numpy()  # (T, tokens, D)
+        movements, errors = movements + described(rows), errors + solver_errors(rows)
+    standard = (movements - movements.mean(0)) / (movements.std(0) + 1e-12)
+    centres, clusters = kmeans2(standard, settings["clusters"], minit="++", rng=settings["seed"])
+    names, solvers = list(SOLVERS), []
+    for cluster in range(len(centres)):
+        mine = errors[:, clusters == cluster]
+        each = mine.mean(1) if mine.size else errors.mean(1)
+        solvers.append(names[each.argmin()])
+        told = ", ".join(f"{name} {e:.3g}" for name, e in zip(names, each / len(jobs), strict=True))
+        print(f"cluster {cluster}: {mine.shape[1]} channels; squared error one step ahead: {told}")
+    return {"solvers": solvers, "channels": clusters.tolist()}
+
+
+def described(rows: np.ndarray) -> np.ndarray:
+    """(D, 6) of a (T, tokens, D) trajectory: mean size of the first, second and third difference, energy, and how the
+    second and third compare with the first."""
+    size = [np.abs(np.diff(rows, n, axis=0)).mean((0, 1)) for n in (1, 2, 3)]
+    energy = (rows**2).mean((0, 1))
+    return np.stack([*size, energy, size[1] / (size[0] + 1e-12), size[2] / (size[0] + 1e-12)], 1)
+
+
+def solver_errors(rows: np.ndarray) -> np.ndarray:
+    """(solvers, D): mean squared error of each one's forecast of a step from all those before it."""
+    errors = np.zeros((len(SOLVERS), rows.shape[2]))
+    first = 4  # steps that every solver needs before its order is reached
+    for t in range(first, len(rows)):
+        times = np.arange(t, dtype=float)
+        for i, solver in enumerate(SOLVERS.values()):
+            forecast = np.tensordot(solver(times, t), rows[:t], 1)
+            errors[i] += ((forecast - rows[t]) ** 2).mean(0) / (len(rows) - first)
+    return errors
+
+
+METHODS = {"teacache": teacache, "magcache": magcache, "sencache": sencache, "hyca": hyca}
 
 
 def main(cfg: DictConfig) -> None:
@@ -169,7 +219,7 @@ def main(cfg: DictConfig) -> None:
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(cfg.threads)
     pipe = load_pipeline(model, device)
-    found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg.degree)
+    found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg)
     measured = {"source": f"python src/calibrate.py algo={algo} model={model['name']}", "weights": weights}
     measured |= {"prompts": f"{len(prompts)} of {cfg.prompt_file}", "seed": cfg.seed, "steps": steps}
     known = environment(device, cfg.threads)

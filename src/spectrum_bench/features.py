@@ -33,11 +33,24 @@ class FeatureBuffer:
         self.rows[-1] = self.rows[-1].scatter(1, index, values.to(self.rows[-1].dtype))
 
     def combine(self, weights: np.ndarray) -> Tensor:
-        """sum_k weights[k] * rows[k], accumulated in fp32 (weights reach 7 in magnitude), in the feature's dtype."""
+        """sum_k weights[k] * rows[k], accumulated in fp32 (weights reach 7 in magnitude), in the feature's dtype.
+
+        Args:
+            weights: (K,), or (K, D) for (B, L, D) rows, a weight for each channel.
+
+        Raises:
+            ValueError: weights for another number of channels.
+        """
         newest = self.rows[-1]
-        if not weights[:-1].any() and weights[-1] == 1:
+        if not weights[:-1].any() and (weights[-1] == 1).all():
             return newest  # plain reuse: no arithmetic, no copy
         total = torch.zeros_like(newest, dtype=torch.promote_types(newest.dtype, torch.float32))
+        if weights.ndim == 2:
+            if newest.ndim != 3 or newest.shape[2] != weights.shape[1]:
+                raise ValueError(f"weights for {weights.shape[1]} channels do not fit a {tuple(newest.shape)} feature")
+            for w, row in zip(torch.from_numpy(weights).to(total), self.rows, strict=True):
+                total.addcmul_(row, w)
+            return total.to(newest.dtype)
         for w, row in zip(weights.tolist(), self.rows, strict=True):  # w is an immediate argument: no copy, no sync
             total.add_(row, alpha=w)
         return total.to(newest.dtype)

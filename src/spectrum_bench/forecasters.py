@@ -2,20 +2,22 @@
 
 A forecaster `weights(times, t, **constants)` gets the computed steps `times` (K,), ascending, and a later step t, and
 returns K float64 weights: the feature at t is forecast as sum_k w_k h_k, by one weighted sum in features.py. Nothing
-is ever fitted on the features themselves. Times are step indices, as in every official implementation.
+is ever fitted on the features themselves. One that treats channels differently returns (K, D). Times are step indices,
+as in every official implementation.
 
 A row that would get weight 0 at the step after the newest one is forgotten at once, and later calls do not see it.
 """
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.polynomial.hermite import hermval
 
-Weights = Callable[[np.ndarray, float], np.ndarray]  # (times (K,), t) -> (K,) float64
+Weights = Callable[[np.ndarray, float], np.ndarray]  # (times (K,), t) -> (K,) float64, or (K, D)
 
 
 def reads_memory(forecaster: Weights) -> bool:
@@ -153,3 +155,37 @@ def aligned(times: np.ndarray, t: float, *, least: float, most: float, memory: d
         (P1, P2), P = memory["residuals"], memory["residual"]
         gamma = min(max(float((P - P1).abs().mean() / (P2 - P1).abs().mean()), least), most)
     return (1 - gamma) * np.eye(len(times))[-2] + gamma * np.eye(len(times))[-1]
+
+
+# The families that HyCa chooses from, so far as they differ on evenly spaced steps: RK2, AB2 and the second-order
+# Taylor expansion are one formula there, and so are AB1, BDF1 and the first-order one.
+SOLVERS = {
+    "reuse": reuse,
+    "taylor1": partial(taylor, order=1),
+    "taylor2": partial(taylor, order=2),
+    "lagrange2": partial(lagrange, order=2),
+    "adams_bashforth3": partial(adams_bashforth, order=3),
+    "foca": foca,
+}
+
+
+def hyca(times: np.ndarray, t: float, *, solvers: Sequence[str], channels: Sequence[int]) -> np.ndarray:
+    """HyCa's idea (arXiv:2510.04188; no code is published): channels that move alike share the solver which forecasts
+    them best, chosen beforehand on uncached runs. (K, D) weights.
+
+    Args:
+        solvers: of SOLVERS, one a cluster of channels.
+        channels: (D,) the cluster of each channel.
+
+    Raises:
+        ValueError: an unknown solver or cluster, or none of either for this model.
+    """
+    if not solvers or not channels:
+        raise ValueError(
+            "this model has no constants for hyca yet, and another model's channels are others: "
+            "measure them with python src/calibrate.py algo=hyca model=<model>"
+        )
+    unknown = [name for name in solvers if name not in SOLVERS]
+    if unknown or not set(channels) <= set(range(len(solvers))):
+        raise ValueError(f"solvers must be of {', '.join(SOLVERS)}, and channels number them from 0")
+    return np.stack([SOLVERS[name](times, t) for name in solvers], 1)[:, channels]
