@@ -68,9 +68,10 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
     )
     if site == "diffusers_magcache":
         words.append("site.arguments.mag_ratios=[1,1]")
-    if site.startswith("diffusers_") or schedule == "observed":
-        alone = site.startswith("diffusers_") and schedule == "observed" and algo == "reuse"
-        with nullcontext() if alone else pytest.raises(UserError, match="algo=diffusers_\\* alone|observes the f"):
+    peer = site.startswith(("diffusers_", "cachedit_"))
+    if peer or schedule == "observed":
+        alone = peer and schedule == "observed" and algo == "reuse"
+        with nullcontext() if alone else pytest.raises(UserError, match="alone|observes the f"):
             build(plain(compose(*words)))
         return
     fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"

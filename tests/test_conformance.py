@@ -19,6 +19,7 @@ MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))
 UNSUPPORTED = {("deepcache", m): "is no U-Net" for m in MINIATURES if m != "tiny-sdxl"}
 UNSUPPORTED |= {(a, "tiny-sd3"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
 UNSUPPORTED |= {(a, "tiny-sdxl"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
+UNSUPPORTED |= {(a, m): "cache-dit caches nothing" for a in ALGOS if "cachedit" in a for m in ("tiny-sd3", "tiny-sdxl")}
 UNSUPPORTED |= {("hyca", "tiny-sdxl"): "no constants for hyca"}
 WORDS = {"sencache": ["schedule.threshold=1"]}  # at its authors' threshold it skips none of so few steps
 STEPS = 14
@@ -89,7 +90,7 @@ def test_every_algorithm(algo, model):
 
 
 @pytest.mark.parametrize("model", MINIATURES)
-@pytest.mark.parametrize("algo", [a for a in ALGOS if not a.startswith("diffusers_")])
+@pytest.mark.parametrize("algo", [a for a in ALGOS if not a.startswith(("diffusers_", "cachedit_"))])
 def test_a_batch_of_two_is_two_samples_where_no_gate_looks_at_both(algo, model):
     """Gates decide once for a batch: there the first prompt may only be told from a batch of itself twice."""
     if (algo, model) in UNSUPPORTED:

@@ -1,5 +1,6 @@
-"""diffusers' own caches as rows; where they are a method that we have too, each is the other's witness."""
+"""Other people's caches as rows; where they are a method that we have too, each is the other's witness."""
 
+import sys
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from test_pipelines import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, run, sample
 
 from spectrum_bench import forecasters, gates, schedules
-from spectrum_bench.peers import DiffusersCache, held
+from spectrum_bench.peers import CacheDiT, DiffusersCache, held
 from spectrum_bench.sites import LastBlock, StackResidual, TailResidual
 
 NAMES = ("flux", "hunyuan", "wan")
@@ -27,6 +28,14 @@ PEERS = {
         {"current_timestep_callback": "timestep"},
     ),
 }
+RULE = {"Fn_compute_blocks": 1, "residual_diff_threshold": 2.0, "max_warmup_steps": 2, "max_continuous_cached_steps": 2}
+PEERS |= {
+    "dbcache": CacheDiT(RULE),
+    "dbcache with a block at the end": CacheDiT(RULE | {"Bn_compute_blocks": 1}),
+    "cachedit_taylorseer": CacheDiT(RULE, "TaylorSeerCalibratorConfig", {"taylorseer_order": 1}),
+    "cachedit_foca": CacheDiT(RULE, "FoCaCalibratorConfig"),
+    "cachedit_dmd": CacheDiT(RULE, "DMDCalibratorConfig"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +53,7 @@ def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
         return [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
 
     before, calls = inventory(), []
-    query = next(m for n, m in blocks(pipe)[-1].named_modules() if n.endswith("to_q"))
+    query = next(m for n, m in blocks(pipe)[site.watched].named_modules() if n.endswith("to_q"))
     handle = query.register_forward_hook(lambda *_: calls.append(1))
     try:
         first, one = run(pipe, name, site, gates.observed, REUSE)
@@ -80,6 +89,31 @@ def test_our_magcache_is_that_of_diffusers(random_pipes, name):
     b, two = run(pipe, name, theirs, gates.observed, REUSE, steps=10)
     assert one.computed_steps == two.computed_steps and len(one.computed_steps) < 10
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])  # of HunyuanVideo it caches its two stacks apart
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_our_first_block_cache_is_dbcache_with_one_block(random_pipes, name, threshold):
+    """DBCache's F1B0 without warm-up; its threshold means the same, and so does what it reuses."""
+    pipe = random_pipes(name)
+    theirs = CacheDiT({"Fn_compute_blocks": 1, "residual_diff_threshold": threshold, "max_warmup_steps": 0})
+    a, one = run(pipe, name, TailResidual(), partial(gates.first_block, threshold=threshold), REUSE)
+    b, two = run(pipe, name, theirs, gates.observed, REUSE)
+    assert one.computed_steps == two.computed_steps and (len(one.computed_steps) < STEPS or threshold < 0.5)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+def test_what_cache_dit_cannot_do_is_said(random_pipes, monkeypatch):
+    with pytest.raises(ValueError, match="cache-dit caches nothing in SD3Transformer2DModel"):
+        run(random_pipes("sd3"), "sd3", PEERS["dbcache"], gates.observed, REUSE)
+    with pytest.raises(ValueError, match="no more than 40 blocks"):
+        run(random_pipes("flux"), "flux", CacheDiT({"Fn_compute_blocks": 40}), gates.observed, REUSE)
+    for wrong in (({"nonsense": 1},), ({}, "NoSuchConfig"), ({}, "FoCaCalibratorConfig", {"nonsense": 1})):
+        with pytest.raises(ValueError, match="cache-dit says.*(nonsense|NoSuchConfig)"):
+            CacheDiT(*wrong)
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    with pytest.raises(ValueError, match="pip install cache-dit=="):
+        CacheDiT({})
 
 
 def test_what_diffusers_cannot_do_is_said(random_pipes):

@@ -47,8 +47,8 @@ def check(gate: Callable, T: int, site) -> None:
     gate(0, T, {name: torch.zeros(1) for name in names} | {"output": None}, {})
     points = {WHERE[name] for name in names}
     name = getattr(gate, "func", gate).__name__
-    if name == "observed" and not hasattr(site, "config"):
-        raise ValueError("schedule=observed is for what decides by itself: use it with algo=diffusers_* alone")
+    if name == "observed" and not hasattr(site, "watched"):
+        raise ValueError("schedule=observed is for what decides by itself: algo=diffusers_* or cachedit_* alone")
     if "front" in points and not getattr(site, "front", 0):
         raise ValueError(f"{name} observes the front blocks, and this site does not run them: use site=tail_residual")
     if "blocks" in points and not site.runs_blocks:

@@ -1,5 +1,8 @@
-"""diffusers' own caching as a row of our tables: its code, our clock and records."""
+"""Other people's caching as rows of our tables: their code, our clock and records."""
 
+import importlib
+import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import diffusers
@@ -9,13 +12,43 @@ from .forecasters import reuse
 from .gates import observed
 from .sites import all_blocks
 
+CACHE_DIT = "1.5.3"
+
+
+class Peer:
+    """Caching that decides and forecasts by itself. Which steps are computed is not asked of it but observed: a step
+    counts if the first projection of the block `watched` ran. Caches of attention alone run the MLPs at every step;
+    the time of a skipped step tells."""
+
+    runs_blocks = False
+    watched = -1
+
+    def switch_on(self, denoiser: nn.Module, session, undo: ExitStack) -> None:
+        raise NotImplementedError
+
+    def check(self, schedule, forecaster):
+        """Refuse a schedule or forecaster of ours, which nobody would ask."""
+        if getattr(schedule, "func", schedule) is not observed or getattr(forecaster, "func", forecaster) is not reuse:
+            raise ValueError("a peer decides and forecasts by itself: give algo=diffusers_* or cachedit_* alone")
+
+    def attach(self, denoiser, anatomy, session, undo):
+        query = next(m for n, m in all_blocks(denoiser)[self.watched].named_modules() if n.endswith("to_q"))
+        undo.callback(_restore, {module: (set(vars(module)), dict(module._modules)) for module in denoiser.modules()})
+        self.switch_on(denoiser, session, undo)
+        ran = []
+        undo.callback(query.register_forward_pre_hook(lambda *_: ran.append(True)).remove)
+
+        def observe(*_):
+            session.branch.observe(session.step, bool(ran))
+            session.leader.memory["held"] = held(denoiser)
+            ran.clear()
+
+        undo.callback(denoiser.register_forward_hook(observe).remove)
+
 
 @dataclass(frozen=True)
-class DiffusersCache:
+class DiffusersCache(Peer):
     """One of the caches that diffusers attaches by `enable_cache`, under its own schedule.
-
-    Which steps are computed is not asked of it but observed: a step counts if the last block's first projection ran.
-    Caches of attention alone run the MLPs at every step; the time of a skipped step tells.
 
     Attributes:
         config: the class in diffusers, e.g. FirstBlockCacheConfig.
@@ -26,7 +59,6 @@ class DiffusersCache:
     config: str
     arguments: dict = field(default_factory=dict)
     filled: dict = field(default_factory=dict)
-    runs_blocks = False
 
     def __post_init__(self):
         given = dict(self.arguments) | dict.fromkeys(self.filled, 1)
@@ -40,35 +72,65 @@ class DiffusersCache:
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"site.config={self.config}: {error}") from None
 
-    def check(self, schedule, forecaster):
-        """Refuse a schedule or forecaster of ours, which diffusers would not ask."""
-        if getattr(schedule, "func", schedule) is not observed or getattr(forecaster, "func", forecaster) is not reuse:
-            raise ValueError(f"{self.config} decides and forecasts by itself: give algo=diffusers_* alone")
-
-    def attach(self, denoiser, anatomy, session, undo):
+    def switch_on(self, denoiser, session, undo):
         if not hasattr(denoiser, "enable_cache"):
             raise ValueError(f"diffusers caches nothing in {type(denoiser).__name__}: use our own algo of that name")
         values = {"timestep": session.timestep, "steps": session.num_steps}
         filled = {name: values[what] for name, what in self.filled.items()}
         arguments = {k: tuple(v) if isinstance(v, list) and len(v) == 2 else v for k, v in self.arguments.items()}
-        last = next(m for n, m in all_blocks(denoiser)[-1].named_modules() if n.endswith("to_q"))
-        before = {module: set(vars(module)) for module in denoiser.modules()}
         denoiser.enable_cache(getattr(diffusers, self.config)(**arguments, **filled))
-        undo.callback(_forget, denoiser, before)
         undo.callback(denoiser.disable_cache)
-        ran = []
-        undo.callback(last.register_forward_pre_hook(lambda *_: ran.append(True)).remove)
 
-        def observe(*_):
-            session.branch.observe(session.step, bool(ran))
-            session.branch.memory["held"] = held(denoiser)
-            ran.clear()
 
-        undo.callback(denoiser.register_forward_hook(observe).remove)
+@dataclass(frozen=True)
+class CacheDiT(Peer):
+    """DBCache of vipshop/cache-dit, with or without one of its calibrators; an extra (pip install cache-dit).
+
+    Attributes:
+        arguments: of its DBCacheConfig. The first Fn_compute_blocks and the last Bn_compute_blocks run at every step.
+        calibrator: the class of what forecasts, e.g. TaylorSeerCalibratorConfig; None reuses.
+        constants: its arguments.
+    """
+
+    arguments: dict = field(default_factory=dict)
+    calibrator: str | None = None
+    constants: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._configs(None)
+
+    @property
+    def watched(self) -> int:
+        return -1 - self.arguments.get("Bn_compute_blocks", 0)
+
+    def _configs(self, steps: int | None) -> tuple:
+        try:
+            logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+            library = importlib.import_module("cache_dit")
+        except ImportError:
+            raise ValueError(f"algo=cachedit_* is an extra: pip install cache-dit=={CACHE_DIT}") from None
+        try:
+            cache = library.DBCacheConfig(num_inference_steps=steps, **self.arguments)
+            return cache, getattr(library, self.calibrator)(**self.constants) if self.calibrator else None
+        except (AttributeError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"site: cache-dit says {error}") from None
+
+    def switch_on(self, denoiser, session, undo):
+        import cache_dit
+
+        at_every_step = sum(self.arguments.get(name, 0) for name in ("Fn_compute_blocks", "Bn_compute_blocks"))
+        if at_every_step >= len(all_blocks(denoiser)):
+            raise ValueError(f"{type(denoiser).__name__} has no more than {at_every_step} blocks: lower site.arguments")
+        cache, calibrator = self._configs(session.num_steps)
+        try:
+            cache_dit.enable_cache(denoiser, cache_config=cache, calibrator_config=calibrator)
+        except ValueError:
+            raise ValueError(f"cache-dit caches nothing in {type(denoiser).__name__}: use algo=fbcache") from None
+        undo.callback(cache_dit.disable_cache, denoiser)
 
 
 def held(denoiser: nn.Module) -> list[Tensor]:
-    """Every tensor that diffusers' hooks keep between steps, each storage once."""
+    """Every tensor that diffusers' hooks or cache-dit's contexts keep between steps, each storage once."""
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
 
@@ -84,18 +146,22 @@ def held(denoiser: nn.Module) -> list[Tensor]:
         elif isinstance(node, (list, tuple)):
             for value in node:
                 walk(value)
-        elif type(node).__module__.startswith("diffusers.hooks"):
+        elif type(node).__module__.startswith(("diffusers.hooks", "cache_dit")):
             walk(vars(node))
 
     for module in denoiser.modules():
         registry = vars(module).get("_diffusers_hook")
         if registry is not None:
             walk(registry.hooks)
+        walk(vars(module).get("_context_manager"))
     return list(found.values())
 
 
-def _forget(denoiser: nn.Module, before: dict[nn.Module, set[str]]) -> None:
-    """Take out what `disable_cache` leaves: empty registries, a None, and modules' forwards as attributes of them."""
-    for module, names in before.items():
-        for name in {"_diffusers_hook", "_cache_config", "forward"} - names:
-            vars(module).pop(name, None)
+def _restore(before: dict[nn.Module, tuple[set[str], dict[str, nn.Module]]]) -> None:
+    """Take out what the peers leave when switched off: empty registries, flags, forwards as attributes, and another
+    order of submodules, which is the order in which blocks run."""
+    for module, (names, modules) in before.items():
+        for name in set(vars(module)) - names:
+            delattr(module, name)
+        module._modules.clear()
+        module._modules.update(modules)
