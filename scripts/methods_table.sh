@@ -4,7 +4,7 @@
 #   bash scripts/methods_table.sh tiny-sd3    another one
 #   PROMPTS=8 BUDGETS=14 OUT=... REPORT=... bash scripts/methods_table.sh
 # Thresholds are searched for on other prompts (src/budget.py), once: they are kept in $OUT/thresholds.
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt   # these name cache-dit
 MODEL=${1:-tiny-flux}
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-16 14 10}
 OUT=${OUT:-output_samples_image/$MODEL-methods} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/methods}
@@ -12,14 +12,14 @@ mkdir -p "$OUT"
 
 row() { echo; python src/text_to_image.py model="$MODEL" total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
 
-gate() {  # name, budget, words: a row at the threshold that comes nearest to the budget
+gate() {  # name, budget, words: a row at the threshold (or the key= given) that comes nearest to the budget
     local name=$1 budget=$2 found; shift 2
     found=$(sed -n "s/^$name-$budget //p" "$OUT/thresholds" 2>/dev/null || true)
     if [ -z "$found" ]; then
         found=$(python src/budget.py model="$MODEL" passes="$budget" "$@" | tail -1) || return 0   # it says why; no row
         echo "$name-$budget $found" >> "$OUT/thresholds"
     fi
-    row "$name-$budget" "$@" "$found"
+    row "$name-$budget" $(printf '%s\n' "$@" | grep -v '^key=') "$found"
 }
 
 row nocache algo=nocache
@@ -55,6 +55,20 @@ for budget in $BUDGETS; do
     gate fbcache $budget algo=fbcache
     gate dicache $budget algo=dicache schedule.retention=0.08
     gate cgtaylor $budget algo=cgtaylor
+    row duca-$budget algo=duca schedule.interval=$after3
+    row clusca-$budget algo=clusca schedule.interval=$after3
+    row hyca-$budget algo=hyca schedule.interval=$after5
+    [ "$MODEL" != tiny-sd3 ] || continue   # neither diffusers nor cache-dit caches anything in it
+    row diffusers_taylorseer-$budget algo=diffusers_taylorseer site.arguments.cache_interval=$after3
+    row diffusers_pab-$budget algo=diffusers_pab site.arguments.spatial_attention_block_skip_range=$after1
+    row diffusers_fastercache-$budget algo=diffusers_fastercache site.arguments.spatial_attention_block_skip_range=$after1
+    gate diffusers_fbcache $budget algo=diffusers_fbcache key=site.arguments.threshold
+    gate diffusers_magcache $budget algo=diffusers_magcache key=site.arguments.threshold \
+        site.arguments.retention_ratio=0.1 site.arguments.max_skip_steps=10
+    for calibrator in dbcache taylorseer foca dmd; do
+        gate cachedit_$calibrator $budget algo=cachedit_$calibrator key=site.arguments.residual_diff_threshold \
+            site.arguments.max_warmup_steps=4
+    done
 done
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
