@@ -23,6 +23,7 @@ gate() {  # name, budget, words: a row at the threshold (or the key= given) that
 }
 
 row nocache algo=nocache
+row nocache-again algo=nocache                                    # the noise floor
 for budget in $BUDGETS; do
     case $budget in   # intervals after 1, 3 and 5 computed steps, and Spectrum's growing gaps
         16) after1=3 after3=3 after5=4 flex=0.4 shortest=1 ;;    # 17, 18, 16 and 16 passes
@@ -35,10 +36,11 @@ for budget in $BUDGETS; do
     row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex
     row reuse-$budget algo=reuse flex_window=$flex
     row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
+    row taylorseer1-last-$budget algo=taylorseer site=last_block schedule.interval=$after5
     row adams-$budget algo=adams_bashforth schedule.interval=$after5
     gate teacache $budget algo=teacache
     gate magcache $budget algo=magcache schedule.retention=0.1 schedule.longest=10
-    gate sencache $budget algo=sencache schedule.start=0.05
+    gate sencache $budget algo=sencache schedule.start=0.05 schedule.longest=10
     gate easycache $budget algo=easycache
     if [ "$MODEL" = tiny-sdxl ]; then   # a U-Net has neither modules nor front blocks
         row deepcache-$budget algo=deepcache schedule.interval=$after1
@@ -74,5 +76,5 @@ echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 for budget in $BUDGETS; do
     echo
-    python src/report.py "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget"
+    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget"
 done
