@@ -1,23 +1,29 @@
 """Score the samples of one or more experiments against a reference run.
 
-usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=<dir>
+usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=<dir> [metrics=psnr,clip]
+       python src/evaluate.py --check
 
   <experiment dir>  a folder that a run has made: config.yaml, records.jsonl, samples/
   reference=<dir>   the run to measure against: same model, prompts and seed, every step computed: algo=nocache
+  metrics=...       which ones; left out: those that the model's configuration names
+  --check           say of each metric whether all that it needs is here, and what to type if not
 
 Writes into each experiment directory
-  metrics.csv       one row a sample: id prompt_index seed psnr ssim lpips caption, the parts of the caption check,
-                    and the reference's own caption check; blank where a metric could not be computed
+  metrics.csv       one row a sample: id prompt_index seed, each metric, its parts, and the reference's own score where
+                    a metric has one; blank where it could not be computed
   summary.json      means with 95 % bootstrap intervals over prompts, sanity anchors, versions
 """
 
 from pathlib import Path
 
 from spectrum_bench import arguments
+from spectrum_bench.jobs import UserError
 
 
 def main(argv: list[str]) -> None:
-    folders, options = arguments.parse(argv, __doc__, {"reference": None})
+    if argv == ["--check"]:
+        return check()
+    folders, options = arguments.parse(argv, __doc__, {"reference": None, "metrics": ""})
     from spectrum_bench.experiments import check_reference, pairs, read_experiment
 
     reference = read_experiment(Path(options["reference"]))
@@ -26,15 +32,37 @@ def main(argv: list[str]) -> None:
         check_reference(experiment, reference)
         pairs(experiment, reference)
     from spectrum_bench.evaluation import evaluate
+    from spectrum_bench.metrics import chosen
 
+    for experiment in experiments:
+        try:
+            chosen(experiment.config, options["metrics"])
+        except ValueError as error:
+            raise UserError(f"metrics={options['metrics']}: {error}") from None
     said = set()
-    for experiment, summary in zip(experiments, evaluate(experiments, reference), strict=True):
+    for experiment, summary in zip(experiments, evaluate(experiments, reference, options["metrics"]), strict=True):
         same = summary["identical_pairs"]
         print(f"{experiment.folder}: {summary['samples']} samples, {same} identical to the reference")
         for line in describe(summary):
             if line not in said or "%" in line:  # what holds for all of them is said once
                 print(f"  {line}")
             said.add(line)
+
+
+def check() -> None:
+    """One line a metric: ready, or what is missing and what to type."""
+    from spectrum_bench.metrics import METRICS, MetricUnavailable
+    from spectrum_bench.metrics.isolated import is_made
+
+    for name, metric in METRICS.items():
+        config = {"model": {"judge": "assets/tiny/flux/judge"} | ({"fps": 16} if name == "vbench" else {})}
+        try:
+            metric.scorer(config)
+        except MetricUnavailable as reason:
+            print(f"—      {reason}")
+            continue
+        made = metric.kind != "batch" or is_made(name)
+        print(f"ready  {name}" + ("" if made else ": its environment will be made on first use, some gigabytes"))
 
 
 def describe(summary: dict) -> list[str]:

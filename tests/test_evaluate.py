@@ -183,7 +183,7 @@ def test_captions_beside_the_references_own(tmp_path, monkeypatch):
     monkeypatch.setattr("spectrum_bench.metrics.caption.make_caption", lambda config: scorer)
     found = evaluate(other, reference)
     assert found["metrics"]["caption"]["mean"] == pytest.approx(1 / 6) and found["metrics"]["caption"]["n"] == 6
-    assert found["reference"]["caption"]["mean"] == 0
+    assert found["metrics"]["caption"]["reference"]["mean"] == 0
     assert found["metrics"]["caption"]["difference"]["mean"] == pytest.approx(1 / 6)
     assert found["metrics"]["caption"]["details"]["things"]["n"] == 6
     assert rows(other)[6]["caption"] == rows(other)[6]["caption_reference"] == ""

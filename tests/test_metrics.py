@@ -1,8 +1,10 @@
 """Pixel metrics against independent implementations, and what happens when one cannot be computed."""
 
 import hashlib
+import io
 import json
 import math
+from functools import partial
 
 import fabricate
 import numpy as np
@@ -98,25 +100,30 @@ def test_lpips_without_weights_is_unavailable(monkeypatch, tmp_path):
         METRICS["lpips"].scorer({})
 
 
-def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path):
+@pytest.mark.parametrize("metric,net", [("lpips", "alex"), ("lpips_vgg", "vgg")])
+def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path, metric, net):
     """With a random backbone, so the numbers mean nothing; ours must be those of lpips' own class."""
     import lpips
     import torchvision
 
     torch.manual_seed(0)
-    alexnet = torchvision.models.AlexNet(num_classes=1)
-    path = tmp_path / "hub" / "checkpoints" / pixel.ALEXNET
+    build = {"alex": torchvision.models.AlexNet, "vgg": partial(torchvision.models.vgg16, weights=None)}[net]
+    backbone = build(num_classes=1)
+    state = io.BytesIO()
+    torch.save({k: v for k, v in backbone.state_dict().items() if k.startswith("features")}, state)
+    name = f"{net}-{hashlib.sha256(state.getvalue()).hexdigest()[:8]}.pth"
+    path = tmp_path / "hub" / "checkpoints" / name
     path.parent.mkdir(parents=True)
-    torch.save({k: v for k, v in alexnet.state_dict().items() if k.startswith("features")}, path)
+    path.write_bytes(state.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(pixel, "ALEXNET_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
-    score = METRICS["lpips"].scorer({})
+    monkeypatch.setitem(pixel.BACKBONES, metric, (net, name))
+    score = METRICS[metric].scorer({})
     with monkeypatch.context() as patch:
-        patch.setattr(torchvision.models, "alexnet", lambda pretrained: alexnet)
-        witness = lpips.LPIPS(net="alex", verbose=False)
+        patch.setattr(torchvision.models, {"alex": "alexnet", "vgg": "vgg16"}[net], lambda pretrained: backbone)
+        witness = lpips.LPIPS(net=net, verbose=False)
     a, b = PICTURES[0], PICTURES[1]
     found = score(a, b)
-    assert found == pytest.approx(witness(lpips.im2tensor(a), lpips.im2tensor(b)).item(), rel=1e-6) and found > 1e-3
+    assert found == pytest.approx(witness(lpips.im2tensor(a), lpips.im2tensor(b)).item(), rel=1e-6) and found > 1e-4
     assert score(a, a) == 0 and score(a, b) == pytest.approx(score(b, a), rel=1e-5)
     with pytest.raises(ValueError, match="30x30, smaller"):
         score(a[:30, :30], b[:30, :30])

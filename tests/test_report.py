@@ -90,7 +90,7 @@ def test_dashes_say_why(home):
         "no step is skipped",
     ):
         assert sum(words in reason for reason in reasons) == 1, words
-    for line in map(formats.cells, table.rows):
+    for line in formats.body(table):
         assert all((c.text == "—") == (c.note is not None) for c in line)
 
 
@@ -110,7 +110,7 @@ def test_nothing_measured(tmp_path):
     fabricate.experiment(tmp_path / "nocache", PROMPTS[:2], PICTURES[:2])
     fabricate.experiment(tmp_path / "fora", PROMPTS[:2], fabricate.noisy(PICTURES[:2], 9), "fora", 14, latency={})
     score(tmp_path, "fora")
-    cells = formats.cells(build(tmp_path, "fora").rows[1])
+    cells = formats.body(build(tmp_path, "fora"))[1]
     assert [c.note for c in cells if c.note][:2] == ["not measured", "not measured"]
 
 
@@ -195,19 +195,21 @@ def hostile_table(home):
 
 
 def test_markdown_keeps_its_columns(home):
-    lines = formats.markdown(hostile_table(home)).splitlines()
+    table = hostile_table(home)
+    lines = formats.markdown(table).splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 8 and {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {len(formats.HEAD) + 1}
+    assert len(rows) == 8 and {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {len(formats.head(table)) + 1}
     assert "<b>" not in "".join(lines)
     assert r"a\_b & 100% \$x\$ #1 {y} ~ ^ \\ \| \<b\>\*\[z\]\*\`" in lines[4]
 
 
 def test_latex_is_escaped_and_balanced(home):
-    text = formats.latex(hostile_table(home))
+    table = hostile_table(home)
+    text = formats.latex(table)
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
     rows = [line for line in body.splitlines() if line.endswith(r" \\")]
     assert len(rows) == 6
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(formats.HEAD) - 1}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(formats.head(table)) - 1}
     bare = re.sub(r"\\[\\&%$#_{}]", "", text)
     assert bare.count("{") == bare.count("}") and "#" not in bare and "_" not in bare and "^" not in bare
     assert all(line.startswith("% needs") for line in bare.splitlines() if line.replace(r"{!}{%", "").count("%"))

@@ -13,53 +13,55 @@ from tqdm import tqdm
 
 from .experiments import Experiment, check_reference, pairs
 from .jobs import UserError, write_atomically
-from .metrics import METRICS, MetricUnavailable
+from .metrics import METRICS, MetricUnavailable, chosen
 from .metrics.caption import judge_facts
 from .stats import derangement, estimate
 
 NAN = float("nan")
 ANCHOR_PROMPTS = 32  # enough to tell a broken metric; the anchors cost as much as scoring so many samples twice
-COLUMNS = (
-    "id",
-    "prompt_index",
-    "seed",
-    *METRICS,
-    *(d for m in METRICS.values() for d in m.details),
-    "caption_reference",
-    "identical",
-)
-PACKAGES = ("numpy", "scipy", "torch", "lpips", "pillow")
+PACKAGES = ("numpy", "scipy", "torch", "lpips", "open-clip-torch", "pillow")
 
 
-def load_scorers(config: dict) -> tuple[dict[str, Callable], dict[str, str]]:
+def columns(names: list[str]) -> list[str]:
+    """The columns of metrics.csv: scores, their details, the reference's own scores."""
+    metrics = [METRICS[name] for name in names]
+    details, own = [d for m in metrics for d in m.details], [m.own for m in metrics if m.own]
+    return ["id", "prompt_index", "seed", *names, *details, *own, "identical"]
+
+
+def load_scorers(config: dict, names: list[str]) -> tuple[dict[str, Callable], dict[str, str]]:
     """(metric -> scorer, metric -> why it cannot be computed)."""
     scorers, missing = {}, {}
     if (config.get("model") or {}).get("init") == "random":
-        return {}, {name: f"{name}: random weights show nothing" for name in METRICS}
-    for name, metric in METRICS.items():
+        return {}, {name: f"{name}: random weights show nothing" for name in names}
+    for name in names:
         try:
-            scorers[name] = metric.scorer(config)
+            scorers[name] = METRICS[name].scorer(config)
         except MetricUnavailable as reason:
             missing[name] = str(reason)
     return scorers, missing
 
 
-def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[dict]:
+def evaluate(experiments: list[Experiment], reference: Experiment, wanted: str | None = None) -> Iterator[dict]:
     """Write metrics.csv and summary.json into each experiment's directory and yield its summary.
+
+    Args:
+        wanted: names of metrics, comma between them; None: those that the experiment's model names.
 
     Raises:
         UserError: the reference cannot judge an experiment, a picture cannot be scored, or a sanity anchor
             fails; nothing is written for that experiment then.
     """
-    rulers = {}  # by judge: loading LPIPS and scoring the anchors is done once
+    rulers, own = {}, {}  # loading metrics, the anchors and the reference's own scores are done once
     for experiment in experiments:
         check_reference(experiment, reference)
-        judge = experiment.model.get("judge")
-        if judge not in rulers:
-            scorers, missing = load_scorers(experiment.config)
-            rulers[judge] = scorers, missing, sanity(reference, scorers)
-        scorers, missing, anchors = rulers[judge]
-        rows = score_pairs(experiment, reference, scorers)
+        names = chosen(experiment.config, wanted)
+        ruler = (experiment.model.get("judge"), *names)
+        if ruler not in rulers:
+            scorers, missing = load_scorers(experiment.config, names)
+            rulers[ruler] = scorers, missing, sanity(reference, scorers)
+        scorers, missing, anchors = rulers[ruler]
+        rows, failed = score_pairs(experiment, reference, scorers, own)
         summary = {
             "experiment": experiment.name,
             "records_sha256": experiment.fingerprint,
@@ -71,40 +73,55 @@ def evaluate(experiments: list[Experiment], reference: Experiment) -> Iterator[d
             },
             "seeds": sorted({row["seed"] for row in rows}),
             "identical_pairs": sum(row["identical"] for row in rows),
-            "metrics": summarise(rows, missing),
+            "metrics": summarise(rows, names, missing | failed),
             "anchors": anchors,
             "judge": judge_facts(experiment.config),
             "versions": _versions(),
         }
-        summary["reference"]["caption"] = summary["metrics"]["caption"].pop("reference", None)
-        write_atomically(experiment.folder / "metrics.csv", _csv(rows).encode())
+        write_atomically(experiment.folder / "metrics.csv", _csv(rows, columns(names)).encode())
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(experiment.folder / "summary.json", f"{text}\n".encode())
         yield summary
 
 
-def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict) -> list[dict]:
-    """A row of scores for each sample that has a reference."""
-    rows = []
-    found = pairs(experiment, reference)
+def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict, own: dict) -> tuple[list[dict], dict]:
+    """(a row of scores for each sample that has a reference, batch metric -> why it failed).
+
+    Args:
+        own: (reference's sample, metric) -> its own scores, filled as they are computed.
+    """
+    rows, failed, found = [], {}, pairs(experiment, reference)
+    single = _only(scorers, "single")
     for mine, theirs in tqdm(found, desc=f"scoring {experiment.name}", unit="sample", disable=None, leave=False):
         sample, target = experiment.picture(mine), reference.picture(theirs)
         row = {"id": mine.id, "prompt_index": mine.prompt_index, "seed": mine.seed, "prompt": mine.prompt}
         row |= score(scorers, sample, target, mine.prompt, experiment.folder / mine.sample)
-        own = score(_only(scorers, "single"), target, target, mine.prompt, reference.folder / theirs.sample)
-        same = int(np.array_equal(sample, target))
-        rows.append(row | {"caption_reference": own.get("caption", NAN), "identical": same})
-    return rows
+        for name, scorer in single.items():
+            if (theirs.sample, name) not in own:
+                where = reference.folder / theirs.sample
+                own[theirs.sample, name] = score({name: scorer}, target, target, mine.prompt, where)
+            row[METRICS[name].own] = own[theirs.sample, name][name]
+        rows.append(row | {"identical": int(np.array_equal(sample, target))})
+    for name, scorer in _only(scorers, "batch").items():
+        try:
+            each = scorer([(experiment.folder / mine.sample, mine.prompt) for mine, _ in found])
+            theirs = scorer([(reference.folder / target.sample, target.prompt) for _, target in found])
+        except MetricUnavailable as reason:
+            failed[name] = str(reason)
+            continue
+        for row, scores, target in zip(rows, each, theirs, strict=True):
+            row |= scores | {METRICS[name].own: target[name]}
+    return rows, failed
 
 
 def score(scorers: dict, sample: np.ndarray, reference: np.ndarray, prompt: str, where) -> dict[str, float]:
-    """Every metric of one sample."""
+    """One sample by every metric that takes one at a time."""
     out = {}
     for name, scorer in scorers.items():
         try:
             if METRICS[name].kind == "paired":
                 out[name] = by_frame(scorer, sample, reference)
-            else:
+            elif METRICS[name].kind == "single":
                 out |= scorer(sample, prompt)
         except ValueError as error:
             raise UserError(f"{where} {error}") from None
@@ -125,7 +142,7 @@ def by_frame(scorer: Callable, sample: np.ndarray, reference: np.ndarray) -> flo
     return float(np.mean([scorer(a, b) for a, b in zip(sample, reference, strict=True)]))
 
 
-def summarise(rows: list[dict], missing: dict[str, str]) -> dict:
+def summarise(rows: list[dict], names: list[str], missing: dict[str, str]) -> dict:
     """Metric -> mean, 95 % interval over prompts and n, or why there is none."""
     prompts = [row["prompt"] for row in rows]
 
@@ -133,7 +150,8 @@ def summarise(rows: list[dict], missing: dict[str, str]) -> dict:
         return [row.get(name, NAN) for row in rows]
 
     out = {}
-    for name, metric in METRICS.items():
+    for name in names:
+        metric = METRICS[name]
         if name in missing:
             out[name] = {"unavailable": missing[name]}
             continue
@@ -142,11 +160,13 @@ def summarise(rows: list[dict], missing: dict[str, str]) -> dict:
             "higher_is_better": metric.higher_is_better,
         }
         if out[name]["n"] == 0:
-            out[name] = {"unavailable": f"{name}: no prompt is worded by the world's grammar"}
-        elif metric.details:
+            out[name] = {"unavailable": f"{name}: no sample could be scored"}
+            continue
+        if metric.details:
             out[name]["details"] = {d: estimate(column(d), prompts) for d in metric.details}
-            out[name]["reference"] = estimate(column("caption_reference"), prompts)
-            differences = [a - b for a, b in zip(column(name), column("caption_reference"), strict=True)]
+        if metric.own:
+            out[name]["reference"] = estimate(column(metric.own), prompts)
+            differences = [a - b for a, b in zip(column(name), column(metric.own), strict=True)]
             out[name]["difference"] = estimate(differences, prompts)
     return out
 
@@ -165,7 +185,7 @@ def sanity(reference: Experiment, scorers: dict) -> dict:
         sample, target = reference.picture(records[i]), reference.picture(records[j])
         return score(scorers, sample, target, records[j].prompt, reference.folder / records[i].sample)
 
-    itself = [scored(paired, i, i) for i in range(len(records))]
+    itself = [scored(scorers, i, i) for i in range(len(records))]
     out = {
         "itself": {
             name: max((r[name] for r in itself), key=lambda v: abs(v - METRICS[name].perfect)) for name in paired
@@ -178,13 +198,16 @@ def sanity(reference: Experiment, scorers: dict) -> dict:
     if others is None:
         return out | {"shuffled": None}
     shuffled = [scored(scorers, i, j) for i, j in enumerate(others)]
-    columns = {name: np.array([row[name] for row in shuffled]) for name in scorers}
-    out["shuffled"] = {name: float(np.nanmean(c)) for name, c in columns.items() if not np.isnan(c).all()}
+    found = {name: np.array([row[name] for row in shuffled]) for name in shuffled[0] if name in scorers}
+    out["shuffled"] = {name: float(np.nanmean(c)) for name, c in found.items() if not np.isnan(c).all()}
     for name, value in out["shuffled"].items():
-        if not METRICS[name].worse(value, METRICS[name].unrelated):
+        bound = METRICS[name].unrelated
+        if bound is None:  # then worse than with their own prompts
+            bound = float(np.nanmean([row[name] for row in itself]))
+        if not METRICS[name].worse(value, bound):
             raise UserError(
                 f"sanity: {name} of different prompts' pictures is {value:.4g}, no worse than "
-                f"{METRICS[name].unrelated:g}: {reference.folder} shows one picture for all, or the metric is broken"
+                f"{bound:.4g}: {reference.folder} shows one picture for all, or the metric is broken"
             )
     return out
 
@@ -193,12 +216,12 @@ def _only(scorers: dict, kind: str) -> dict:
     return {name: scorer for name, scorer in scorers.items() if METRICS[name].kind == kind}
 
 
-def _csv(rows: list[dict]) -> str:
+def _csv(rows: list[dict], columns: list[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(columns)
     for row in rows:
-        cells = (row.get(name, NAN) for name in COLUMNS)
+        cells = (row.get(name, NAN) for name in columns)
         writer.writerow("" if isinstance(c, float) and math.isnan(c) else c for c in cells)
     return text.getvalue()
 

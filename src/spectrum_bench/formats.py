@@ -9,10 +9,7 @@ from .metrics import METRICS
 from .tables import Row, Table
 
 DASH = "—"
-FACTORS = {"caption": 100}  # shown as a percentage
-TITLES = {"psnr": "PSNR dB ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "caption": "Caption % ↑"}
-HEAD = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup")
-HEAD += (*TITLES.values(), "Skipped step ms", "Cache")
+BEFORE, AFTER = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup"), ("Skipped step ms", "Cache")
 
 
 @dataclass(frozen=True)
@@ -24,16 +21,23 @@ class Cell:
     value: float | None = None  # to sort by
 
 
-def cells(row: Row) -> list[Cell]:
-    """One table row, in the order of HEAD."""
+def head(table: Table) -> list[str]:
+    return [*BEFORE, *(METRICS[name].title for name in table.metrics), *AFTER]
+
+
+def body(table: Table) -> list[list[Cell]]:
+    return [cells(row, table.metrics) for row in table.rows]
+
+
+def cells(row: Row, metrics: list[str]) -> list[Cell]:
+    """One table row, in the order of `head`."""
     f = row.figures
 
     def number(key, form, small=""):
         return Cell(form(f[key]), small, value=f[key]) if f[key] is not None else Cell(DASH, note=row.reasons[key])
 
     def score(name):
-        metric, k = METRICS[name], FACTORS.get(name, 1)
-        digits = 1 if k > 1 else metric.digits
+        k, digits = METRICS[name].factor, METRICS[name].digits
         low, high = f[f"{name}_low"], f[f"{name}_high"]
         small = f"[{k * low:.{digits}f}, {k * high:.{digits}f}]" if low is not None else ""
         cell = number(name, lambda v: f"{k * v:.{digits}f}", small)
@@ -55,7 +59,7 @@ def cells(row: Row) -> list[Cell]:
         Cell(row.passes, value=f["passes"]),
         number("latency_s", seconds, f"p90 {seconds(f['latency_p90_s'])}" if f["latency_p90_s"] is not None else ""),
         number("speedup", lambda v: f"{v:.2f}×", speedups),
-        *(score(metric) for metric in METRICS),
+        *(score(name) for name in metrics),
         number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
         Cell(_bytes(f["cache_bytes"]), value=f["cache_bytes"]),
     ]
@@ -66,25 +70,25 @@ def markdown(table: Table) -> str:
         body = _md(cell.text) if not cell.bold else f"**{_md(cell.text)}**"
         return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
 
-    body, reasons = _marked(table, text)
-    rule = "|".join(["---"] * 3 + ["--:"] * (len(HEAD) - 3))
-    lines = [f"| {' | '.join(HEAD)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in body), ""]
+    lines, reasons = _marked(table, text)
+    titles = head(table)
+    rule = "|".join(["---"] * 3 + ["--:"] * (len(titles) - 3))
+    lines = [f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines), ""]
     notes = [*(f"<sup>{mark}</sup> {_md(reason)}" for mark, reason in reasons), *map(_md, table.notes)]
     return "\n".join(lines) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
 def plain(table: Table) -> str:
     """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
-    span = HEAD.index(TITLES["psnr"])
+    titles = head(table)
 
     def text(i, cell, mark):
-        small = f" {cell.small}" if i == span and cell.small else ""
+        small = f" {cell.small}" if titles[i] == METRICS["psnr"].title and cell.small else ""
         return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
 
     letters = marks(table)
-    body = [[text(i, c, letters.get(c.note)) for i, c in enumerate(line)] for line in map(cells, table.rows)]
-    body = [[row.name, *line[1:]] for row, line in zip(table.rows, body, strict=True)]
-    lines = [list(HEAD), *body]
+    lines = [[text(i, c, letters.get(c.note)) for i, c in enumerate(line)] for line in body(table)]
+    lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     notes = [*(f"({mark}) {reason}" for reason, mark in letters.items()), *table.notes]
@@ -99,7 +103,7 @@ def latex(table: Table) -> str:
         body += rf" {{\scriptsize {_tex(cell.small)}}}" if cell.small else ""
         return body + (rf"\textsuperscript{{{mark}}}" if mark else "")
 
-    body, reasons = _marked(table, text)
+    lines, reasons = _marked(table, text)
     notes = [*(rf"\textsuperscript{{{mark}}} {_tex(reason)}" for mark, reason in reasons), *map(_tex, table.notes)]
     return "\n".join(
         [
@@ -107,11 +111,11 @@ def latex(table: Table) -> str:
             r"\begin{table*}",
             r"\centering",
             r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{lll{'r' * (len(HEAD) - 3)}}}",
+            rf"\begin{{tabular}}{{lll{'r' * (len(head(table)) - 3)}}}",
             r"\toprule",
-            " & ".join(map(_tex, HEAD)) + r" \\",
+            " & ".join(map(_tex, head(table))) + r" \\",
             r"\midrule",
-            *(" & ".join(line) + r" \\" for line in body),
+            *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
             r"\end{tabular}}",
             r"\par\smallskip\footnotesize\raggedright",
@@ -134,14 +138,14 @@ def unrounded(table: Table) -> str:
 
 def marks(table: Table) -> dict[str, str]:
     """Reason for a dash -> footnote mark, in order of appearance."""
-    reasons = dict.fromkeys(cell.note for line in map(cells, table.rows) for cell in line if cell.note)
+    reasons = dict.fromkeys(cell.note for line in body(table) for cell in line if cell.note)
     return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
 
 
 def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]:
     letters = marks(table)
-    body = [[text(cell, letters.get(cell.note)) for cell in line] for line in map(cells, table.rows)]
-    return body, [(mark, reason) for reason, mark in letters.items()]
+    lines = [[text(cell, letters.get(cell.note)) for cell in line] for line in body(table)]
+    return lines, [(mark, reason) for reason, mark in letters.items()]
 
 
 def _bytes(count: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # Model settings that describe: they decide no pixel.
-DESCRIPTIVE = {"judge", "note"}
+DESCRIPTIVE = {"judge", "note", "metrics"}
 
 
 class UserError(Exception):

@@ -65,8 +65,8 @@ def page(table: tables.Table, svg: str, rows: int) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html.j2").render(
         model=records[0].model,
-        head=formats.HEAD,
-        body=list(zip(table.rows, map(formats.cells, table.rows), strict=True)),
+        head=formats.head(table),
+        body=list(zip(table.rows, formats.body(table), strict=True)),
         marks=formats.marks(table),
         notes=table.notes,
         plot=inline(svg),
@@ -78,7 +78,8 @@ def page(table: tables.Table, svg: str, rows: int) -> str:
 
 def picture(row: tables.Row, i: int) -> dict:
     """The i-th sample of a row for the grid: its pixels as a data URI and its scores in words."""
-    psnr, caption, words = row.scores["psnr"][i], row.scores["caption"][i], []
+    psnr, caption = (row.scores.get(name, [math.nan] * (i + 1))[i] for name in ("psnr", "caption"))
+    words = []
     if not math.isnan(psnr):
         words.append("identical" if row.scores["identical"][i] else f"{psnr:.1f} dB")
     if not math.isnan(caption):

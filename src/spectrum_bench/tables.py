@@ -30,6 +30,11 @@ class Row:
     reasons: dict[str, str] = field(default_factory=dict)  # CSV column -> why it is None
 
     @property
+    def metrics(self) -> list[str]:
+        """Those that it was scored by, in the order of tables."""
+        return [name for name in METRICS if name in self.summary["metrics"]]
+
+    @property
     def prompts(self) -> list[str]:
         return [r.prompt for r in self.records]
 
@@ -42,6 +47,15 @@ class Row:
 class Table:
     rows: list[Row]
     notes: list[str]
+
+    @property
+    def metrics(self) -> list[str]:
+        return shown(self.rows)
+
+
+def shown(rows: list[Row]) -> list[str]:
+    """The metrics that all rows were scored by."""
+    return [name for name in METRICS if all(name in row.metrics for row in rows)]
 
 
 def build(experiments: list[Experiment], reference: Experiment) -> Table:
@@ -59,7 +73,7 @@ def build(experiments: list[Experiment], reference: Experiment) -> Table:
     if not keys:
         raise UserError("the experiments have no sample in common: make them with the same prompt_file and seed")
     rows = [make_row(e, role(e, reference), keys, scores, summary) for e, scores, summary in read]
-    own = {m: ([float("nan")] * len(keys)) for m in METRICS} | {"caption": rows[0].scores["caption_reference"]}
+    own = {m: rows[0].scores.get(METRICS[m].own, [float("nan")] * len(keys)) for m in shown(rows)}
     first = Row(reference, "reference", [reference.by_key[k] for k in keys], own, rows[0].summary)
     for row in (first, *rows):
         measure(row, first)
@@ -101,7 +115,9 @@ def role(experiment: Experiment, reference: Experiment) -> str:
 
 
 def make_row(experiment, role: str, keys: list, scores: dict, summary: dict) -> Row:
-    columns = {name: [scores[k][name] for k in keys] for name in (*METRICS, "caption_reference", "identical")}
+    names = [name for name in summary["metrics"] if name in METRICS]
+    wanted = [*names, *(METRICS[name].own for name in names if METRICS[name].own), "identical"]
+    columns = {name: [scores[k].get(name, float("nan")) for k in keys] for name in wanted}
     return Row(experiment, role, [experiment.by_key[k] for k in keys], columns, summary)
 
 
@@ -127,7 +143,8 @@ def measure(row: Row, reference: Row) -> None:
     elif totals and against is not None:
         f["speedup"] = against / f["latency_s"]
         f["speedup_low"], f["speedup_high"] = ratio_interval(_measured(reference, "total"), totals) or (None, None)
-    for name, metric in METRICS.items():
+    for name in row.metrics:
+        metric = METRICS[name]
         found = estimate(row.scores[name], row.prompts)
         f[name] = found["mean"]
         f[f"{name}_low"], f[f"{name}_high"] = found["interval"] or (None, None)
@@ -135,11 +152,10 @@ def measure(row: Row, reference: Row) -> None:
         if found["mean"] is None:
             paired = row.role == "reference" and metric.kind == "paired"
             why[name] = ITSELF if paired else row.summary["metrics"][name].get("unavailable", "not measured")
-    if row.role != "reference" and f["caption"] is not None:
-        pairs = zip(row.scores["caption"], row.scores["caption_reference"], strict=True)
-        found = estimate([a - b for a, b in pairs], row.prompts)
-        f["caption_minus_reference"] = found["mean"]
-        f["caption_minus_reference_low"], f["caption_minus_reference_high"] = found["interval"] or (None, None)
+        if row.role != "reference" and metric.own and f[name] is not None:
+            found = estimate(np.subtract(row.scores[name], row.scores[metric.own]), row.prompts)
+            f[f"{name}_minus_reference"] = found["mean"]
+            f[f"{name}_minus_reference_low"], f[f"{name}_minus_reference_high"] = found["interval"] or (None, None)
 
 
 def give_names(rows: list[Row]) -> None:
@@ -162,7 +178,8 @@ def give_names(rows: list[Row]) -> None:
 def mark_best(rows: list[Row]) -> None:
     """In each metric mark the methods that none with as few passes or fewer beats by more than chance, by bootstrap of
     the paired differences; nothing where that is all of them. Also note each method's difference from the best."""
-    for name, metric in METRICS.items():
+    for name in shown(rows):
+        metric = METRICS[name]
         scored = [r for r in rows if r.role == "method" and r.figures[name] is not None]
         if len(scored) < 2 or scored[0].figures["prompts"] < 2:
             continue
@@ -216,6 +233,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
         if anchors[kind]:
             values = ", ".join(f"{name} {value:.4g}" for name, value in anchors[kind].items())
             notes.append(f"Sanity, the reference against {words}: {values}.")
+    notes += [f"{METRICS[name].about}." for name in shown(rows) if METRICS[name].about]
     if judge := summary.get("judge"):
         shares = {k.replace("_", " "): v["caption"] for k, v in judge.items() if isinstance(v, dict) and "caption" in v}
         found = " and ".join(f"{100 * share:.1f} % of pictures {kind}" for kind, share in shares.items())

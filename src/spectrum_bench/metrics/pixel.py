@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from . import MetricUnavailable
 
 CAP = 100.0  # dB; identical pictures have infinite PSNR, which no mean survives
-ALEXNET = "alexnet-owt-7be5be79.pth"
-ALEXNET_SHA256 = "7be5be79"  # how its hash begins, by PyTorch's naming rule
+# LPIPS's backbones: name in the package, file in PyTorch's cache; the digits in its name begin its SHA-256
+BACKBONES = {"lpips": ("alex", "alexnet-owt-7be5be79.pth"), "lpips_vgg": ("vgg", "vgg16-397923af.pth")}
 
 
 def make_psnr(config: dict):
@@ -48,29 +48,40 @@ def ssim(sample: np.ndarray, reference: np.ndarray) -> float:
 
 
 def make_lpips(config: dict):
-    """LPIPS v0.1 on AlexNet (Zhang et al. 2018, arXiv:1801.03924): linear heads from the package `lpips`, the
-    backbone from PyTorch's cache. It is never downloaded; its hash is checked, as wrong weights look plausible."""
+    """LPIPS v0.1 on AlexNet (Zhang et al. 2018, arXiv:1801.03924)."""
+    return _make_lpips("lpips")
+
+
+def make_lpips_vgg(config: dict):
+    """LPIPS v0.1 on VGG-16."""
+    return _make_lpips("lpips_vgg")
+
+
+def _make_lpips(metric: str):
+    """Linear heads from the package `lpips`, the backbone from PyTorch's cache. It is never downloaded; its hash is
+    checked, as wrong weights look plausible."""
+    net, name = BACKBONES[metric]
     home = os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch"
-    path = Path(home) / "hub" / "checkpoints" / ALEXNET
+    path = Path(home) / "hub" / "checkpoints" / name
     shown = str(path).replace(str(Path.home()), "~", 1)  # tables are published
-    fetch = f"wget -P {Path(shown).parent} https://download.pytorch.org/models/{ALEXNET}"
+    fetch = f"wget -P {Path(shown).parent} https://download.pytorch.org/models/{name}"
     if not path.is_file():
-        raise MetricUnavailable("lpips", f"no backbone weights {shown}", fetch)
+        raise MetricUnavailable(metric, f"no backbone weights {shown}", fetch)
     with open(path, "rb") as file:
-        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(ALEXNET_SHA256):
-            raise MetricUnavailable("lpips", f"backbone weights {shown} are damaged", f"rm {shown}; {fetch}")
-    return load_lpips(path)
+        if not hashlib.file_digest(file, "sha256").hexdigest().startswith(name.rpartition("-")[2].removesuffix(".pth")):
+            raise MetricUnavailable(metric, f"backbone weights {shown} are damaged", f"rm {shown}; {fetch}")
+    return load_lpips(path, net)
 
 
-def load_lpips(path: Path):
-    """The scorer whose AlexNet backbone is the state dict at `path`."""
+def load_lpips(path: Path, net: str = "alex"):
+    """The scorer whose backbone is the state dict at `path`."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision in a way that it deprecates
         import lpips
 
-        model = lpips.LPIPS(net="alex", version="0.1", pnet_rand=True, verbose=False).eval()
+        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False).eval()
     slices = (getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1))
     features = torch.nn.Sequential(OrderedDict(child for s in slices for child in s.named_children()))
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -78,7 +89,7 @@ def load_lpips(path: Path):
 
     @torch.inference_mode()
     def score(sample: np.ndarray, reference: np.ndarray) -> float:
-        _same_size(sample, reference, side=31)  # below, AlexNet's second pooling has nothing left
+        _same_size(sample, reference, side=31)  # below, AlexNet's second pooling has nothing left; VGG takes 16
         a, b = (torch.from_numpy(p.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1 for p in (sample, reference))
         return float(model(a, b))
 

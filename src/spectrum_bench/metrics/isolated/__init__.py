@@ -1,0 +1,196 @@
+"""Metrics whose packages cannot live beside today's transformers: each is one script in an environment of its own.
+
+A script reads a manifest, one JSON line {"id", "path", "prompt"} a sample, and appends to a results file one line
+{"id", ...scores} or {"id", "error"} as each is done. It imports nothing of ours. What is finished is kept beside the
+samples, in <experiment>/scores, by the hash of the sample's bytes and its prompt, and is not computed again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from .. import METRICS, VBENCH, MetricUnavailable
+
+HERE = Path(__file__).parent
+REQUIREMENTS = Path(__file__).resolve().parents[4] / "configs" / "environments"
+CACHE = Path.home() / ".cache" / "spectrum_bench" / "environments"
+
+
+def environment(name: str) -> Path:
+    """The Python of an environment, made from configs/environments/<name>.txt on first use and when that changes.
+
+    Raises:
+        MetricUnavailable: pip fails.
+    """
+    wanted = (REQUIREMENTS / f"{name}.txt").read_bytes()
+    folder = CACHE / f"{name}-{hashlib.sha256(wanted).hexdigest()[:12]}"
+    python, complete = folder / "bin" / "python", folder / "complete"
+    if complete.exists():
+        return python
+    print(f"{name}: making its environment {folder} (once; some gigabytes)", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    steps = (
+        [sys.executable, "-m", "venv", folder],
+        [
+            *(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("-r", REQUIREMENTS / f"{name}.txt"),
+        ],
+    )
+    for step in steps:
+        done = subprocess.run(list(map(str, step)), capture_output=True, text=True)
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            raise MetricUnavailable(
+                name, f"its environment could not be made ({''.join(last)})", " ".join(map(str, step))
+            )
+    complete.touch()
+    return python
+
+
+def is_made(name: str) -> bool:
+    """Whether the environment is there already."""
+    digest = hashlib.sha256((REQUIREMENTS / f"{name}.txt").read_bytes()).hexdigest()[:12]
+    return (CACHE / f"{name}-{digest}" / "complete").exists()
+
+
+def score(name: str, files: list[str], items: list[tuple[Path, str]]) -> list[dict[str, float]]:
+    """Scores of (path, prompt) samples by score_<name>.py; nan where it failed on one, which is said on stderr.
+
+    Args:
+        files: further arguments of the script: where its weights are.
+
+    Raises:
+        MetricUnavailable: its environment cannot be made, or the script itself fails.
+    """
+    names = (name, *METRICS[name].details)
+    keys = [hashlib.sha256(path.read_bytes() + prompt.encode()).hexdigest()[:32] for path, prompt in items]
+    stores = {path: path.parent.parent / "scores" / f"{name}.jsonl" for path, _ in items}
+    known: dict[str, dict] = {}
+    for store in set(stores.values()):
+        known |= {line["id"]: line for line in _read(store) if "error" not in line}
+    for store in sorted(set(stores.values())):
+        missing = {
+            key: {"id": key, "path": str(path.resolve()), "prompt": prompt}
+            for key, (path, prompt) in zip(keys, items, strict=True)
+            if key not in known and stores[path] == store
+        }
+        if not missing:
+            continue
+        store.parent.mkdir(parents=True, exist_ok=True)
+        if store.is_file() and not store.read_bytes().endswith(b"\n"):  # cut off by a kill: the next line starts anew
+            with open(store, "a") as file:
+                file.write("\n")
+        manifest = store.with_suffix(".manifest")
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in missing.values()), encoding="utf-8")
+        offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        command = [environment(name), HERE / f"score_{name}.py", manifest, store, *files]
+        done = subprocess.run(list(map(str, command)), env=offline, stderr=subprocess.PIPE, text=True)
+        manifest.unlink()
+        if done.returncode:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            raise MetricUnavailable(name, f"its script failed ({''.join(last)})", "mend that, and evaluate again")
+        for line in _read(store):
+            if "error" in line and line["id"] in missing:
+                print(f"{name}: {missing[line['id']]['path']}: {line['error']}", file=sys.stderr)
+            else:
+                known[line["id"]] = line
+    return [{n: float(known.get(key, {}).get(n, "nan")) for n in names} for key in keys]
+
+
+def _read(store: Path) -> list[dict]:
+    """The whole lines of a results file; one that was cut off by a kill is left out."""
+    if not store.is_file():
+        return []
+    found = []
+    for line in store.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_imagereward(config: dict):
+    """ImageReward v1.0 (Xu et al. 2023, arXiv:2304.05977)."""
+    if (config.get("model") or {}).get("fps"):
+        raise MetricUnavailable("imagereward", "these are clips", "it scores pictures")
+    folder = Path.home() / ".cache" / "ImageReward"
+    weights = folder / "ImageReward.pt", folder / "med_config.json", _tokenizer()
+    _there("imagereward", weights)
+    return partial(score, "imagereward", weights)
+
+
+def _tokenizer() -> Path:
+    """The vocabulary of bert-base-uncased, under the name by which ImageReward asks for it."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    path = try_to_load_from_cache("bert-base-uncased", "vocab.txt")
+    return Path(path if isinstance(path, str) else f"{constants.HF_HUB_CACHE}/models--bert-base-uncased/vocab.txt")
+
+
+def make_vbench(config: dict):
+    """VBench's quality dimensions (Huang et al. 2024, arXiv:2311.17982) on clips of any prompt; their Quality Score."""
+    if not (config.get("model") or {}).get("fps"):
+        raise MetricUnavailable("vbench", "these are pictures", "it scores clips")
+    home = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
+    torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
+    _there(
+        "vbench",
+        (
+            home / "dino_model" / "facebookresearch_dino_main" / "hubconf.py",
+            home / "dino_model" / "dino_vitbase16_pretrain.pth",
+            torch_home / "hub" / "checkpoints" / "dino_vitbase16_pretrain.pth",
+            home / "clip_model" / "ViT-B-32.pt",
+            home / "clip_model" / "ViT-L-14.pt",
+            home / "aesthetic_model" / "emb_reader" / "sa_0_4_vit_l_14_linear.pth",
+            home / "amt_model" / "amt-s.pth",
+            home / "raft_model" / "models" / "raft-things.pth",
+            home / "pyiqa_model" / "musiq_spaq_ckpt-358bb6af.pth",
+        ),
+    )
+
+    def scores(items):
+        found = score("vbench", [home], items)
+        return [each | {"vbench": quality(each)} for each in found]
+
+    return scores
+
+
+def _there(metric: str, weights: tuple[Path, ...]) -> None:
+    for path in weights:
+        if not path.is_file():
+            shown = str(path).replace(str(Path.home()), "~", 1)  # tables are published
+            raise MetricUnavailable(metric, f"no {shown}", f"python download.py metrics={metric}")
+
+
+# Vchitect/VBench@45e79ec, scripts/constant.py: lowest and highest value, weight.
+QUALITY = dict(
+    zip(
+        VBENCH,
+        [
+            (0.1462, 1.0, 1.0),
+            (0.2615, 1.0, 1.0),
+            (0.6293, 1.0, 1.0),
+            (0.706, 0.9975, 1.0),
+            (0.0, 1.0, 0.5),
+            (0.0, 1.0, 1.0),
+            (0.0, 1.0, 1.0),
+        ],
+        strict=True,
+    )
+)
+
+
+def quality(dimensions: dict[str, float]) -> float:
+    """VBench's Quality Score, a share: the weighted mean of the seven dimensions, each mapped from its range to [0, 1],
+    not clipped. nan where one is missing: the official script would count it as 0."""
+    weights = sum(weight for _, _, weight in QUALITY.values())
+    return sum(w * (dimensions[name] - low) / (high - low) for name, (low, high, w) in QUALITY.items()) / weights

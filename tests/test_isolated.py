@@ -1,0 +1,161 @@
+"""Metrics in environments of their own: the runner with a script of the test's, VBench's formula, what is missing."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import fabricate
+import pytest
+
+from spectrum_bench import evaluation
+from spectrum_bench.experiments import read_experiment
+from spectrum_bench.metrics import METRICS, VBENCH, MetricUnavailable, chosen, isolated
+
+PROMPTS = fabricate.captions(4)
+SCRIPT = """
+import json, os, sys
+manifest, results = sys.argv[1:3]
+limit = int(os.environ.get("LIMIT", "99"))
+with open(results, "a") as out:
+    for n, line in enumerate(open(manifest)):
+        sample = json.loads(line)
+        if n == limit:
+            out.write('{"id": "cut o'); out.flush(); os._exit(3)
+        if "star" in sample["prompt"] and "fora" in sample["path"]:
+            found = {"error": "a star"}
+        else:
+            found = {"imagereward": len(sample["prompt"]) / 10 - ("fora" in sample["path"])}
+        print(json.dumps({"id": sample["id"]} | found), file=out, flush=True)
+        open(os.environ["LOG"], "a").write(sample["path"] + "\\n")
+"""
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A reference and an experiment, an ImageReward that is a toy, and the list of what it was asked to score."""
+    (tmp_path / "score_imagereward.py").write_text(SCRIPT)
+    monkeypatch.setattr(isolated, "HERE", tmp_path)
+    monkeypatch.setattr(isolated, "environment", lambda name: Path(sys.executable))
+    monkeypatch.setattr(
+        isolated, "make_imagereward", lambda config: lambda items: isolated.score("imagereward", [], items)
+    )
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    clean = fabricate.pictures(PROMPTS)
+    folders = [
+        fabricate.experiment(tmp_path / "nocache", PROMPTS, clean),
+        fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(clean, 5), "fora", 14),
+    ]
+    reference, experiment = map(read_experiment, folders)
+
+    def evaluate():
+        (tmp_path / "log").write_text("")
+        return next(evaluation.evaluate([experiment], reference, "psnr,imagereward"))
+
+    return evaluate, tmp_path
+
+
+def test_scores_are_kept_and_failures_named(runs, capsys, monkeypatch):
+    evaluate, folder = runs
+    stars = sum("star" in prompt for prompt in PROMPTS)
+    assert 0 < stars < 4
+    found = evaluate()["metrics"]["imagereward"]
+    assert found["n"] == 4 - stars and found["reference"]["n"] == 4
+    assert found["difference"]["mean"] == pytest.approx(-1)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "a star" in line]
+    assert len(errors) == stars and all("fora" in line and line.startswith("imagereward: ") for line in errors)
+    assert len((folder / "log").read_text().split()) == 8
+    evaluate()  # what was scored is not scored again; what failed is
+    assert len((folder / "log").read_text().split()) == stars
+    assert not list(folder.rglob("*.manifest"))
+
+
+def test_a_script_that_dies_loses_neither_its_work_nor_the_other_metrics(runs, monkeypatch):
+    evaluate, folder = runs
+    monkeypatch.setenv("LIMIT", "3")
+    found = evaluate()["metrics"]
+    assert "its script failed" in found["imagereward"]["unavailable"] and found["psnr"]["n"] == 4
+    monkeypatch.delenv("LIMIT")
+    assert evaluate()["metrics"]["imagereward"]["n"] > 0
+    finished = sum("star" not in prompt for prompt in PROMPTS[:3])
+    assert finished
+    assert len((folder / "log").read_text().split()) == 8 - finished
+    monkeypatch.setenv("LIMIT", "0")
+    assert evaluate()["metrics"]["imagereward"].get("n") is None
+    monkeypatch.delenv("LIMIT")
+    stars = sum("star" in prompt for prompt in PROMPTS)
+    assert evaluate()["metrics"]["imagereward"]["n"] == 4 - stars
+
+
+def test_a_changed_sample_is_scored_again(runs):
+    evaluate, folder = runs
+    evaluate()
+    changed = sorted((folder / "nocache" / "samples").glob("*.png"))[0]
+    fabricate.Image.fromarray(fabricate.pictures(["another"])[0]).save(changed)
+    evaluate()
+    assert str(changed) in (folder / "log").read_text()
+
+
+def test_an_environment_is_made_once_and_again_when_its_requirements_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(isolated, "REQUIREMENTS", tmp_path)
+    (tmp_path / "toy.txt").write_text("# nothing\n")
+    assert not isolated.is_made("toy")
+    python = isolated.environment("toy")
+    assert python.is_file() and isolated.is_made("toy") and isolated.environment("toy") == python
+    (tmp_path / "toy.txt").write_text("/no/such/package\n")
+    assert not isolated.is_made("toy")
+    with pytest.raises(MetricUnavailable, match="toy: its environment could not be made .*no/such/package"):
+        isolated.environment("toy")
+    assert not isolated.is_made("toy")
+
+
+def test_without_weights_they_are_unavailable(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(
+        MetricUnavailable, match="imagereward: no ~/.cache/ImageReward/ImageReward.pt; python download.py"
+    ):
+        METRICS["imagereward"].scorer({})
+    with pytest.raises(MetricUnavailable, match="vbench: no ~/.cache/vbench/.*; python download.py metrics=vbench"):
+        METRICS["vbench"].scorer({"model": {"fps": 16}})
+    with pytest.raises(MetricUnavailable, match="vbench: these are pictures"):
+        METRICS["vbench"].scorer({"model": {}})
+    with pytest.raises(MetricUnavailable, match="imagereward: these are clips"):
+        METRICS["imagereward"].scorer({"model": {"fps": 16}})
+
+
+def test_vbenchs_quality_score():
+    """By hand: all dimensions at the top of their range give 1, at the bottom 0; each counts by its weight."""
+    top = {name: high for name, (_, high, _) in isolated.QUALITY.items()}
+    bottom = {name: low for name, (low, _, _) in isolated.QUALITY.items()}
+    assert isolated.quality(top) == pytest.approx(1) and isolated.quality(bottom) == pytest.approx(0)
+    assert isolated.quality(bottom | {"dynamic_degree": 1.0}) == pytest.approx(0.5 / 6.5)
+    assert isolated.quality(bottom | {"motion_smoothness": 0.85175}) == pytest.approx(0.5 / 6.5)
+    assert isolated.quality(top | {"dynamic_degree": 0.0}) == pytest.approx(6 / 6.5)
+    assert math.isnan(isolated.quality(top | {"imaging_quality": math.nan}))
+    assert set(isolated.QUALITY) == set(VBENCH) == set(METRICS["vbench"].details)
+
+
+def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():
+    assert chosen({}) == ["psnr", "ssim", "lpips", "caption"]
+    assert chosen({"model": {"metrics": ["clip", "psnr"]}}) == ["psnr", "clip"]
+    assert chosen({"model": {"metrics": ["clip"]}}, "vbench,ssim") == ["ssim", "vbench"]
+    with pytest.raises(ValueError, match="there is no metric fid"):
+        chosen({}, "psnr,fid")
+
+
+def test_the_command_line(tmp_path):
+    clean = fabricate.pictures(PROMPTS)
+    fabricate.experiment(tmp_path / "nocache", PROMPTS, clean)
+    fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(clean, 5), "fora", 14)
+    words = tmp_path / "fora", f"reference={tmp_path}/nocache"
+    done = fabricate.run_script("evaluate.py", *words, "metrics=fid")
+    assert done.returncode == 1 and done.stderr.startswith("error: metrics=fid: there is no metric fid: choose of psnr")
+    done = fabricate.run_script("evaluate.py", *words, "metrics=psnr")
+    assert done.returncode == 0 and json.loads((tmp_path / "fora/summary.json").read_text())["metrics"].keys() == {
+        "psnr"
+    }
+    done = fabricate.run_script("evaluate.py", "--check")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == len(METRICS)
+    assert all(line.startswith(("ready  ", "—      ")) for line in lines) and "ready  psnr" in lines
