@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from spectrum_bench import downloads
 from spectrum_bench.jobs import UserError
-from spectrum_bench.metrics import pixel
+from spectrum_bench.metrics import METRICS, pixel
 from spectrum_bench.models import ROOT, find_weights
 
 FLUX = "black-forest-labs/FLUX.1-dev"
@@ -362,7 +362,7 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
         ("model=fluks", r"there is no model=fluks \(did you mean flux\?\); choose of .*flux.*, all"),
         ("model=tiny-flux", "there is no model=tiny-flux to fetch: its weights are in this repository"),
         ("prompts=draw", "choose of drawbench, coco, vbench, all"),
-        ("metrics=fid", "choose of lpips, clip, imagereward, vbench, all"),
+        ("metrics=fid", "choose of lpips, lpips_vgg, clip, clip_g, imagereward, vbench, all"),
         ("metrics=", "choose of lpips"),
         ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),
         ("--dryrun", "cannot read --dryrun"),
@@ -385,7 +385,7 @@ def test_words_stand_for_names():
 def test_help_says_what_there_is():
     words = [sys.executable, str(ROOT / "download.py"), "--help"]
     out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert "flux" in out and "drawbench, coco, vbench" in out and "lpips, clip" in out and "example:" in out
+    assert "flux" in out and "drawbench, coco, vbench" in out and "lpips, lpips_vgg, clip" in out and "example:" in out
 
 
 def test_the_plain_weights_unless_the_model_names_a_variant():
@@ -413,5 +413,7 @@ def test_the_catalogue_is_complete_and_agrees_with_the_metrics():
             assert len(bytes.fromhex(entry["sha256"])) == 32
         else:
             assert set(entry) == {"repo", "file"}
-    (alexnet,) = catalogue["metrics"]["lpips"]
-    assert alexnet["url"].endswith(pixel.ALEXNET) and alexnet["sha256"].startswith(pixel.ALEXNET_SHA256)
+    for metric, (_, name) in pixel.BACKBONES.items():
+        (file,) = catalogue["metrics"][metric]
+        assert file["url"].endswith(name) and name.endswith(f"-{file['sha256'][:8]}.pth")
+    assert set(catalogue["metrics"]) == set(METRICS) - {"psnr", "ssim", "caption"}
