@@ -1,10 +1,13 @@
 """Compare scored experiments: table, plot and a page with the pictures.
 
-usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [rows=16]
+usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [key=value ...]
 
   <dir>             an experiment directory, scored by evaluate.py, or a folder of them
   reference=<dir>   the run that they were scored against
-  out=<dir>         where to write table.md table.csv table.tex plot.png plot.svg index.html
+  out=<dir>         where to write table.md table.csv table.tex prompts.csv plot.png plot.svg index.html
+  baseline=<name>   the experiment from which the others' differences are taken: differences.md differences.csv
+  align=passes      compare methods at as many passes, or align=latency, align=memory
+  margin=1          per cent of the reference's own score that a method may lose to be named as fast enough
   rows=16           most prompts that the page shows pictures of
 """
 
@@ -15,17 +18,27 @@ from spectrum_bench.jobs import UserError
 
 
 def main(argv: list[str]) -> None:
-    folders, options = arguments.parse(argv, __doc__, {"reference": None, "out": None, "rows": "16"})
+    folders, options = arguments.parse(
+        argv, __doc__, {"reference": None, "out": None, "baseline": "", "align": "passes", "margin": "1", "rows": "16"}
+    )
     if not options["rows"].isdecimal() or int(options["rows"]) < 1:
         raise UserError(f"rows={options['rows']} is no number of prompts: write rows=16")
+    if not options["margin"].replace(".", "", 1).isdecimal():
+        raise UserError(f"margin={options['margin']} is no percentage: write margin=1")
     from spectrum_bench.experiments import read_experiment
     from spectrum_bench.formats import plain
     from spectrum_bench.report import find_experiments, write_report
+    from spectrum_bench.tables import BUDGETS
 
+    if options["align"] not in BUDGETS:
+        raise UserError(f"align={options['align']} is none of {', '.join(BUDGETS)}")
     reference = read_experiment(Path(options["reference"]))
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
     out = Path(options["out"])
-    table = write_report(experiments, reference, out, int(options["rows"]))
+    choices = {key: options[key] for key in ("align", "baseline")}
+    table = write_report(
+        experiments, reference, out, int(options["rows"]), margin=float(options["margin"]) / 100, **choices
+    )
     print(plain(table))
     print(f"\nTables, plot and page: {(out / 'index.html').resolve()}")
 

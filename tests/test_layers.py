@@ -71,7 +71,10 @@ def test_scoring_and_tables_know_only_jobs_of_the_running_side():
     running = set().union(*LAYERS) - {"jobs"}
     for path in [
         *(OURS / "metrics").glob("*.py"),
-        *(OURS / f"{n}.py" for n in ("experiments", "evaluation", "stats", "tables", "formats", "plots", "report")),
+        *(
+            OURS / f"{n}.py"
+            for n in ("experiments", "evaluation", "stats", "tables", "comparisons", "formats", "plots", "report")
+        ),
     ]:
         assert not ours(path) & running, path.name
 

@@ -261,7 +261,7 @@ def written(home, tmp_path_factory):
 
 
 def test_files(written):
-    names = ["index.html", "plot.png", "plot.svg", "table.csv", "table.md", "table.tex"]
+    names = ["index.html", "plot.png", "plot.svg", "prompts.csv", "table.csv", "table.md", "table.tex"]
     assert sorted(p.name for p in written.iterdir()) == names
 
 

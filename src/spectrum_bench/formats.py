@@ -5,6 +5,7 @@ import io
 import re
 from dataclasses import dataclass
 
+from .comparisons import Difference
 from .metrics import METRICS
 from .tables import Row, Table
 
@@ -76,6 +77,45 @@ def markdown(table: Table) -> str:
     lines = [f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines), ""]
     notes = [*(f"<sup>{mark}</sup> {_md(reason)}" for mark, reason in reasons), *map(_md, table.notes)]
     return "\n".join(lines) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+
+
+def difference_cells(table: Table, differences: list[Difference]) -> list[tuple[Row, list[Cell]]]:
+    """A row a method, a cell a metric: mean difference, interval, corrected p, wins; bold if more than chance."""
+    out = []
+    for row in dict.fromkeys(d.row.name for d in differences):
+        mine = {d.metric: d for d in differences if d.row.name == row}
+        out.append((next(iter(mine.values())).row, [_difference(mine.get(name), name) for name in table.metrics]))
+    return out
+
+
+def _difference(d: Difference | None, name: str) -> Cell:
+    if d is None:
+        return Cell(DASH)
+    k, digits = METRICS[name].factor, METRICS[name].digits
+    interval = f"[{k * d.low:+.{digits}f}, {k * d.high:+.{digits}f}], " if d.low is not None else ""
+    small = f"{interval}p {d.p_holm:.2g}, wins {100 * d.wins:.0f} %"
+    real = d.verdict in ("better", "worse")
+    return Cell(f"{k * d.mean:+.{digits}f}" + ("" if real else f" ({d.verdict})"), small, real, value=d.mean)
+
+
+def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
+    """Markdown: every method less the baseline."""
+    lines = [
+        f"| less {_md(baseline.name)} | Passes | " + " | ".join(METRICS[name].title for name in table.metrics) + " |"
+    ]
+    lines.append("|---|--:|" + "--:|" * len(table.metrics))
+    for row, cells in difference_cells(table, found):
+        words = [f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in cells]
+        words = [w + (f" <sub>{_md(c.small)}</sub>" if c.small else "") for w, c in zip(words, cells, strict=True)]
+        lines.append(f"| {_md(row.name)} | {row.passes} | {' | '.join(words)} |")
+    return "\n".join(lines) + f"\n\n{DIFFERENCES}\n"
+
+
+DIFFERENCES = (
+    "Mean paired difference with its 95 % interval over prompts; p by flipping signs at random, corrected for the "
+    "number of methods (Holm) in each metric; share of prompts on which the method wins. Bold: more than chance "
+    "(p below 0.05)."
+)
 
 
 def plain(table: Table) -> str:

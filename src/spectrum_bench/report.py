@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from . import formats, tables
+from . import comparisons, formats, tables
 from .experiments import Experiment
 from .jobs import Record, UserError, write_atomically
+from .metrics import METRICS
 from .plots import INK, quality_speed
 
 THUMBNAIL = 256  # px; larger samples are shown smaller, and as JPEG
@@ -33,22 +34,40 @@ def find_experiments(folders: list[Path]) -> list[Path]:
     return found
 
 
-def write_report(experiments: list[Experiment], reference: Experiment, out: Path, rows: int) -> tables.Table:
-    """Write table.md, table.csv, table.tex, plot.png, plot.svg and index.html into `out`.
+def write_report(
+    experiments: list[Experiment],
+    reference: Experiment,
+    out: Path,
+    rows: int = 16,
+    align: str = "passes",
+    baseline: str | None = None,
+    margin: float = 0.01,
+) -> tables.Table:
+    """Write tables, plot and page into `out`: table.md, .csv and .tex, prompts.csv, plot.png and .svg, index.html, and
+    with a baseline differences.md and .csv.
 
     Args:
         rows: most prompts that the page shows pictures of.
+        align: passes, latency or memory: at how much of it methods are compared.
+        baseline: the row from which the others' differences are taken.
+        margin: share of the reference's own score that a method may lose to be named as fast enough.
     """
-    table = tables.build(experiments, reference)
+    table = tables.build(experiments, reference, align)
+    table.notes[1:1] = comparisons.gate(table, margin)
+    compared = comparisons.compare(table, baseline) if baseline else None
     plot = quality_speed(table.rows)
     files = {
         "table.md": formats.markdown(table).encode(),
         "table.csv": formats.unrounded(table).encode(),
         "table.tex": formats.latex(table).encode(),
+        "prompts.csv": comparisons.per_prompt(table).encode(),
         "plot.png": plot["png"],
         "plot.svg": plot["svg"],
-        "index.html": page(table, plot["svg"].decode(), rows).encode(),
+        "index.html": page(table, plot["svg"].decode(), rows, compared).encode(),
     }
+    if compared:
+        files["differences.md"] = formats.differences(table, *compared).encode()
+        files["differences.csv"] = comparisons.unrounded(compared[1], compared[0]).encode()
     try:
         for name, data in files.items():
             write_atomically(out / name, data)
@@ -57,7 +76,7 @@ def write_report(experiments: list[Experiment], reference: Experiment, out: Path
     return table
 
 
-def page(table: tables.Table, svg: str, rows: int) -> str:
+def page(table: tables.Table, svg: str, rows: int, compared: tuple | None = None) -> str:
     """The report as one HTML file. Every string goes through autoescape; only our own drawing does not."""
     records = table.rows[0].records
     grid = [(record.prompt, [picture(row, i) for row in table.rows]) for i, record in enumerate(records[:rows])]
@@ -70,10 +89,25 @@ def page(table: tables.Table, svg: str, rows: int) -> str:
         marks=formats.marks(table),
         notes=table.notes,
         plot=inline(svg),
+        compared=formats.difference_cells(table, compared[1]) if compared else None,
+        baseline=compared[0] if compared else None,
+        about_differences=formats.DIFFERENCES,
+        metrics=[METRICS[name] for name in table.metrics],
+        worst=worst(table),
         rows=table.rows,
         grid=grid,
         total=len(records),
     )
+
+
+def worst(table: tables.Table, count: int = 3) -> list[tuple[tables.Row, list[tuple[str, float]]]]:
+    """Of each method the prompts whose samples are furthest from the reference by PSNR, and that PSNR in dB."""
+    out = []
+    for row in table.rows:
+        if row.role == "method" and row.figures.get("psnr") is not None:
+            found = sorted(zip(row.scores["psnr"], row.prompts, strict=True))[:count]
+            out.append((row, [(prompt, value) for value, prompt in found]))
+    return out
 
 
 def picture(row: tables.Row, i: int) -> dict:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, permutation_test
 
 
 def by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> np.ndarray:
@@ -70,3 +70,23 @@ def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
     np.random.default_rng(0).shuffle(order)
     following = dict(zip(order, [*order[1:], order[0]], strict=True))  # a cycle moves every prompt
     return [first[following[prompt]] for prompt in prompts]
+
+
+def sign_flip(values: np.ndarray) -> float:
+    """Two-sided p that paired differences have mean zero, one value a prompt, by flipping their signs at random; 1 with
+    fewer than two."""
+    if len(values) < 2 or not np.any(values):
+        return 1.0
+    found = permutation_test(
+        (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999, rng=np.random.default_rng(0)
+    )
+    return float(found.pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979): the k-th smallest of n times n - k + 1, never falling."""
+    out, worst = [0.0] * len(p), 0.0
+    for k, i in enumerate(np.argsort(p)):
+        worst = max(worst, min(1.0, (len(p) - k) * p[i]))
+        out[i] = worst
+    return out

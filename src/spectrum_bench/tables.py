@@ -58,8 +58,15 @@ def shown(rows: list[Row]) -> list[str]:
     return [name for name in METRICS if all(name in row.metrics for row in rows)]
 
 
-def build(experiments: list[Experiment], reference: Experiment) -> Table:
+# What methods are compared at: with no more of it than a row has, no other row may be better for that one to be bold.
+BUDGETS = {"passes": "passes", "latency": "latency_s", "memory": "cache_bytes"}
+
+
+def build(experiments: list[Experiment], reference: Experiment, align: str = "passes") -> Table:
     """The table of scored experiments, over the samples that all of them have.
+
+    Args:
+        align: of BUDGETS, by which rows are sorted and compared.
 
     Raises:
         UserError: an experiment was not scored against this reference as both are now, or nothing is in common.
@@ -77,13 +84,14 @@ def build(experiments: list[Experiment], reference: Experiment) -> Table:
     first = Row(reference, "reference", [reference.by_key[k] for k in keys], own, rows[0].summary)
     for row in (first, *rows):
         measure(row, first)
-    mark_best(rows)
+    budget = BUDGETS[align]
+    mark_best(rows, budget)
     order = ["noise floor", "method"]
     give_names(rows)
     first.name = "reference"
-    rows.sort(key=lambda r: (order.index(r.role), -r.figures["passes"], -(r.figures["psnr"] or 0)))
+    rows.sort(key=lambda r: (order.index(r.role), -(r.figures[budget] or 0), -(r.figures.get("psnr") or 0)))
     dropped = {e.name: len(scores) - len(keys) for e, scores, _ in read if len(scores) > len(keys)}
-    return Table([first, *rows], footnotes([first, *rows], dropped))
+    return Table([first, *rows], footnotes([first, *rows], dropped, align))
 
 
 def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, dict]:
@@ -175,9 +183,9 @@ def give_names(rows: list[Row]) -> None:
                 row.name = " ".join([row.name, *(word.replace("_", " ") for word in own if word not in shared)])
 
 
-def mark_best(rows: list[Row]) -> None:
-    """In each metric mark the methods that none with as few passes or fewer beats by more than chance, by bootstrap of
-    the paired differences; nothing where that is all of them. Also note each method's difference from the best."""
+def mark_best(rows: list[Row], budget: str) -> None:
+    """In each metric mark the methods that none with as small a budget or a smaller one beats by more than chance, by
+    bootstrap of the paired differences; nothing where that is all of them. Note each one's difference from the best."""
     for name in shown(rows):
         metric = METRICS[name]
         scored = [r for r in rows if r.role == "method" and r.figures[name] is not None]
@@ -197,14 +205,14 @@ def mark_best(rows: list[Row]) -> None:
                 metric.worse(row.figures[name], r.figures[name])
                 and not tied(np.subtract(row.scores[name], r.scores[name]), row.prompts)
                 for r in scored
-                if r.figures["passes"] <= row.figures["passes"]
+                if (r.figures[budget] or 0) <= (row.figures[budget] or 0)
             )
         ]
         for row in winners if len(winners) < len(scored) else ():
             row.figures[f"{name}_best"] = True
 
 
-def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
+def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]:
     """What a reader must know to trust the table."""
     reference, *others = rows
     summary, records = others[0].summary, [r for row in rows for r in row.records]
@@ -212,7 +220,8 @@ def footnotes(rows: list[Row], dropped: dict[str, int]) -> list[str]:
     notes = [
         f"Means over {len(set(reference.prompts))} prompts ({len(reference.records)} samples, seed {seeds}) against "
         f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: no method "
-        "with as few passes or fewer is better by more than chance (paired differences, uncorrected for their number); "
+        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'} "
+        "is better by more than chance (paired differences, uncorrected for their number); "
         "nothing where that is all of them.",
         "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
         "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. "
