@@ -70,6 +70,7 @@ def check_values(cfg: DictConfig) -> None:
         "seed": 0,
         "threads": 1,
         "warmup_samples": 0,
+        "keep_latents": 0,
         "total_prompt_num": 1,
         "num_inference_steps": 1,
     }.items():

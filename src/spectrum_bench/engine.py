@@ -18,6 +18,7 @@ def run_jobs(
         on_step: called after each denoising step of a job with whether the network was computed.
     """
     import torch
+    from safetensors.torch import save
 
     from .generate import environment, generate
     from .models import load_pipeline
@@ -32,7 +33,13 @@ def run_jobs(
     for _ in range(cfg["warmup_samples"] if jobs else 0):
         generate(pipe, jobs[0], algorithm, num_steps=steps, arguments=arguments)
     for job in jobs:
-        pixels, figures = generate(pipe, job, algorithm, num_steps=steps, arguments=arguments, on_step=on_step)
+        latents = [] if job.prompt_index < cfg["keep_latents"] else None
+        pixels, figures = generate(
+            pipe, job, algorithm, num_steps=steps, arguments=arguments, on_step=on_step, latents=latents
+        )
+        if latents:
+            trajectory = save({"latents": torch.stack(latents)})
+            write_atomically(folder / "latents" / f"{job.id}.safetensors", trajectory)
         files = media.encode(pixels, model.get("fps"))
         for suffix, data in files.items():
             write_atomically(folder / "samples" / f"{job.id}{suffix}", data)

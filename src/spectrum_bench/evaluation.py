@@ -74,6 +74,7 @@ def evaluate(experiments: list[Experiment], reference: Experiment, wanted: str |
             "seeds": sorted({row["seed"] for row in rows}),
             "identical_pairs": sum(row["identical"] for row in rows),
             "metrics": summarise(rows, names, missing | failed),
+            "latents": latent_errors(experiment, reference),
             "anchors": anchors,
             "judge": judge_facts(experiment.config),
             "versions": _versions(),
@@ -140,6 +141,18 @@ def by_frame(scorer: Callable, sample: np.ndarray, reference: np.ndarray) -> flo
         counts = [x.shape[0] if x.ndim == 4 else 1 for x in (sample, reference)]
         raise ValueError(f"has {counts[0]} frames and its reference {counts[1]}: make both with the same num_frames")
     return float(np.mean([scorer(a, b) for a, b in zip(sample, reference, strict=True)]))
+
+
+def latent_errors(experiment: Experiment, reference: Experiment) -> dict | None:
+    """RMSE of the latents against the reference's after each step, mean over the prompts whose latents both kept (the
+    Spectrum paper's Tables 5 and 8). None if there are none, or the steps differ."""
+    each = []
+    for mine, theirs in pairs(experiment, reference):
+        a, b = experiment.latents(mine), reference.latents(theirs)
+        if a is not None and b is not None and a.shape == b.shape:
+            difference = (a.astype(np.float64) - b).reshape(len(a), -1)
+            each.append(np.sqrt((difference**2).mean(1)))
+    return {"prompts": len(each), "rmse": [float(v) for v in np.mean(each, 0)]} if each else None
 
 
 def summarise(rows: list[dict], names: list[str], missing: dict[str, str]) -> dict:

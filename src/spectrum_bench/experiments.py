@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from safetensors.numpy import load_file
 
 from . import media
 from .jobs import DESCRIPTIVE, Record, UserError, read_records
@@ -46,6 +47,11 @@ class Experiment:
     def is_full(self) -> bool:
         """Whether every step of every sample went through the whole network."""
         return all(r.nfe == r.num_inference_steps for r in self.records)
+
+    def latents(self, record: Record) -> np.ndarray | None:
+        """(T, ...) float32, what the scheduler made of each step; None if they were not kept."""
+        path = self.folder / "latents" / f"{record.id}.safetensors"
+        return load_file(path)["latents"] if path.is_file() else None
 
     def picture(self, record: Record) -> np.ndarray:
         """The sample's pixels: (H, W, 3) uint8, of a clip (F, H, W, 3).

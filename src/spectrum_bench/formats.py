@@ -111,6 +111,19 @@ def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
     return "\n".join(lines) + f"\n\n{DIFFERENCES}\n"
 
 
+def latents(table: Table) -> str:
+    """Markdown: RMSE of the latents after every tenth step, as in the Spectrum paper's Tables 5 and 8."""
+    rows = [row for row in table.rows if row.latents]
+    steps = range(10, max(len(row.latents) for row in rows) + 1, 10)
+    lines = ["| Latents' RMSE after step | Passes | " + " | ".join(map(str, steps)) + " |"]
+    lines.append("|---|--:|" + "--:|" * len(steps))
+    for row in rows:
+        figures = [f"{row.latents[s - 1]:.4f}" if s <= len(row.latents) else DASH for s in steps]
+        lines.append(f"| {_md(row.name)} | {row.passes} | {' | '.join(figures)} |")
+    prompts = ", ".join(sorted({str(row.summary["latents"]["prompts"]) for row in rows}))
+    return "\n".join(lines) + f"\n\nMean over {prompts} prompts, against the reference's latents after the same step.\n"
+
+
 DIFFERENCES = (
     "Mean paired difference with its 95 % interval over prompts; p by flipping signs at random, corrected for the "
     "number of methods (Holm) in each metric; share of prompts on which the method wins. Bold: more than chance "

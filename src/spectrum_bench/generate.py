@@ -55,7 +55,7 @@ class Laps:
 
 
 def generate(
-    pipe, job: Job, algorithm: Algorithm, *, num_steps: int, arguments: dict, on_step=None
+    pipe, job: Job, algorithm: Algorithm, *, num_steps: int, arguments: dict, on_step=None, latents: list | None = None
 ) -> tuple[np.ndarray, dict]:
     """Make one sample with an unmodified pipeline call.
 
@@ -64,6 +64,7 @@ def generate(
     Args:
         arguments: further arguments of the pipeline (guidance_scale, height, ...).
         on_step: called after every denoising step with whether the network was computed.
+        latents: gets what the scheduler made of each step, (T, ...) in all, float32 on the CPU.
 
     Returns:
         The picture (H, W, 3) or clip (F, H, W, 3), uint8, and the figures of a Record: computed_steps, nfe, latency,
@@ -85,6 +86,8 @@ def generate(
             if on_step is not None:
                 on_step(session.computing)
             tensors = session.callback(pipe, step, timestep, tensors)
+            if latents is not None:
+                latents.append(tensors["latents"][0].float().cpu())
             laps.mark()  # our own bookkeeping is no part of the next step
             return tensors
 

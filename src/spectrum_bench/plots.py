@@ -1,6 +1,7 @@
 """Quality against speed: one point a method, best first in the legend."""
 
 import io
+from contextlib import contextmanager
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,6 +20,7 @@ COLOURS = (
     INK,
 )  # Okabe and Ito, for all eyes
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
 STYLE = {
     "svg.hashsalt": "spectrum_bench",
     "axes.labelcolor": INK,
@@ -32,10 +34,7 @@ def quality_speed(rows: list[Row]) -> dict[str, bytes]:
     """{"png", "svg"}: mean PSNR with its interval over the measured speedup, or over passes if that is unknown."""
     methods = [row for row in rows if row.role == "method" and row.figures["psnr"] is not None]
     measured = all(row.figures["speedup"] is not None for row in methods)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
-        FigureCanvasAgg(figure)  # without pyplot, nothing global and no display
-        axes = figure.subplots()
+    with drawing() as (figure, axes):
         for i, row in enumerate(sorted(methods, key=lambda row: -row.figures["psnr"])):
             _point(axes, row, measured, i)
         floor = next((row.figures["psnr"] for row in rows if row.role == "noise floor"), None)
@@ -47,12 +46,41 @@ def quality_speed(rows: list[Row]) -> dict[str, bytes]:
         if not measured:
             axes.invert_xaxis()
         axes.margins(0.08)
-        axes.grid(color=FAINT, alpha=0.25, lw=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
-        out = {kind: io.BytesIO() for kind in ("png", "svg")}
-        figure.savefig(out["png"], format="png", dpi=160)
-        figure.savefig(out["svg"], format="svg", transparent=True, metadata={"Date": None})
+        return finish(figure, axes)
+
+
+def latent_errors(rows: list[Row]) -> dict[str, bytes]:
+    """{"png", "svg"}: RMSE of each method's latents by step, on a logarithmic axis."""
+    rows = [row for row in rows if row.latents and any(row.latents)]
+    with drawing() as (figure, axes):
+        for i, row in enumerate(sorted(rows, key=lambda row: row.latents[-1])):
+            name = f"{row.name}  {row.passes}".replace("$", r"\$")
+            values = [value or float("nan") for value in row.latents]  # computed steps at the beginning: exactly 0
+            style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
+            axes.plot(range(1, len(values) + 1), values, lw=1.4, label=name.lstrip("_"), **style)
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("RMSE of the latents to the reference's")
+        return finish(figure, axes)
+
+
+@contextmanager
+def drawing():
+    """(figure, axes) in our style, without pyplot: nothing global and no display."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots()
+
+
+def finish(figure: Figure, axes) -> dict[str, bytes]:
+    """{"png", "svg"} of a drawing whose lines and points have labels."""
+    axes.grid(color=FAINT, alpha=0.25, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
+    out = {kind: io.BytesIO() for kind in ("png", "svg")}
+    figure.savefig(out["png"], format="png", dpi=160)
+    figure.savefig(out["svg"], format="svg", transparent=True, metadata={"Date": None})
     return {kind: stream.getvalue() for kind, stream in out.items()}
 
 

@@ -14,7 +14,7 @@ from . import comparisons, formats, tables
 from .experiments import Experiment
 from .jobs import Record, UserError, write_atomically
 from .metrics import METRICS
-from .plots import INK, quality_speed
+from .plots import INK, latent_errors, quality_speed
 
 THUMBNAIL = 256  # px; larger samples are shown smaller, and as JPEG
 
@@ -63,11 +63,15 @@ def write_report(
         "prompts.csv": comparisons.per_prompt(table).encode(),
         "plot.png": plot["png"],
         "plot.svg": plot["svg"],
-        "index.html": page(table, plot["svg"].decode(), rows, compared).encode(),
     }
+    if any(row.latents for row in table.rows):
+        by_step = latent_errors(table.rows)
+        files |= {"latents.md": formats.latents(table).encode()}
+        files |= {"latents.png": by_step["png"], "latents.svg": by_step["svg"]}
     if compared:
         files["differences.md"] = formats.differences(table, *compared).encode()
         files["differences.csv"] = comparisons.unrounded(compared[1], compared[0]).encode()
+    files["index.html"] = page(table, files, rows, compared).encode()
     try:
         for name, data in files.items():
             write_atomically(out / name, data)
@@ -76,7 +80,7 @@ def write_report(
     return table
 
 
-def page(table: tables.Table, svg: str, rows: int, compared: tuple | None = None) -> str:
+def page(table: tables.Table, drawings: dict[str, bytes], rows: int, compared: tuple | None = None) -> str:
     """The report as one HTML file. Every string goes through autoescape; only our own drawing does not."""
     records = table.rows[0].records
     grid = [(record.prompt, [picture(row, i) for row in table.rows]) for i, record in enumerate(records[:rows])]
@@ -88,7 +92,8 @@ def page(table: tables.Table, svg: str, rows: int, compared: tuple | None = None
         body=list(zip(table.rows, formats.body(table), strict=True)),
         marks=formats.marks(table),
         notes=table.notes,
-        plot=inline(svg),
+        plot=inline(drawings["plot.svg"].decode(), "Quality against speed"),
+        by_step=inline(drawings["latents.svg"].decode(), "Error by step") if "latents.svg" in drawings else None,
         compared=formats.difference_cells(table, compared[1]) if compared else None,
         baseline=compared[0] if compared else None,
         about_differences=formats.DIFFERENCES,
@@ -147,12 +152,12 @@ def thumbnail(experiment: Experiment, record: Record) -> tuple[str, int]:
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", width
 
 
-def inline(svg: str) -> Markup:
+def inline(svg: str, label: str) -> Markup:
     """Our own drawing as an element of the page, its ink in the page's colour so that it reads on light and dark."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(
         r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
-        r'<svg viewBox="\1" role="img" aria-label="Quality against speed">',
+        rf'<svg viewBox="\1" role="img" aria-label="{label}">',
         svg,
         count=1,
     )

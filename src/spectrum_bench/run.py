@@ -30,6 +30,7 @@ from .jobs import (
 ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
 IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps")  # decide a sample's pixels, with its seed
 FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
+FREE += ("keep_latents",)
 
 
 def main(cfg: DictConfig) -> None:
@@ -52,6 +53,8 @@ def main(cfg: DictConfig) -> None:
 
     jobs = make_jobs(prompts, cfg.seed, {key: comparable(plain)[key] for key in IDENTITY})
     done = finished(folder)
+    kept = {path.stem for path in folder.glob("latents/*.safetensors")}
+    done -= {job.id for job in jobs[: cfg.keep_latents]} - kept
     missing = [job for job in jobs if job.id not in done]
     print(describe(algorithm, plain))
     print(f"{len(jobs)} samples, {len(jobs) - len(missing)} of them finished, in {folder}")
@@ -143,7 +146,7 @@ def claim(folder: Path, plain: dict) -> None:
 
 def comparable(plain: dict) -> dict:
     """The part of a configuration that makes two runs the same experiment."""
-    kept = {k: v for k, v in plain.items() if k not in (*FREE, "labels")}
+    kept = {k: v for k, v in plain.items() if k not in (*FREE, "labels")}  # what FREE names is free to change
     return kept | {"model": {k: v for k, v in kept["model"].items() if k not in DESCRIPTIVE}}
 
 

@@ -35,6 +35,11 @@ class Row:
         return [name for name in METRICS if name in self.summary["metrics"]]
 
     @property
+    def latents(self) -> list[float] | None:
+        """RMSE of the latents after each step."""
+        return (self.summary.get("latents") or {}).get("rmse") if self.role != "reference" else None
+
+    @property
     def prompts(self) -> list[str]:
         return [r.prompt for r in self.records]
 
