@@ -1,13 +1,19 @@
 """The paper's printed numbers: complete, and what they imply."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import fabricate
 import pandas
 import pytest
+from omegaconf import OmegaConf
 
-from spectrum_bench import schedules
+from spectrum_bench import paper, plots, schedules, tables
+from spectrum_bench.jobs import UserError
+from spectrum_bench.run import build
 
-PAPER = Path(__file__).parent.parent / "results" / "paper"
+ROOT = Path(__file__).parent.parent
+PAPER = ROOT / "results" / "paper"
 ROWS = {1: 30, 2: 26, 3: 8, 4: 4, 5: 2, 6: 12, 7: 6, 8: 2}
 # Of FLUX.1-dev in Table 1: these printed speedups are not reference latency / latency.
 ODD = {
@@ -57,3 +63,122 @@ def test_passes_are_those_of_our_schedules(number):
     for row in rows.itertuples():
         mask = schedules.adaptive_window(50, window=row.interval, flex=row.flex, warmup=int(row.warmup))
         assert mask.sum() == row.nfe, row
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# configs/experiment
+
+
+@pytest.mark.parametrize("name", paper.names())
+def test_every_run_composes_and_builds(compose, name):
+    """On the paper's models, and on a miniature of each kind that is here."""
+    miniatures = {"flux": "tiny-flux", "sd3-5": "tiny-sd3", "sdxl": "tiny-sdxl"}
+    for plan in paper.read_plans(name):
+        small = miniatures.get(plan.model)
+        shipped = small and (ROOT / "configs/model" / f"{small}.yaml").is_file()
+        for each in [plan, *(paper.read_plans(name, small) if shipped else [])]:
+            assert each.runs[0].words[0] == "algo=nocache" and len({run.name for run in each.runs}) == len(each.runs)
+            assert each.baseline is None or each.baseline in {run.name for run in each.runs}
+            config = "video" if "14b" in each.model or each.model == "hunyuan" else "base"
+            for run in each.runs:
+                words = [f"model={each.model}", *run.words]
+                cfg = OmegaConf.to_container(compose(*words, config_name=config), resolve=True)
+                if cfg["algo"]["name"] in each.calibrate:
+                    with pytest.raises(UserError, match="calibrate.py"):
+                        build({"site": None} | cfg)
+                    continue
+                algorithm = build({"site": None} | cfg)
+                mask = None if schedules.is_gate(algorithm.schedule) else schedules.plan(algorithm.schedule, 50)
+                if run.cited and run.cited.get("nfe") and mask is not None and algorithm.name != "steps":
+                    assert mask.sum() == int(run.cited["nfe"]), (name, run.name)
+
+
+def test_what_a_miniature_takes_of_an_experiment():
+    (plan,) = paper.read_plans("table1_flux", "tiny-flux")
+    assert plan.prompt_file is None and plan.title.endswith("on tiny-flux")
+    runs = {run.name: run for run in plan.runs}
+    assert "schedule.threshold=0.12" in runs["teacache-slow"].words
+    assert runs["spectrum-fast"].cited["psnr"] == "22.21" and runs["taylorseer2-slow"].cited["psnr"] == "20.76"
+    assert runs["nocache-again"].cited is None
+    (real,) = paper.read_plans("table1_flux")
+    assert real.prompt_file == "prompts/drawbench.txt" and real.gpu_hours > 5
+    assert [plan.model for plan in paper.read_plans("table3_schedule")] == ["sd3-5", "wan14b"]
+    (latents,) = paper.read_plans("table8_latents", "tiny-flux")
+    assert all("keep_latents=20" in run.words for run in latents.runs)
+    assert not any(
+        "num_frames" in word for run in paper.read_plans("table2_wan", "tiny-flux")[0].runs for word in run.words
+    )
+    with pytest.raises(UserError, match="no experiment table9: choose of fig10_sdxl, fig5_lambda"):
+        paper.read_plans("table9")
+
+
+def test_a_table_of_the_paper_on_the_miniature_from_start_to_end(tmp_path):
+    words = [
+        "table4_granularity",
+        "model=tiny-flux",
+        "total_prompt_num=2",
+        "num_inference_steps=12",
+        "warmup_samples=0",
+    ]
+    done = fabricate.run_script("reproduce.py", *words, f"out={tmp_path}/runs", f"report={tmp_path}/report")
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "report/table4_granularity/tiny-flux"
+    text = (folder / "paper.md").read_text()
+    assert (
+        text.count("\n| ") == 5
+        and "19.66" in text
+        and "15.44" in text
+        and "Rows that the paper does not have: nocache" in text
+    )
+    assert {"index.html", "table.md", "differences.md", "prompts.csv"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):
+    import reproduce
+
+    (plan,) = paper.read_plans("table4_granularity", "tiny-flux")
+    calls = []
+
+    def call(script, *words):
+        calls.append((script, words))
+        return "exp_name='taylor-last'" not in words
+
+    monkeypatch.setattr(reproduce, "call", call)
+    assert reproduce.run(plan, tmp_path, ["seed=1"]) == ["taylor-last"]
+    assert len(calls) == 5 and all(script == "text_to_image.py" and "seed=1" in words for script, words in calls)
+    monkeypatch.setattr(reproduce, "call", lambda *_: False)
+    with pytest.raises(UserError, match="the reference failed"):
+        reproduce.run(plan, tmp_path, [])
+
+
+def test_what_a_model_was_not_measured_for_is_measured_first(tmp_path, monkeypatch):
+    import reproduce
+
+    (plan,) = paper.read_plans("table1_sd35")
+    assert plan.calibrate == ("teacache",) and paper.read_plans("table1_flux")[0].calibrate == ()
+    calls = []
+    monkeypatch.setattr(reproduce, "call", lambda *words: calls.append(words) or True)
+    reproduce.run(plan, tmp_path, [])
+    assert calls[0] == ("calibrate.py", "algo=teacache", "model=sd3-5", "total_prompt_num=8") and len(calls) == 17
+
+
+def test_the_list_of_experiments():
+    done = fabricate.run_script("reproduce.py")
+    assert done.returncode == 0 and all(name in done.stdout for name in paper.names())
+    assert "table2_wan           wan14b      14 runs     800 GPU hours" in done.stdout
+    done = fabricate.run_script("reproduce.py", "table9")
+    assert done.returncode == 1 and done.stderr.startswith("error: there is no experiment table9")
+
+
+def test_a_sweep_is_drawn_by_line(tmp_path):
+    (plan,) = paper.read_plans("fig5_lambda", "tiny-flux")
+    assert len(plan.runs) == 26 and plan.line == "algo.lam"
+    rows = []
+    for i, run in enumerate(plan.runs[1:]):
+        folder = SimpleNamespace(folder=Path(run.name))
+        figures = {"passes": 10 + i % 5, "psnr": 30.0 + i, "psnr_low": 29.0 + i, "psnr_high": None}
+        rows.append(tables.Row(folder, "method", [], {}, {"metrics": {}}, figures=figures))
+    lines = paper.lines_of(tables.Table(rows, []), plan)
+    assert list(lines) == ["0.001", "0.01", "0.1", "1.0", "10.0"] and {len(own) for own in lines.values()} == {5}
+    drawn = plots.sweep(lines, "lam")
+    assert drawn["png"].startswith(b"\x89PNG") and b"lam = 0.001" in drawn["svg"]  # text is outlines, and a comment

@@ -93,3 +93,18 @@ def _point(axes, row: Row, measured: bool, i: int) -> None:
     axes.plot(
         x, y, MARKERS[i % len(MARKERS)], color=colour, ms=8, mec="white", mew=0.7, label=name.lstrip("_"), zorder=3
     )
+
+
+def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
+    """{"png", "svg"}: PSNR over passes, a line for each value of a swept key."""
+    with drawing() as (figure, axes):
+        for i, (value, rows) in enumerate(lines.items()):
+            rows = sorted((r for r in rows if r.figures["psnr"] is not None), key=lambda r: r.figures["passes"])
+            x, y = ([row.figures[name] for row in rows] for name in ("passes", "psnr"))
+            spans = [[abs(row.figures[f"psnr_{end}"] - row.figures["psnr"]) if row.figures[f"psnr_{end}"] else 0
+                      for row in rows] for end in ("low", "high")]  # fmt: skip
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
+            axes.errorbar(x, y, spans, lw=1.4, capsize=2, elinewidth=0.8, label=f"{key} = {value}", **style)
+        axes.set_xlabel("network passes")
+        axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
+        return finish(figure, axes)

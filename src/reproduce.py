@@ -1,0 +1,117 @@
+"""Run a table or figure of the Spectrum paper, and put the paper's numbers beside ours.
+
+usage: python src/reproduce.py                                    list them, with their cost in GPU hours
+       python src/reproduce.py table1_flux                        as the paper has it
+       python src/reproduce.py table1_flux model=tiny-flux total_prompt_num=8 [key=value ...]
+
+  model=...             another model than the paper's: its miniature needs no GPU
+  out=...               where samples go; output_samples_paper/<experiment>/<model> if left out
+  report=...            where the report goes; results/<model>/<experiment> if left out
+  key=value             anything else goes to every run: total_prompt_num=8 ngpu=2 device=cpu ...
+
+What is there already is not made again: after an interruption the same command goes on.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from spectrum_bench import arguments
+from spectrum_bench.jobs import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(argv: list[str]) -> None:
+    if {"-h", "--help"} & set(argv):
+        print(__doc__.strip())
+        return
+    from spectrum_bench.paper import names, read_plans
+
+    experiments = [word for word in argv if "=" not in word]
+    words = dict(word.split("=", 1) for word in argv if "=" in word)
+    model, out, report = (words.pop(key, None) for key in ("model", "out", "report"))
+    if not experiments:
+        for name in names():
+            for plan in read_plans(name, model):
+                cost = (
+                    f"{plan.gpu_hours:6g} GPU hours" if plan.prompt_file else 16 * " "
+                )  # what the paper's own model costs
+                print(f"{name:20} {plan.model:10} {len(plan.runs):3} runs  {cost}  {plan.title}")
+        return
+    plans = [plan for name in experiments for plan in read_plans(name, model)]
+    for plan in plans:
+        folder = Path(out or "output_samples_paper") / plan.name / plan.model
+        failed = run(plan, folder, [f"{key}={value}" for key, value in words.items()])
+        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed)
+
+
+def run(plan, folder: Path, extra: list[str]) -> list[str]:
+    """Make all samples of an experiment, and give the names of the runs that failed; they have said why.
+
+    Raises:
+        UserError: the reference fails.
+    """
+    import yaml
+
+    print(f"{plan.title}: {len(plan.runs)} runs", flush=True)
+    model = yaml.safe_load((ROOT / "configs" / "model" / f"{plan.model}.yaml").read_text(encoding="utf-8"))
+    entry = "text_to_video.py" if "fps" in model else "text_to_image.py"
+    common = [f"model={plan.model}", f"output_base_path={folder}"]
+    common += [f"prompt_file={plan.prompt_file}"] if plan.prompt_file else []
+    common += [f"total_prompt_num={plan.prompts}"] if plan.prompts else []
+    given = {word.split("=")[0] for word in extra}
+    common = [word for word in common if word.split("=")[0] not in given]
+    for algo in plan.calibrate:
+        print(f"\n{algo} must know of {plan.model}:", flush=True)
+        call("calibrate.py", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8")  # it says why it fails
+    failed = []
+    for i, each in enumerate(plan.runs, 1):
+        print(f"\n[{i}/{len(plan.runs)}] {each.name}", flush=True)
+        if not call(entry, *common, f"exp_name='{each.name}'", *each.words, *extra):
+            failed.append(each.name)
+            if i == 1:
+                raise UserError(f"{plan.name}: the reference failed: mend that, and the same command goes on")
+    return failed
+
+
+def call(script: str, *words: str) -> bool:
+    """Run another entry script; whether it succeeds."""
+    return subprocess.run([sys.executable, str(ROOT / "src" / script), *words]).returncode == 0
+
+
+def show(plan, folder: Path, out: Path | None, failed: list[str]) -> None:
+    """Score the runs, write the report, and what the paper printed beside it.
+
+    Raises:
+        UserError: some runs failed; the report is of the others.
+    """
+    from spectrum_bench import plots
+    from spectrum_bench.evaluation import evaluate
+    from spectrum_bench.experiments import read_experiment
+    from spectrum_bench.formats import plain
+    from spectrum_bench.jobs import write_atomically
+    from spectrum_bench.paper import lines_of, output_folder, side_by_side
+    from spectrum_bench.report import write_report
+
+    out = out or output_folder(plan)
+    reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)
+    list(evaluate(others, reference))
+    table = write_report(others, reference, out, rows=6, baseline=None if plan.baseline in failed else plan.baseline)
+    print(plain(table))
+    if any(run.cited for run in plan.runs):
+        text = side_by_side(table, plan)
+        write_atomically(out / "paper.md", text.encode())
+        print(f"\n{text}")
+    if plan.line:
+        for kind, data in plots.sweep(lines_of(table, plan), plan.line.rpartition(".")[2]).items():
+            write_atomically(out / f"figure.{kind}", data)
+    print(f"\nReport: {(out / 'index.html').resolve()}")
+    if failed:
+        raise UserError(
+            f"{plan.name}: without {', '.join(failed)}, which failed: mend that, and the same command goes on"
+        )
+
+
+if __name__ == "__main__":
+    arguments.run(main)
