@@ -60,7 +60,11 @@ def test_console_check_would_notice(browser):
 
 
 def test_pictures_show_and_nothing_is_fetched(browser):
-    widths = browser.execute_script("return [...document.querySelectorAll('.sample img')].map(i => i.naturalWidth)")
+    widths = browser.execute_async_script(  # those out of sight are decoded when they come into it
+        "const done = arguments[0], images = [...document.querySelectorAll('.sample img')];"
+        "for (const i of images) i.loading = 'eager';"
+        "Promise.all(images.map(i => i.decode().then(() => i.naturalWidth))).then(done, done)"
+    )
     assert widths == [64] * (3 * len(PROMPTS))
     fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith("data:") for name in fetched)
@@ -116,6 +120,17 @@ def test_pointing_swaps_in_the_reference(browser):
     assert image.get_attribute("src") == reference
     ActionChains(browser).move_to_element(browser.find_element(By.TAG_NAME, "h2")).perform()
     assert image.get_attribute("src") == own
+
+
+def test_a_click_on_a_row_shows_where_it_comes_from(browser):
+    from selenium.webdriver.common.by import By
+
+    row = browser.find_elements(By.CSS_SELECTOR, ".figures tbody tr")[2]
+    row.find_elements(By.TAG_NAME, "td")[5].click()
+    (origin,) = browser.find_elements(By.CSS_SELECTOR, ".provenance[open]")
+    words = origin.text
+    assert words.startswith("fora 14/50") and "test machine" in words and "torch 2.14.1" in words
+    assert 14 * "#" + 36 * "." in words and "exp_name: fora" in words and "0123456789abcdef" in words
 
 
 def test_columns_sort(browser):

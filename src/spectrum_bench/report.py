@@ -4,8 +4,10 @@ import base64
 import io
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -99,10 +101,30 @@ def page(table: tables.Table, drawings: dict[str, bytes], rows: int, compared: t
         about_differences=formats.DIFFERENCES,
         metrics=[METRICS[name] for name in table.metrics],
         worst=worst(table),
+        provenance=[provenance(row) for row in table.rows],
         rows=table.rows,
         grid=grid,
         total=len(records),
     )
+
+
+def provenance(row: tables.Row) -> dict[str, str]:
+    """Where a row comes from: what was computed, on what, with which code and configuration."""
+    steps = Counter(tuple(r.computed_steps) for r in row.records)
+    computed, _ = steps.most_common(1)[0]
+    bar = "".join("#" if step in computed else "." for step in range(row.experiment.steps))
+    others = f"; {len(steps) - 1} other choices of steps among {len(row.records)} samples" if len(steps) > 1 else ""
+    versions = row.records[0].versions
+    return {
+        "computed steps": f"{bar} ({' '.join(map(str, computed))}){others}",
+        "schedule": row.figures["schedule"],
+        "forecaster": row.figures["forecaster"],
+        "site": row.figures["site"],
+        "device": ", ".join(dict.fromkeys(r.device for r in row.records)),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "code": ", ".join(dict.fromkeys(r.git_sha for r in row.records)),
+        "configuration": yaml.safe_dump(row.experiment.config, allow_unicode=True, sort_keys=False),
+    }
 
 
 def worst(table: tables.Table, count: int = 3) -> list[tuple[tables.Row, list[tuple[str, float]]]]:
