@@ -150,9 +150,9 @@ def test_files(home, tmp_path):
     rows = list(csv.DictReader(io.StringIO((tmp_path / "differences.csv").read_text())))
     assert len(rows) == 6 and {row["baseline"] for row in rows} == {"good"}
     text = (tmp_path / "differences.md").read_text()
-    assert "| less good | Passes | PSNR dB ↑ | SSIM ↑ |" in text and "(tie)" in text and "wins 0 %" in text
+    assert "| Difference from good | Passes | PSNR dB ↑ | SSIM ↑ |" in text and "(tie)" in text and "wins 0 %" in text
     assert formats.DIFFERENCES in text
     prompts = list(csv.DictReader(io.StringIO((tmp_path / "prompts.csv").read_text())))
     assert len(prompts) == 6 * 8 and {row["prompt"] for row in prompts} == set(PROMPTS)
     page = (tmp_path / "index.html").read_text()
-    assert "Less good" in page and "furthest from the reference" in page
+    assert "Differences from good" in page and "furthest from the reference" in page

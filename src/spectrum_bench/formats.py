@@ -101,7 +101,7 @@ def _difference(d: Difference | None, name: str) -> Cell:
 def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
     """Markdown: every method less the baseline."""
     lines = [
-        f"| less {_md(baseline.name)} | Passes | " + " | ".join(METRICS[name].title for name in table.metrics) + " |"
+        f"| Difference from {_md(baseline.name)} | Passes | " + " | ".join(METRICS[name].title for name in table.metrics) + " |"
     ]
     lines.append("|---|--:|" + "--:|" * len(table.metrics))
     for row, cells in difference_cells(table, found):
