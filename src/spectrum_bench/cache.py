@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .anatomy import anatomy
@@ -54,6 +55,7 @@ class Branch:
             self.computing = False
             self.computed.remove(step)
 
+    @torch.compiler.disable  # where blocks are compiled, their hooks are too
     def store(self, slot: str, feature: Tensor) -> None:
         buffer = self.buffers[slot]
         buffer.append(feature)
@@ -114,6 +116,7 @@ class Session:
         self.branch, self.leader, self.seen = self.branches[key], self.branches.get((name, 0)), {}
         self.arrive("call", latent=lambda: latent, timestep=lambda: timestep, output=lambda: self.branch.output)
 
+    @torch.compiler.disable
     def arrive(self, point: str, **observables: Callable[[], Tensor | None]) -> None:
         """The denoiser has come to one of POINTS: look at what the gate observes there; decide at the last."""
         for name, look in observables.items():

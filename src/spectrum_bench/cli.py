@@ -65,16 +65,18 @@ def check_words(config_name: str, words: list[str]) -> None:
 def check_values(cfg: DictConfig) -> None:
     """Refuse values of the wrong kind, which would only show after the model is loaded."""
     import torch
+    from diffusers.models.attention_dispatch import AttentionBackendName
 
     for key, least in {
         "seed": 0,
         "threads": 1,
         "warmup_samples": 0,
         "keep_latents": 0,
+        "runtime.batch_size": 1,
         "total_prompt_num": 1,
         "num_inference_steps": 1,
     }.items():
-        value = cfg.get(key, least)
+        value = OmegaConf.select(cfg, key, default=least)
         if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
             raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
     folders = str(cfg.get("exp_name", "none")).split("/")
@@ -93,6 +95,11 @@ def check_values(cfg: DictConfig) -> None:
     frames = cfg.model.get("num_frames", 1)
     if not (isinstance(frames, int) and frames > 0 and frames % 4 == 1):
         raise UserError(f"model.num_frames must be 1 more than a multiple of 4 (the VAE's step in time), not {frames}")
+    if not isinstance(cfg.runtime.compile, bool):
+        raise UserError(f"runtime.compile={cfg.runtime.compile} is neither true nor false")
+    backends = [backend.value for backend in AttentionBackendName]
+    if cfg.runtime.attention not in (None, *backends):
+        raise UserError(f"runtime.attention={cfg.runtime.attention} is none of {', '.join(backends)}")
     if cfg.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(cfg.device)):
         raise UserError(f"device={cfg.device} is none of cpu, cuda, cuda:<number>")
     if str(cfg.device).startswith("cuda") and int(cfg.device[5:] or 0) >= torch.cuda.device_count():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import media
-from .jobs import Job, Record, save_record, write_atomically
+from .jobs import Job, Record, UserError, save_record, write_atomically
 
 
 def run_jobs(
@@ -28,14 +28,22 @@ def run_jobs(
         torch.set_num_threads(cfg["threads"])
     model = cfg["model"]
     pipe = load_pipeline(model, device)
+    prepare(pipe, cfg["runtime"])
     algorithm = build(cfg)
-    steps, arguments = cfg["num_inference_steps"], dict(model["arguments"])
+    steps, arguments, batch = cfg["num_inference_steps"], dict(model["arguments"]), cfg["runtime"]["batch_size"]
     for _ in range(cfg["warmup_samples"] if jobs else 0):
-        generate(pipe, jobs[0], algorithm, num_steps=steps, arguments=arguments)
+        generate(pipe, jobs[0], algorithm, num_steps=steps, arguments=arguments, batch_size=batch)
     for job in jobs:
         latents = [] if job.prompt_index < cfg["keep_latents"] else None
         pixels, figures = generate(
-            pipe, job, algorithm, num_steps=steps, arguments=arguments, on_step=on_step, latents=latents
+            pipe,
+            job,
+            algorithm,
+            num_steps=steps,
+            arguments=arguments,
+            on_step=on_step,
+            latents=latents,
+            batch_size=batch,
         )
         if latents:
             trajectory = save({"latents": torch.stack(latents)})
@@ -57,3 +65,21 @@ def run_jobs(
         )
         save_record(folder, record)
         yield record
+
+
+def prepare(pipe, runtime: dict) -> None:
+    """Compile the denoiser's blocks or choose its attention, as the configuration says.
+
+    Raises:
+        UserError: this denoiser, or this machine, cannot.
+    """
+    from .cache import denoisers
+
+    for denoiser in denoisers(pipe).values():
+        try:
+            if runtime["attention"] is not None:
+                denoiser.set_attention_backend(runtime["attention"])
+            if runtime["compile"]:
+                denoiser.compile_repeated_blocks()
+        except (AttributeError, ValueError, RuntimeError) as error:
+            raise UserError(f"runtime: {type(denoiser).__name__}: {error}") from None

@@ -30,6 +30,12 @@ class Experiment:
         return self.config.get("model") or {}
 
     @property
+    def runtime(self) -> dict:
+        """What is not as a run has it by itself: batch_size, compile, attention."""
+        found = self.config.get("runtime") or {}
+        return {k: v for k, v in found.items() if v != {"batch_size": 1, "compile": False}.get(k)}
+
+    @property
     def steps(self) -> int:
         return max(r.num_inference_steps for r in self.records)
 
@@ -112,6 +118,11 @@ def check_reference(experiment: Experiment, reference: Experiment) -> None:
         raise UserError(
             f"{experiment.folder} was made with {', '.join(sorted(mine))} and {reference.folder} with "
             f"{', '.join(sorted(theirs))}: give a reference made with the same model"
+        )
+    if experiment.runtime != reference.runtime and not experiment.is_full:
+        raise UserError(
+            f"{experiment.folder} was made with runtime {experiment.runtime or 'as it comes'} and {reference.folder} "
+            f"with {reference.runtime or 'as it comes'}: make both with the same"
         )
     keys = (experiment.model.keys() | reference.model.keys()) - DESCRIPTIVE
     other = sorted(k for k in keys if experiment.model.get(k) != reference.model.get(k))

@@ -52,9 +52,10 @@ def cells(row: Row, metrics: list[str]) -> list[Cell]:
     name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
     share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
     detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
+    runtime = ", ".join(f"{key}={value}" for key, value in row.experiment.runtime.items())
     (schedule, _, arguments), (site, _, sites) = (f[key].partition("(") for key in ("schedule", "site"))
     return [
-        Cell(name or f["algo"], f["algo"] if name else detail),
+        Cell(name or f["algo"], ", ".join(filter(None, [f["algo"] if name else detail, runtime]))),
         Cell(schedule, arguments.removesuffix(")")),
         Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
         Cell(row.passes, value=f["passes"]),
@@ -99,10 +100,9 @@ def _difference(d: Difference | None, name: str) -> Cell:
 
 
 def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
-    """Markdown: every method less the baseline."""
-    lines = [
-        f"| Difference from {_md(baseline.name)} | Passes | " + " | ".join(METRICS[name].title for name in table.metrics) + " |"
-    ]
+    """Markdown: every method's difference from the baseline."""
+    titles = " | ".join(METRICS[name].title for name in table.metrics)
+    lines = [f"| Difference from {_md(baseline.name)} | Passes | {titles} |"]
     lines.append("|---|--:|" + "--:|" * len(table.metrics))
     for row, cells in difference_cells(table, found):
         words = [f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in cells]

@@ -55,7 +55,15 @@ class Laps:
 
 
 def generate(
-    pipe, job: Job, algorithm: Algorithm, *, num_steps: int, arguments: dict, on_step=None, latents: list | None = None
+    pipe,
+    job: Job,
+    algorithm: Algorithm,
+    *,
+    num_steps: int,
+    arguments: dict,
+    on_step=None,
+    latents: list | None = None,
+    batch_size: int = 1,
 ) -> tuple[np.ndarray, dict]:
     """Make one sample with an unmodified pipeline call.
 
@@ -64,6 +72,7 @@ def generate(
     Args:
         arguments: further arguments of the pipeline (guidance_scale, height, ...).
         on_step: called after every denoising step with whether the network was computed.
+        batch_size: so many samples of the prompt at once, the others from the seeds that follow; the first is returned.
         latents: gets what the scheduler made of each step, (T, ...) in all, float32 on the CPU.
 
     Returns:
@@ -95,13 +104,14 @@ def generate(
             laps.mark()
             started.remove()
 
+        generators = [torch.Generator().manual_seed(job.seed + i) for i in range(batch_size)]
         laps.mark()
         started = next(iter(denoisers(pipe).values())).register_forward_pre_hook(text_done)
         try:
             sample = pipe(
-                prompt=job.prompt,
+                prompt=[job.prompt] * batch_size if batch_size > 1 else job.prompt,
                 num_inference_steps=num_steps,
-                generator=torch.Generator().manual_seed(job.seed),
+                generator=generators if batch_size > 1 else generators[0],
                 callback_on_step_end=step_done,
                 output_type="np",
                 return_dict=False,

@@ -28,7 +28,14 @@ from .jobs import (
 )
 
 ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
-IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps")  # decide a sample's pixels, with its seed
+IDENTITY = (
+    "model",
+    "schedule",
+    "site",
+    "algo",
+    "num_inference_steps",
+    "runtime",
+)  # decide a sample's pixels, with its seed
 FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
 FREE += ("keep_latents",)
 

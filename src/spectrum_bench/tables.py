@@ -153,6 +153,8 @@ def measure(row: Row, reference: Row) -> None:
     devices = {r.device for r in (*row.records, *reference.records)}
     if len(devices) > 1:
         why["speedup"] = f"a speedup needs one device, these are {', '.join(sorted(devices))}"
+    elif row.experiment.runtime != reference.experiment.runtime:
+        why["speedup"] = "a speedup needs the same runtime"
     elif totals and against is not None:
         f["speedup"] = against / f["latency_s"]
         f["speedup_low"], f["speedup_high"] = ratio_interval(_measured(reference, "total"), totals) or (None, None)

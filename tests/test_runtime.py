@@ -1,0 +1,74 @@
+"""How the network is run: batches, attention backends, torch.compile; what may be compared with what."""
+
+import shutil
+
+import fabricate
+import numpy as np
+import pytest
+import yaml
+from test_run import words  # noqa: F401  a fixture
+
+from spectrum_bench import run, tables
+from spectrum_bench.evaluation import evaluate
+from spectrum_bench.experiments import check_reference, read_experiment
+from spectrum_bench.jobs import UserError, read_records
+
+PROMPTS = fabricate.captions(4)
+PICTURES = fabricate.pictures(PROMPTS)
+
+
+def sample(compose, words, name, *more):  # noqa: F811
+    run.main(compose(*words, f"exp_name={name}", *more))
+    experiment = read_experiment(next(w.split("=")[1] for w in words if w.startswith("output_base")) + f"/{name}")
+    return np.stack([experiment.picture(r).astype(int) for r in experiment.records])
+
+
+@pytest.mark.parametrize("algo", ["nocache", "spectrum"])
+def test_batch_and_attention_change_rounding_alone(compose, words, algo):  # noqa: F811
+    plain = sample(compose, words, "plain", f"algo={algo}")
+    for i, word in enumerate(("runtime.batch_size=2", "runtime.attention=_native_math")):
+        other = sample(compose, words, f"other{i}", f"algo={algo}", word)
+        assert np.abs(plain - other).max() <= 2 and not np.array_equal(plain[0], plain[1])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a compiler")
+def test_compiled_blocks_are_skipped_all_the_same(compose, words, capfd):  # noqa: F811
+    plain = sample(compose, words, "plain", "algo=spectrum")
+    compiled = sample(compose, words, "compiled", "algo=spectrum", "runtime.compile=true")
+    assert np.abs(plain - compiled).max() <= 2 and "recompile_limit" not in capfd.readouterr().err
+    folder = read_experiment(next(w.split("=")[1] for w in words if w.startswith("output_base")) + "/compiled").folder
+    assert all(r.computed_steps == [0, 1, 2, 3, 4, 6] for r in read_records(folder))
+
+
+@pytest.mark.parametrize("word,said", [
+    ("runtime.batch_size=0", "runtime.batch_size must be a whole number of at least 1"),
+    ("runtime.compile=maybe", "runtime.compile=maybe is neither true nor false"),
+    ("runtime.attention=fast", "runtime.attention=fast is none of flash"),
+])  # fmt: skip
+def test_nonsense_is_refused_before_a_model_is_loaded(compose, words, word, said):  # noqa: F811
+    with pytest.raises(UserError, match=said):
+        run.main(compose(*words, "model.repo=nowhere", word))
+
+
+def make(folder, algo, nfe, sigma, **runtime):
+    images = fabricate.noisy(PICTURES, sigma) if sigma else PICTURES
+    path = fabricate.experiment(folder, PROMPTS, images, algo, nfe) / "config.yaml"
+    runtime = {"batch_size": 1, "compile": False, "attention": None} | runtime
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"runtime": runtime}))
+    return read_experiment(folder)
+
+
+def test_another_runtime_is_a_noise_floor_and_never_a_method(tmp_path):
+    reference = make(tmp_path / "nocache", "nocache", 50, 0)
+    again = make(tmp_path / "batch", "nocache", 50, 1, batch_size=2)
+    fora = make(tmp_path / "fora", "fora", 14, 9)
+    list(evaluate([again, fora], reference, "psnr"))
+    rows = tables.build([again, fora], reference).rows
+    assert [row.role for row in rows] == ["reference", "noise floor", "method"]
+    assert rows[1].figures["speedup"] is None and rows[1].reasons["speedup"] == "a speedup needs the same runtime"
+    assert rows[2].figures["speedup"] > 1
+    compiled = make(tmp_path / "compiled", "fora", 14, 9, compile=True)
+    with pytest.raises(
+        UserError, match="compiled was made with runtime {'compile': True} and .*nocache with as it comes"
+    ):
+        check_reference(compiled, reference)
