@@ -19,11 +19,13 @@ from pathlib import Path
 from spectrum_bench import arguments
 from spectrum_bench.jobs import UserError
 
+OPTIONS = {"reference": None, "metrics": ""}
+
 
 def main(argv: list[str]) -> None:
     if argv == ["--check"]:
         return check()
-    folders, options = arguments.parse(argv, __doc__, {"reference": None, "metrics": ""})
+    folders, options = arguments.parse(argv, __doc__, OPTIONS)
     from spectrum_bench.experiments import check_reference, pairs, read_experiment
 
     reference = read_experiment(Path(options["reference"]))

@@ -16,11 +16,11 @@ from pathlib import Path
 from spectrum_bench import arguments
 from spectrum_bench.jobs import UserError
 
+OPTIONS = {"reference": None, "out": None, "baseline": "", "align": "passes", "margin": "1", "rows": "16"}
+
 
 def main(argv: list[str]) -> None:
-    folders, options = arguments.parse(
-        argv, __doc__, {"reference": None, "out": None, "baseline": "", "align": "passes", "margin": "1", "rows": "16"}
-    )
+    folders, options = arguments.parse(argv, __doc__, OPTIONS)
     if not options["rows"].isdecimal() or int(options["rows"]) < 1:
         raise UserError(f"rows={options['rows']} is no number of prompts: write rows=16")
     if not options["margin"].replace(".", "", 1).isdecimal():

@@ -5,7 +5,9 @@ import shlex
 
 import pytest
 
-from spectrum_bench import arguments, forecasters, jobs, run
+import evaluate
+import report
+from spectrum_bench import arguments, forecasters, jobs, paper, run
 from spectrum_bench.cli import check_words
 from spectrum_bench.models import ROOT
 
@@ -31,10 +33,12 @@ def test_commands_name_scripts_and_keys_that_exist(command):
         check_words("video", words[2:])
     if words[1:2] == ["src/calibrate.py"]:
         check_words("calibrate", words[2:])
-    if words[1:2] == ["src/evaluate.py"]:
-        arguments.parse(words[2:], "", {"reference": None})
+    if words[1:2] == ["src/evaluate.py"] and words[2:] != ["--check"]:
+        arguments.parse(words[2:], "", evaluate.OPTIONS)
     if words[1:2] == ["src/report.py"]:
-        arguments.parse(words[2:], "", {"reference": None, "out": None, "rows": "16"})
+        arguments.parse(words[2:], "", report.OPTIONS)
+    if words[1:2] == ["src/reproduce.py"]:
+        assert not words[2:] or paper.read_plans(words[2])
 
 
 def test_the_algorithm_in_twenty_lines(compose, weights, tmp_path, monkeypatch):
