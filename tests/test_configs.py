@@ -141,7 +141,6 @@ def test_top_level_keys_are_frozen(compose):
         (["algo=fora", "window_size=3"], "window_size is not read by algo=fora"),
         (["algo=nocache", "flex_window=1"], "flex_window is not read"),
         (["algo=spectrum", "schedule=full", "warmup_steps=3"], "warmup_steps is not read"),
-        (["ngpu=8"], "ngpu=8"),
     ],
     ids=str,
 )

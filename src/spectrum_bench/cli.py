@@ -72,6 +72,7 @@ def check_values(cfg: DictConfig) -> None:
         "threads": 1,
         "warmup_samples": 0,
         "keep_latents": 0,
+        "ngpu": 1,
         "runtime.batch_size": 1,
         "total_prompt_num": 1,
         "num_inference_steps": 1,

@@ -1,70 +1,113 @@
-"""Runs jobs on a device and yields records as they are finished."""
+"""Runs jobs on one device or many, and yields what came of each: a Record, or a Failure."""
 
+import os
+import sys
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from . import media
-from .jobs import Job, Record, UserError, save_record, write_atomically
+from .jobs import Failure, Job, Record, UserError, save_failure, save_record, write_atomically
+
+DEATHS = 3  # of workers on one sample: then it is set aside
+LOSSES = 3  # of workers in a row, for each worker, with no sample finished in between: then the run ends
+PATIENCE = 600  # seconds without any worker, before the run ends
 
 
 def run_jobs(
     jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_step: Callable | None = None
-) -> Iterator[Record]:
-    """Load the pipeline once, warm it up, make each job's sample and put it and its record on disk.
+) -> Iterator[Record | Failure]:
+    """Make each job's sample and put it and its record on disk, or why there is none.
+
+    One device: in this process, no engine. ngpu workers: Ray actors, each with the model and a device of its own, one
+    job at a time; whoever is done takes the next, so a slow worker does not hold the others.
 
     Args:
         cfg: resolved configuration, plain data.
         build: makes the Algorithm from `cfg`.
-        on_step: called after each denoising step of a job with whether the network was computed.
+        on_step: called after each denoising step of a job with whether the network was computed; by workers, once
+            their job is done.
+
+    Raises:
+        UserError: the algorithm does not fit the model, or the workers keep dying.
     """
-    import torch
-    from safetensors.torch import save
+    if cfg["ngpu"] == 1 and cfg["engine"]["address"] is None:
+        worker = Worker(cfg, build, folder)
+        for job in jobs:
+            yield worker.make(job, on_step)
+    else:
+        yield from _run_on_ray(jobs, cfg, build, folder, on_step)
 
-    from .generate import environment, generate
-    from .models import load_pipeline
 
-    device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        torch.set_num_threads(cfg["threads"])
-    model = cfg["model"]
-    pipe = load_pipeline(model, device)
-    prepare(pipe, cfg["runtime"])
-    algorithm = build(cfg)
-    steps, arguments, batch = cfg["num_inference_steps"], dict(model["arguments"]), cfg["runtime"]["batch_size"]
-    for _ in range(cfg["warmup_samples"] if jobs else 0):
-        generate(pipe, jobs[0], algorithm, num_steps=steps, arguments=arguments, batch_size=batch)
-    for job in jobs:
-        latents = [] if job.prompt_index < cfg["keep_latents"] else None
-        pixels, figures = generate(
-            pipe,
-            job,
-            algorithm,
-            num_steps=steps,
-            arguments=arguments,
-            on_step=on_step,
-            latents=latents,
-            batch_size=batch,
-        )
+class Worker:
+    """A device with the model on it."""
+
+    def __init__(self, cfg: dict, build: Callable, folder: Path, alone: bool = True):
+        import torch
+
+        from .models import load_pipeline
+
+        self.cfg, self.folder, self.alone = cfg, Path(folder), alone
+        self.device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "cpu":
+            torch.set_num_threads(cfg["threads"])
+        self.pipe = load_pipeline(cfg["model"], self.device)
+        prepare(self.pipe, cfg["runtime"])
+        self.algorithm = build(cfg)
+        self.warm = False
+
+    def sample(self, job: Job, **extra):
+        from .generate import generate
+
+        cfg = self.cfg
+        settings = {"num_steps": cfg["num_inference_steps"], "batch_size": cfg["runtime"]["batch_size"]}
+        try:
+            return generate(
+                self.pipe, job, self.algorithm, arguments=dict(cfg["model"]["arguments"]), **settings, **extra
+            )
+        except ValueError as error:  # the algorithm does not fit this denoiser: no job would fare better
+            raise UserError(str(error)) from None
+
+    def make(self, job: Job, on_step: Callable | None = None) -> Record | Failure:
+        """One sample. A failure of its own (out of memory, not finite) is put on record, and the next job can go on."""
+        import torch
+        from safetensors.torch import save
+
+        from .generate import environment
+
+        try:
+            for _ in range(0 if self.warm else self.cfg["warmup_samples"]):
+                self.sample(job)
+            self.warm = True
+            latents = [] if job.prompt_index < self.cfg["keep_latents"] else None
+            pixels, figures = self.sample(job, on_step=on_step, latents=latents)
+            files = media.encode(pixels, self.cfg["model"].get("fps"))
+        except (RuntimeError, MemoryError) as error:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return save_failure(self.folder, Failure.of(job, error))
         if latents:
             trajectory = save({"latents": torch.stack(latents)})
-            write_atomically(folder / "latents" / f"{job.id}.safetensors", trajectory)
-        files = media.encode(pixels, model.get("fps"))
+            write_atomically(self.folder / "latents" / f"{job.id}.safetensors", trajectory)
         for suffix, data in files.items():
-            write_atomically(folder / "samples" / f"{job.id}{suffix}", data)
+            write_atomically(self.folder / "samples" / f"{job.id}{suffix}", data)
         record = Record(
             id=job.id,
             prompt_index=job.prompt_index,
             prompt=job.prompt,
             seed=job.seed,
             sample=f"samples/{job.id}{next(iter(files))}",
-            model=model["name"],
-            num_inference_steps=steps,
-            **cfg["labels"],
+            model=self.cfg["model"]["name"],
+            num_inference_steps=self.cfg["num_inference_steps"],
+            alone=self.alone,
+            **self.cfg["labels"],
             **figures,
-            **environment(device, torch.get_num_threads()),
+            **environment(self.device, torch.get_num_threads()),
         )
-        save_record(folder, record)
-        yield record
+        save_record(self.folder, record)
+        return record
 
 
 def prepare(pipe, runtime: dict) -> None:
@@ -83,3 +126,112 @@ def prepare(pipe, runtime: dict) -> None:
                 denoiser.compile_repeated_blocks()
         except (AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f"runtime: {type(denoiser).__name__}: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _run_on_ray(jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_step) -> Iterator[Record | Failure]:
+    """The pull loop. Jobs go only to workers that have loaded the model; a worker that dies gives its job back and is
+    replaced. Samples and records are files, so the folder must be on a file system that all nodes share."""
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS"):
+        os.environ.setdefault(name, "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import torch
+
+    engine, count = cfg["engine"], cfg["ngpu"]
+    local = engine["address"] is None
+    cuda = cfg["device"] != "cpu" and (torch.cuda.is_available() or not local)
+    own = (
+        {"num_cpus": count, "num_gpus": count if cuda else 0, "include_dashboard": engine["dashboard"]} if local else {}
+    )
+    log = Path(folder) / "workers.log"
+    ray.init(address=engine["address"] or "local", log_to_driver=False, configure_logging=False, **own)
+    try:
+        source = str(Path(__file__).resolve().parents[1])
+        shared = {"device": "cuda"} if cuda else {"device": "cpu", "threads": max(1, cfg["threads"] // count)}
+        options = {"num_gpus": 1 if cuda else 0, "num_cpus": 1, "max_restarts": 0}
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": source, "OMP_NUM_THREADS": str(shared.get("threads", 1))}}
+        remote = ray.remote(_Remote).options(**options)
+
+        def hire():
+            return remote.remote(
+                cfg | shared, build, str(Path(folder).resolve()), cuda or count == 1, str(log.resolve())
+            )
+
+        yield from _pull(ray, jobs, count, hire, folder, on_step, cfg["num_inference_steps"])
+    finally:
+        ray.shutdown()
+
+
+class _Remote:
+    """A Worker in a process of its own, whose output goes to the run's log file."""
+
+    def __init__(self, cfg: dict, build: Callable, folder: str, alone: bool, log: str):
+        with suppress(OSError):
+            file = open(log, "a", buffering=1)  # noqa: SIM115  open for as long as the process lives
+            sys.stdout = sys.stderr = file
+        self.arguments, self.worker = (cfg, build, Path(folder), alone), None
+
+    def load(self) -> str | None:
+        """Load the model; why not, if it cannot be."""
+        try:
+            self.worker = Worker(*self.arguments)
+        except (UserError, RuntimeError, OSError) as error:
+            return " ".join(str(error).split())
+        return None
+
+    def make(self, job: Job) -> Record | Failure | str:
+        """What came of the job; a string if no job would fare better."""
+        try:
+            return self.worker.make(job)
+        except UserError as error:
+            return str(error)
+
+
+def _pull(ray, jobs: list[Job], count: int, hire: Callable, folder: Path, on_step, steps: int):
+    waiting, deaths, losses = deque(jobs), Counter(), 0
+    idle, busy = [], {}  # busy: what is awaited -> (worker, job), job None while it loads
+
+    def begin():
+        worker = hire()
+        busy[worker.load.remote()] = worker, None
+
+    for _ in range(min(count, len(jobs))):
+        begin()
+    last = time.monotonic()
+    while waiting or any(job is not None for _, job in busy.values()):
+        while idle and waiting:
+            worker, job = idle.pop(), waiting.popleft()
+            busy[worker.make.remote(job)] = worker, job
+        ready, _ = ray.wait(list(busy), num_returns=1, timeout=5)
+        if not ready and all(job is None for _, job in busy.values()) and time.monotonic() - last > PATIENCE:
+            raise UserError(f"no worker in {PATIENCE} s: are there {count} devices? (ngpu=, engine.address=)")
+        for done in ready:
+            last = time.monotonic()
+            worker, job = busy.pop(done)
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayError:  # the worker or its node died
+                losses += 1
+                if losses > LOSSES * count + DEATHS:
+                    raise UserError(f"{losses} workers died in a row: see {folder}/workers.log") from None
+                if job is not None:
+                    deaths[job.id] += 1
+                    if deaths[job.id] < DEATHS:
+                        waiting.appendleft(job)
+                    else:
+                        yield save_failure(folder, Failure.of(job, RuntimeError(f"{DEATHS} workers died on it")))
+                begin()
+                continue
+            if isinstance(outcome, str):
+                raise UserError(outcome)
+            idle.append(worker)
+            if job is None:
+                continue
+            losses = 0
+            if isinstance(outcome, Record) and on_step is not None:
+                for step in range(steps):
+                    on_step(step in outcome.computed_steps)
+            yield outcome

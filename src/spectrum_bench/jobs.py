@@ -1,9 +1,12 @@
 """What is to be sampled and what came of it: prompts, jobs, records, and how both survive a `kill -9`."""
 
+import fcntl
 import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -48,6 +51,23 @@ class Record:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     git_sha: str = "unknown"
+    alone: bool = True  # whether the device did nothing else for us meanwhile; only then is the latency one
+
+
+@dataclass
+class Failure:
+    """A sample that could not be made, and why."""
+
+    id: str
+    prompt_index: int
+    prompt: str
+    seed: int
+    reason: str
+
+    @classmethod
+    def of(cls, job: Job, error: BaseException) -> "Failure":
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return cls(job.id, job.prompt_index, job.prompt, job.seed, reason)
 
 
 def read_prompts(path: str | os.PathLike, limit: int | None = None) -> list[str]:
@@ -103,6 +123,46 @@ def save_record(folder: Path, record: Record) -> None:
     """Put the record under `records/`: from then on the sample counts as finished."""
     text = json.dumps(asdict(record), ensure_ascii=False)
     write_atomically(folder / "records" / f"{record.id}.json", text.encode())
+
+
+def save_failure(folder: Path, failure: Failure) -> Failure:
+    """Put it under `failures/`: the sample is not tried again unless that is asked for."""
+    text = json.dumps(asdict(failure), ensure_ascii=False)
+    write_atomically(Path(folder) / "failures" / f"{failure.id}.json", text.encode())
+    return failure
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """The samples that failed and were not made since, in the order of the prompts."""
+    found = []
+    for path in (Path(folder) / "failures").glob("*.json"):
+        if (Path(folder) / "records" / path.name).exists():
+            path.unlink()  # made since
+            continue
+        try:
+            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged: delete it, and its sample is tried again") from None
+    return sorted(found, key=lambda f: (f.prompt_index, f.seed))
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Own an experiment directory: two runs would make the same samples twice. The lock is the operating system's, so
+    it goes with the process however that ends.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is at work in {folder}: wait for it, or choose another exp_name") from None
+        except OSError:
+            pass  # a file system without locks; every file is written atomically all the same
+        yield
 
 
 def finished(folder: Path) -> set[str]:

@@ -23,6 +23,8 @@ from .jobs import (
     collect_records,
     finished,
     make_jobs,
+    only_run,
+    read_failures,
     read_prompts,
     write_atomically,
 )
@@ -37,12 +39,11 @@ IDENTITY = (
     "runtime",
 )  # decide a sample's pixels, with its seed
 FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
-FREE += ("keep_latents",)
+FREE += ("keep_latents", "retry_failed", "engine")
 
 
 def main(cfg: DictConfig) -> None:
     """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
-    from .engine import run_jobs
     from .models import identify, locate
 
     check_aliases(cfg)
@@ -58,22 +59,39 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output_base_path) / cfg.exp_name
     claim(folder, plain)
 
-    jobs = make_jobs(prompts, cfg.seed, {key: comparable(plain)[key] for key in IDENTITY})
-    done = finished(folder)
+    with only_run(folder):
+        jobs = make_jobs(prompts, cfg.seed, {key: comparable(plain)[key] for key in IDENTITY})
+        if code := work(plain, folder, algorithm, jobs):
+            sys.exit(code)
+
+
+def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
+    """Make what is missing, say what came of it, and give the exit code: 0 if every sample is there."""
+    from .engine import run_jobs
+
+    failed = {} if plain["retry_failed"] else {failure.id: failure for failure in read_failures(folder)}
     kept = {path.stem for path in folder.glob("latents/*.safetensors")}
-    done -= {job.id for job in jobs[: cfg.keep_latents]} - kept
-    missing = [job for job in jobs if job.id not in done]
+    done = finished(folder) - ({job.id for job in jobs[: plain["keep_latents"]]} - kept)
+    missing = [job for job in jobs if job.id not in done and job.id not in failed]
     print(describe(algorithm, plain))
-    print(f"{len(jobs)} samples, {len(jobs) - len(missing)} of them finished, in {folder}")
+    print(f"{len(jobs)} samples, {len(done & {job.id for job in jobs})} of them finished, in {folder}")
+    code = 0
     try:
         if missing:
             show_progress(run_jobs, missing, plain, folder)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     finally:
         records = collect_records(folder)
     print(summary(records))
+    wanted = {job.id for job in jobs}
+    failures = [failure for failure in read_failures(folder) if failure.id in wanted]
+    for failure in failures[:5]:
+        print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(jobs)} samples failed; retry_failed=true tries them again", file=sys.stderr)
+    return code or (1 if failures else 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,8 +100,6 @@ def main(cfg: DictConfig) -> None:
 
 def check_aliases(cfg: DictConfig) -> None:
     """Refuse an upstream key that was given and that the chosen schedule and algorithm would silently ignore."""
-    if cfg.ngpu != 1:
-        raise UserError(f"ngpu={cfg.ngpu} is not there yet: a run uses one device; split prompts with prompt_file")
     given = {o.lstrip("+~").split("=", 1)[0] for o in HydraConfig.get().overrides.task}
     parts = {k: cfg[k] for k in ("schedule", "algo") if k in cfg}
     read = str([OmegaConf.to_container(part, resolve=False) for part in parts.values()])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .experiments import Experiment, check_reference
-from .jobs import Record, UserError
+from .jobs import Record, UserError, read_failures
 from .metrics import METRICS
 from .stats import estimate, ratio_interval, tied
 
@@ -147,7 +147,8 @@ def measure(row: Row, reference: Row) -> None:
     f["full_step_s"], f["skipped_step_s"] = (_median(row, stage) for stage in ("full_step", "skipped_step"))
     f["cache_bytes"] = max(r.cache_bytes for r in row.records)
     f["peak_memory_bytes"] = max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None)
-    why["latency_s"] = why["speedup"] = "not measured"
+    shared = not any(r.alone for r in row.records)
+    why["latency_s"] = why["speedup"] = "workers shared the device: no latency" if shared else "not measured"
     why["skipped_step_s"] = "no step is skipped"
     f["speedup"], against = None, _median(reference, "total")
     devices = {r.device for r in (*row.records, *reference.records)}
@@ -238,6 +239,10 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
     ]
     if len(set(reference.prompts)) < 10:
         notes.append("So few prompts make for rough intervals and ties.")
+    lost = [(row.experiment.name, len(read_failures(row.experiment.folder)), len(row.records)) for row in rows]
+    if any(n for _, n, _ in lost):
+        words = ", ".join(f"{name} {n} of {n + made}" for name, n, made in lost if n)
+        notes.append(f"Samples that failed, with their reasons in the experiments' failures: {words}.")
     if dropped:
         left = ", ".join(f"{n} of {name}" for name, n in dropped.items())
         notes.append(f"Samples that not every row has are left out: {left}.")
@@ -260,7 +265,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
 
 
 def _measured(row: Row, stage: str) -> list[float]:
-    return [r.latency[stage] for r in row.records if r.latency.get(stage) is not None]
+    return [r.latency[stage] for r in row.records if r.latency.get(stage) is not None and r.alone]
 
 
 def _median(row: Row, stage: str) -> float | None:

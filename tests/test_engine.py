@@ -1,0 +1,202 @@
+"""Workers, failures and the ownership of a directory. Ray is the real one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_run import start, words  # noqa: F401  a fixture
+
+from spectrum_bench import engine, jobs, run
+from spectrum_bench.experiments import read_experiment
+from spectrum_bench.generate import generate
+from spectrum_bench.jobs import Failure, Job, UserError
+
+PROMPTS = [f"a red ring number {i}" for i in range(6)]
+
+
+@pytest.fixture
+def more_words(words, tmp_path):  # noqa: F811
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return [*words, "algo=spectrum"]
+
+
+def pictures(folder: Path) -> list[np.ndarray]:
+    experiment = read_experiment(folder)
+    return [experiment.picture(record) for record in experiment.records]
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def test_two_workers_make_what_one_makes(compose, more_words, tmp_path):
+    """Same ids, same pixels; two on one processor give no latency."""
+    run.main(compose(*more_words, "exp_name=one"))
+    out, _ = finish(start(*more_words, "exp_name=two", "ngpu=2"))
+    assert "6 samples, 0 of them finished" in out
+    one, two = (jobs.read_records(tmp_path / "out" / name) for name in ("one", "two"))
+    assert [r.id for r in one] == [r.id for r in two] and [r.computed_steps for r in one] == [
+        r.computed_steps for r in two
+    ]
+    np.testing.assert_array_equal(pictures(tmp_path / "out/one"), pictures(tmp_path / "out/two"))
+    assert all(r.alone for r in one) and not any(r.alone for r in two)
+    out, _ = finish(start(*more_words, "exp_name=two", "ngpu=2"))
+    assert "6 samples, 6 of them finished" in out
+
+
+def test_a_killed_worker_loses_nothing(more_words, tmp_path):
+    """SIGKILL a worker while it samples: another takes over, every sample is there once."""
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a ring number {i}" for i in range(40)))
+    process = start(*more_words, "num_inference_steps=30", "ngpu=2")
+    folder, killed = tmp_path / "out/x", 0
+    while process.poll() is None and killed < 2:
+        if len(list(folder.glob("records/*.json"))) >= 3 * (killed + 1):
+            found = subprocess.run(["pgrep", "-f", "ray::_Remote"], capture_output=True, text=True).stdout.split()
+            mine = [int(pid) for pid in found if descends(int(pid), process.pid)]
+            if mine:
+                os.kill(mine[0], signal.SIGKILL)
+                killed += 1
+        time.sleep(0.05)
+    finish(process)
+    assert killed == 2
+    records = jobs.read_records(folder)
+    assert [r.prompt for r in records] == [f"a ring number {i}" for i in range(40)]
+    assert len(list(folder.glob("samples/*.png"))) == 40 and not list(folder.glob("failures/*"))
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            return False
+    return False
+
+
+def test_an_algorithm_that_does_not_fit_ends_the_run_in_one_line(more_words):
+    for extra in ([], ["ngpu=2"]):
+        out, err = finish(start(*more_words, "algo=deepcache", *extra), 1)
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert lines == ["error: FluxTransformer2DModel is no U-Net: use site=last_block or tail_residual"]
+        assert "Traceback" not in err
+
+
+def test_a_sample_that_fails_is_put_on_record(compose, more_words, tmp_path, monkeypatch, capsys):
+    """The others are made, the exit code says so, and it is tried again when that is asked for."""
+    broken = True
+
+    def flaky(pipe, job, *args, **kwargs):
+        if broken and job.prompt_index == 2:
+            raise RuntimeError("CUDA out of memory")
+        return generate(pipe, job, *args, **kwargs)
+
+    monkeypatch.setattr("spectrum_bench.generate.generate", flaky)
+    with pytest.raises(SystemExit) as end:
+        run.main(compose(*more_words))
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert "failed: prompt 2: RuntimeError: CUDA out of memory" in err
+    assert "1 of 6 samples failed; retry_failed=true tries them again" in err
+    folder = tmp_path / "out/x"
+    assert [r.prompt_index for r in jobs.read_records(folder)] == [0, 1, 3, 4, 5]
+    broken = False
+    with pytest.raises(SystemExit):
+        run.main(compose(*more_words))  # not tried again by itself
+    assert len(jobs.read_records(folder)) == 5
+    run.main(compose(*more_words, "retry_failed=true"))
+    assert len(jobs.read_records(folder)) == 6 and jobs.read_failures(folder) == []
+
+
+def test_two_runs_never_share_a_directory(compose, more_words, tmp_path):
+    with jobs.only_run(tmp_path / "out/x"):
+        with pytest.raises(UserError, match="another run is at work in .*/out/x: wait for it"):
+            run.main(compose(*more_words))
+        other = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n"
+                 f"from pathlib import Path\nfrom spectrum_bench.jobs import only_run\n"
+                 f"with only_run(Path('{tmp_path}/out/x')): pass"]  # fmt: skip
+        assert "another run is at work" in subprocess.run(other, capture_output=True, text=True).stderr
+    run.main(compose(*more_words))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The pull loop against a Ray of the test's: what dies when is its choice
+
+
+class Toy:
+    """Just enough of Ray: calls answer at once, in order; `script` says which of them die."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+    def __init__(self, dies):
+        self.dies, self.calls, self.hired = dies, [], 0
+
+    def hire(self):
+        self.hired += 1
+        return ToyWorker(self)
+
+    def wait(self, refs, num_returns, timeout):
+        return refs[:1], refs[1:]
+
+    def get(self, ref):
+        if ref[1] is not None and self.dies(ref[1], self):
+            raise self.exceptions.RayError
+        if ref[1] is None:
+            return None
+        self.calls.append(ref[1].prompt_index)
+        return ref[1]
+
+
+class ToyWorker:
+    def __init__(self, toy):
+        def call(name):
+            return type("", (), {"remote": staticmethod(lambda job=None: (object(), job))})
+
+        self.load, self.make = call("load"), call("make")
+
+
+def pull(tmp_path, dies, count=2, n=5):
+    toy, todo = Toy(dies), [Job(f"id{i}", i, f"prompt {i}", 0) for i in range(n)]
+    return toy, list(engine._pull(toy, todo, count, toy.hire, tmp_path, None, 10))
+
+
+def test_every_job_is_done_once(tmp_path):
+    toy, out = pull(tmp_path, lambda job, toy: False)
+    assert sorted(toy.calls) == [0, 1, 2, 3, 4] and len(out) == 5 and toy.hired == 2
+    assert pull(tmp_path, lambda job, toy: False, count=8, n=3)[0].hired == 3  # no more workers than jobs
+
+
+def test_a_job_goes_back_when_its_worker_dies(tmp_path):
+    died = []
+
+    def dies(job, toy):
+        first = job.prompt_index in (1, 3) and job.prompt_index not in died
+        died.extend([job.prompt_index] if first else [])
+        return first
+
+    toy, out = pull(tmp_path, dies)
+    assert sorted(toy.calls) == [0, 1, 2, 3, 4] and toy.hired == 4
+
+
+def test_a_prompt_that_kills_its_workers_is_set_aside(tmp_path):
+    toy, out = pull(tmp_path, lambda job, toy: job.prompt_index == 2)
+    assert sorted(toy.calls) == [0, 1, 3, 4] and toy.hired == 2 + engine.DEATHS
+    (failure,) = [each for each in out if isinstance(each, Failure)]
+    assert failure.prompt == "prompt 2" and "3 workers died on it" in failure.reason
+    assert json.loads((tmp_path / "failures/id2.json").read_text())["reason"] == failure.reason
+
+
+def test_workers_that_only_die_end_the_run(tmp_path):
+    with pytest.raises(UserError, match="workers died in a row: see .*workers.log"):
+        pull(tmp_path, lambda job, toy: True, n=50)
