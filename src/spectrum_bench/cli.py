@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -40,6 +41,8 @@ def hydra_entry(config_name: str, main: Callable):
 
     def entry():
         check_words(config_name, sys.argv[1:])
+        inherited = os.environ.get("PYTHONPATH")  # jobs of a launcher find us by it
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *([inherited] if inherited else [])])
         job()
 
     return entry
