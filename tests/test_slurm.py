@@ -1,4 +1,4 @@
-"""A sweep through a real Slurm, queued again in the middle. Runs where SLURM_CONF names one: scripts/dev_slurm.sh start."""
+"""A sweep through a real Slurm, queued again in the middle. Runs where SLURM_CONF names one (scripts/dev_slurm.sh)."""
 
 import os
 import subprocess

@@ -219,7 +219,10 @@ def main(cfg: DictConfig) -> None:
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(cfg.threads)
     pipe = load_pipeline(model, device)
-    found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg)
+    try:
+        found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg)
+    except ValueError as error:  # what the algorithm observes does not exist in this denoiser
+        raise UserError(str(error)) from None
     measured = {"source": f"python src/calibrate.py algo={algo} model={model['name']}", "weights": weights}
     measured |= {"prompts": f"{len(prompts)} of {cfg.prompt_file}", "seed": cfg.seed, "steps": steps}
     known = environment(device, cfg.threads)
