@@ -62,8 +62,9 @@ def main(cfg: DictConfig) -> None:
         if mask is not None:
             taken = float(mask.sum())
         else:
+            settings = {"num_steps": steps, "arguments": model["arguments"]}
             try:
-                each = [generate(pipe, job, algorithm, num_steps=steps, arguments=model["arguments"])[1] for job in jobs]
+                each = [generate(pipe, job, algorithm, **settings)[1] for job in jobs]
             except ValueError as error:  # the algorithm does not fit this denoiser
                 raise UserError(str(error)) from None
             taken = sum(figures["nfe"] for figures in each) / len(each)
