@@ -76,5 +76,6 @@ echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 for budget in $BUDGETS; do
     echo
-    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget"
+    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget" \
+        baseline="reuse-$budget" rows="${ROWS:-4}"
 done
