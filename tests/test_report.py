@@ -102,7 +102,7 @@ def test_speedup_needs_one_device(home, tmp_path):
     assert row.figures["speedup"] is None
     assert row.reasons["speedup"] == "a speedup needs one device, these are a fast one, test machine"
     plot = plots.quality_speed([row])
-    assert b"network passes" in plot["svg"] and b"measured" not in plot["svg"]
+    assert b"14/50 passes" in plot["svg"] and b"measured" not in plot["svg"]
     assert plot["png"].startswith(b"\x89PNG")
 
 

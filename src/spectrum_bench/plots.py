@@ -31,21 +31,35 @@ STYLE |= {"ytick.labelcolor": INK, "xtick.color": FAINT, "ytick.color": FAINT}
 
 
 def quality_speed(rows: list[Row]) -> dict[str, bytes]:
-    """{"png", "svg"}: mean PSNR with its interval over the measured speedup, or over passes if that is unknown."""
-    methods = [row for row in rows if row.role == "method" and row.figures["psnr"] is not None]
-    measured = all(row.figures["speedup"] is not None for row in methods)
+    """{"png", "svg"}: mean PSNR with its interval over the measured speedup; a ranking if that is unknown."""
+    methods = [row for row in rows if row.role == "method" and row.figures.get("psnr") is not None]
+    methods.sort(key=lambda row: -row.figures["psnr"])
+    if not all(row.figures["speedup"] is not None for row in methods):
+        return ranking(methods)
     with drawing() as (figure, axes):
-        for i, row in enumerate(sorted(methods, key=lambda row: -row.figures["psnr"])):
-            _point(axes, row, measured, i)
-        floor = next((row.figures["psnr"] for row in rows if row.role == "noise floor"), None)
+        for i, row in enumerate(methods):
+            _point(axes, row, row.figures["speedup"], i)
+        floor = next((row.figures.get("psnr") for row in rows if row.role == "noise floor"), None)
         if floor is not None and floor < 60:  # bit-identical re-runs (100 dB) would squeeze the rest
             axes.axhline(floor, color=FAINT, ls="--", lw=1)
             axes.annotate("noise floor", (0, floor), (4, 3), ("axes fraction", "data"), "offset points", color=FAINT)
-        axes.set_xlabel("speedup over the reference, measured (×)" if measured else "network passes")
+        axes.set_xlabel("speedup over the reference, measured (×)")
         axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
-        if not measured:
-            axes.invert_xaxis()
         axes.margins(0.08)
+        return finish(figure, axes)
+
+
+def ranking(methods: list[Row]) -> dict[str, bytes]:
+    """{"png", "svg"}: mean PSNR with its interval, a line a method, best first; its passes beside its name."""
+    with drawing(height=1.2 + 0.24 * len(methods)) as (figure, axes):
+        for i, row in enumerate(methods):
+            y, f = len(methods) - i, row.figures
+            low, high = (f["psnr"], f["psnr"]) if f["psnr_low"] is None else (f["psnr_low"], f["psnr_high"])
+            axes.plot([low, high], [y, y], color=COLOURS[0], lw=1.4, solid_capstyle="butt")
+            axes.plot(f["psnr"], y, "o", color=COLOURS[0], ms=5, mec="white", mew=0.7)
+        names = [f"{row.name}  {row.passes} passes".replace("$", r"\$") for row in methods]
+        axes.set_yticks(range(len(methods), 0, -1), names, fontsize=8)
+        axes.set_xlabel("PSNR to the reference (dB), 95 % interval")
         return finish(figure, axes)
 
 
@@ -65,10 +79,10 @@ def latent_errors(rows: list[Row]) -> dict[str, bytes]:
 
 
 @contextmanager
-def drawing():
-    """(figure, axes) in our style, without pyplot: nothing global and no display."""
+def drawing(height: float = 4.6):
+    """(figure, axes) in our style, without pyplot: nothing global and no display. `height` in inches."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+        figure = Figure(figsize=(8.4, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots()
 
@@ -77,16 +91,17 @@ def finish(figure: Figure, axes) -> dict[str, bytes]:
     """{"png", "svg"} of a drawing whose lines and points have labels."""
     axes.grid(color=FAINT, alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
     out = {kind: io.BytesIO() for kind in ("png", "svg")}
     figure.savefig(out["png"], format="png", dpi=160)
     figure.savefig(out["svg"], format="svg", transparent=True, metadata={"Date": None})
     return {kind: stream.getvalue() for kind, stream in out.items()}
 
 
-def _point(axes, row: Row, measured: bool, i: int) -> None:
+def _point(axes, row: Row, x: float, i: int) -> None:
     f, colour = row.figures, COLOURS[i % len(COLOURS)]
-    x, y = f["speedup"] if measured else f["passes"], f["psnr"]
+    y = f["psnr"]
     low, high = (y, y) if f["psnr_low"] is None else (f["psnr_low"], f["psnr_high"])
     name = f"{row.name}  {row.passes}".replace("$", r"\$")  # no mathematics in names
     axes.errorbar(x, y, [[y - low], [high - y]], color=colour, lw=1.2, capsize=3, zorder=2)
