@@ -138,7 +138,10 @@ def test_the_gate_names_the_fastest_that_is_good_enough(home):
     scores["worse"] = list(own - 0.2 * rng.random(8))
     scores["worst"] = list(own - 0.5)
     (note,) = gate(single(home, build(home), scores), 0.01)
-    assert note == "Fastest that keeps 99 % of the reference's Caption with 95 % confidence: equal (14/50, 2.50×)."
+    assert note.startswith(
+        "Fastest that keeps 99 % of the reference's Caption with 95 % confidence (chosen from 4 rows"
+    )
+    assert note.endswith("equal (14/50, 2.50×).")
     (note,) = gate(single(home, build(home), scores | {"good": scores["worst"], "equal": scores["worst"]}), 0.01)
     assert note.startswith("No method keeps 99 %")
     assert gate(build(home), 0.01) == []  # PSNR and SSIM measure nothing of the reference's own

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import fabricate
 import numpy as np
 import pytest
+import torch
 from test_run import start, words  # noqa: F401  a fixture
 
 from spectrum_bench import engine, jobs, run
@@ -97,15 +99,15 @@ def test_a_sample_that_fails_is_put_on_record(compose, more_words, tmp_path, mon
 
     def flaky(pipe, job, *args, **kwargs):
         if broken and job.prompt_index == 2:
-            raise RuntimeError("CUDA out of memory")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(pipe, job, *args, **kwargs)
 
     monkeypatch.setattr("spectrum_bench.generate.generate", flaky)
     with pytest.raises(SystemExit) as end:
         run.main(compose(*more_words))
-    assert end.value.code == 1
+    assert end.value.code == 3
     err = capsys.readouterr().err
-    assert "failed: prompt 2: RuntimeError: CUDA out of memory" in err
+    assert "failed: prompt 2: OutOfMemoryError: CUDA out of memory" in err
     assert "1 of 6 samples failed; retry_failed=true tries them again" in err
     folder = tmp_path / "out/x"
     assert [r.prompt_index for r in jobs.read_records(folder)] == [0, 1, 3, 4, 5]
@@ -138,6 +140,9 @@ class Toy:
     class exceptions:
         class RayError(Exception):
             pass
+
+        class RayTaskError(RayError):
+            cause = OSError("No space left on device")
 
     def __init__(self, dies):
         self.dies, self.calls, self.hired = dies, [], 0
@@ -195,6 +200,28 @@ def test_a_prompt_that_kills_its_workers_is_set_aside(tmp_path):
     (failure,) = [each for each in out if isinstance(each, Failure)]
     assert failure.prompt == "prompt 2" and "3 workers died on it" in failure.reason
     assert json.loads((tmp_path / "failures/id2.json").read_text())["reason"] == failure.reason
+
+
+def test_an_error_of_ours_is_not_a_dead_worker(tmp_path):
+    def full(job, toy):
+        raise toy.exceptions.RayTaskError
+
+    with pytest.raises(UserError, match="a worker met No space left on device"):
+        pull(tmp_path, full)
+
+
+def test_a_remake_that_fails_is_a_failure(tmp_path):
+    """A finished sample whose picture was lost: the old record goes, and the failure stays until it is made."""
+    record = fabricate.experiment(tmp_path / "x", PROMPTS[:1], fabricate.pictures(PROMPTS[:1]))
+    (line,) = jobs.read_records(record)
+    jobs.save_record(tmp_path, line)
+    job = Job(line.id, 0, line.prompt, line.seed)
+    jobs.save_failure(tmp_path, Failure.of(job, MemoryError("full")))
+    assert not list(tmp_path.glob("records/*")) and [f.reason for f in jobs.read_failures(tmp_path)] == [
+        "MemoryError: full"
+    ]
+    jobs.save_record(tmp_path, line)
+    assert jobs.read_failures(tmp_path) == []
 
 
 def test_workers_that_only_die_end_the_run(tmp_path):

@@ -182,3 +182,18 @@ def test_a_sweep_is_drawn_by_line(tmp_path):
     assert list(lines) == ["0.001", "0.01", "0.1", "1.0", "10.0"] and {len(own) for own in lines.values()} == {5}
     drawn = plots.sweep(lines, "lam")
     assert drawn["png"].startswith(b"\x89PNG") and b"lam = 0.001" in drawn["svg"]  # text is outlines, and a comment
+
+
+def test_latents_stand_beside_the_papers():
+    (plan,) = paper.read_plans("table5_latents", "tiny-flux")
+    latents = {"rmse": [i / 1000 for i in range(50)], "prompts": 1}
+    rows = [
+        tables.Row(
+            SimpleNamespace(folder=Path(name)), "method", [], {}, {"metrics": {}, "latents": latents}, name,
+            {"passes": 12, "steps": 50, "speedup": None},
+        )
+        for name in ("taylor", "spectrum")
+    ]  # fmt: skip
+    text = paper.side_by_side(tables.Table(rows, []), plan)
+    assert "Latents' RMSE after step 50 paper" in text
+    assert "| 0.2510 | 0.0490 | -0.2020 |" in text and "| 0.1674 | 0.0490 | -0.1184 |" in text

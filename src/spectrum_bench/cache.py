@@ -95,6 +95,7 @@ class Session:
         self.seen: dict[str, Tensor | None] = {}  # what the gate observes, in this step and branch
         self.timestep: Callable | None = None  # gives the pipeline's current one
         self.cache_bytes = 0  # the most held at the end of a step
+        self.held: Callable[[], int] = lambda: 0  # bytes that somebody else's caching holds
 
     @property
     def computing(self) -> bool:
@@ -140,7 +141,8 @@ class Session:
 
     def callback(self, pipe, step: int, timestep, tensors: dict) -> dict:
         """Pass this as the pipeline's `callback_on_step_end`: it moves the clock."""
-        self.cache_bytes = max(self.cache_bytes, sum(branch.bytes for branch in self.branches.values()))
+        held = self.held() + sum(branch.bytes for branch in self.branches.values())
+        self.cache_bytes = max(self.cache_bytes, held)
         self.step, self.call = step + 1, -1
         return tensors
 

@@ -75,7 +75,7 @@ class Worker:
         import torch
         from safetensors.torch import save
 
-        from .generate import environment
+        from .generate import NotFinite, environment
 
         try:
             for _ in range(0 if self.warm else self.cfg["warmup_samples"]):
@@ -84,10 +84,11 @@ class Worker:
             latents = [] if job.prompt_index < self.cfg["keep_latents"] else None
             pixels, figures = self.sample(job, on_step=on_step, latents=latents)
             files = media.encode(pixels, self.cfg["model"].get("fps"))
-        except (RuntimeError, MemoryError) as error:
+        except (torch.OutOfMemoryError, MemoryError, NotFinite) as error:  # anything else may be the device's
+            failure = save_failure(self.folder, Failure.of(job, error))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            return save_failure(self.folder, Failure.of(job, error))
+            return failure
         if latents:
             trajectory = save({"latents": torch.stack(latents)})
             write_atomically(self.folder / "latents" / f"{job.id}.safetensors", trajectory)
@@ -213,6 +214,10 @@ def _pull(ray, jobs: list[Job], count: int, hire: Callable, folder: Path, on_ste
             worker, job = busy.pop(done)
             try:
                 outcome = ray.get(done)
+            except ray.exceptions.RayTaskError as error:  # the worker lives: what it met, another would meet too
+                raise UserError(
+                    f"a worker met {' '.join(str(error.cause).split())}: see {folder}/workers.log"
+                ) from None
             except ray.exceptions.RayError:  # the worker or its node died
                 losses += 1
                 if losses > LOSSES * count + DEATHS:

@@ -20,6 +20,10 @@ from .schedules import Schedule
 from .sites import Site
 
 
+class NotFinite(RuntimeError):
+    """The sample holds NaN or infinity."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A named triple; `site` None is the plain pipeline."""
@@ -128,7 +132,7 @@ def generate(
     full = [s for i, s in enumerate(steps) if i in computed]
     skipped = [s for i, s in enumerate(steps) if i not in computed]
     if not np.isfinite(sample).all():
-        raise RuntimeError("the decoded sample is not finite: try model.dtype=float32")
+        raise NotFinite("the decoded sample is not finite: try model.dtype=float32")
     return (255 * sample).round().astype(np.uint8), {
         "computed_steps": computed,
         "nfe": len(computed),

@@ -123,22 +123,21 @@ def save_record(folder: Path, record: Record) -> None:
     """Put the record under `records/`: from then on the sample counts as finished."""
     text = json.dumps(asdict(record), ensure_ascii=False)
     write_atomically(folder / "records" / f"{record.id}.json", text.encode())
+    (folder / "failures" / f"{record.id}.json").unlink(missing_ok=True)
 
 
 def save_failure(folder: Path, failure: Failure) -> Failure:
-    """Put it under `failures/`: the sample is not tried again unless that is asked for."""
+    """Put it under `failures/`, in place of an older record: the sample is not tried again unless that is asked for."""
     text = json.dumps(asdict(failure), ensure_ascii=False)
     write_atomically(Path(folder) / "failures" / f"{failure.id}.json", text.encode())
+    (Path(folder) / "records" / f"{failure.id}.json").unlink(missing_ok=True)
     return failure
 
 
 def read_failures(folder: Path) -> list[Failure]:
-    """The samples that failed and were not made since, in the order of the prompts."""
+    """The samples that failed, in the order of the prompts."""
     found = []
     for path in (Path(folder) / "failures").glob("*.json"):
-        if (Path(folder) / "records" / path.name).exists():
-            path.unlink()  # made since
-            continue
         try:
             found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError):

@@ -21,6 +21,9 @@ COLUMNS = {"latency_s": "latency_s", "psnr": "psnr", "ssim": "ssim", "lpips": "l
 COLUMNS |= {"image_reward": "imagereward", "clip": "clip", "vbench_quality": "vbench"}
 
 
+RMSE = "rmse_step_"
+
+
 @dataclass(frozen=True)
 class Run:
     """One row of an experiment."""
@@ -129,7 +132,7 @@ def side_by_side(table: Table, plan: Plan) -> str:
     """Markdown: for each row of the paper its numbers, ours, and the difference."""
     cited = {run.name: run.cited for run in plan.runs if run.cited}
     rows = [row for row in table.rows if _run_name(row) in cited]
-    columns = [c for c in next(iter(cited.values())) if c in COLUMNS and any(cited[_run_name(r)][c] for r in rows)]
+    columns = [c for c in next(iter(cited.values())) if _known(c) and any(cited[_run_name(r)][c] for r in rows)]
     speedups = "speedup" in next(iter(cited.values()))
     reference = next((float(c["latency_s"]) for c in cited.values() if c.get("budget") == "reference"), None)
     titles = ["Row"]
@@ -162,7 +165,7 @@ def _agreement(rows: list[Row], cited: dict[str, dict], columns: list[str]) -> s
     """Kendall's tau of the paper's figures and ours, by column, over the rows that have both."""
     found = []
     for column in columns:
-        both = [(float(cited[_run_name(r)][column] or "nan"), r.figures.get(COLUMNS[column])) for r in rows]
+        both = [(float(cited[_run_name(r)][column] or "nan"), _ours(r, column)) for r in rows]
         both = [(theirs, ours) for theirs, ours in both if ours is not None and theirs == theirs]
         if len(both) > 3:
             found.append(f"{_title(column)} {kendalltau(*zip(*both, strict=True)).statistic:.2f} ({len(both)} rows)")
@@ -173,16 +176,29 @@ def _run_name(row: Row) -> str:
     return row.experiment.folder.name
 
 
+def _known(column: str) -> bool:
+    return column in COLUMNS or column.startswith(RMSE)
+
+
+def _ours(row: Row, column: str) -> float | None:
+    if column.startswith(RMSE):
+        step = int(column.removeprefix(RMSE))
+        return row.latents[step - 1] if row.latents and len(row.latents) >= step else None
+    return row.figures.get(COLUMNS[column])
+
+
 def _title(column: str) -> str:
+    if column.startswith(RMSE):
+        return f"Latents' RMSE after step {column.removeprefix(RMSE)}"
     if COLUMNS[column] in METRICS:
         return METRICS[COLUMNS[column]].label
     return {"latency_s": "Latency s", "nfe": "Passes"}[column]
 
 
 def _compare(printed: str, row: Row, column: str) -> list[str]:
-    ours, name = row.figures.get(COLUMNS[column]), COLUMNS[column]
+    ours, name = _ours(row, column), COLUMNS.get(column)
     k = METRICS[name].factor if name in METRICS else 1
-    digits = {"latency_s": 2, "nfe": 1}.get(column) or METRICS[name].digits
+    digits = METRICS[name].digits if name in METRICS else {"latency_s": 2, "nfe": 1}.get(column, 4)
     mine = "—" if ours is None else f"{k * ours:.{digits}f}"
     difference = "—" if ours is None or not printed else f"{k * ours - float(printed):+.{digits}f}"
     return [printed or "—", mine, difference]

@@ -40,6 +40,7 @@ IDENTITY = (
 )  # decide a sample's pixels, with its seed
 FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
 FREE += ("keep_latents", "retry_failed", "engine")
+SOME_FAILED = 3  # exit code: the run went to its end, but not every sample could be made
 
 
 def main(cfg: DictConfig) -> None:
@@ -66,7 +67,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
-    """Make what is missing, say what came of it, and give the exit code: 0 if every sample is there."""
+    """Make what is missing, say what came of it, and give the exit code: 0 if every sample is there, SOME_FAILED if
+    some could not be made."""
     from .engine import run_jobs
 
     failed = {} if plain["retry_failed"] else {failure.id: failure for failure in read_failures(folder)}
@@ -91,7 +93,7 @@ def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
         print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} of {len(jobs)} samples failed; retry_failed=true tries them again", file=sys.stderr)
-    return code or (1 if failures else 0)
+    return code or (SOME_FAILED if failures else 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -243,6 +243,12 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
     if any(n for _, n, _ in lost):
         words = ", ".join(f"{name} {n} of {n + made}" for name, n, made in lost if n)
         notes.append(f"Samples that failed, with their reasons in the experiments' failures: {words}.")
+    for name in shown(rows):
+        scored = [
+            (r.experiment.name, len(r.records) - int(np.isnan(r.scores[name]).sum()), len(r.records)) for r in rows
+        ]
+        if partly := [f"{who} {n} of {of}" for who, n, of in scored if 0 < n < of]:
+            notes.append(f"{METRICS[name].label}: means over the samples that could be scored: {', '.join(partly)}.")
     if dropped:
         left = ", ".join(f"{n} of {name}" for name, n in dropped.items())
         notes.append(f"Samples that not every row has are left out: {left}.")
