@@ -74,3 +74,9 @@ def composed(*words: str, config_name: str = "base"):
 @pytest.fixture
 def compose():
     return composed
+
+
+@pytest.fixture
+def no_gradients():
+    with torch.no_grad():
+        yield

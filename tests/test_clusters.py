@@ -16,10 +16,7 @@ SITE = Clusters(count=4, share=0.3)
 ONCE = partial(schedules.mask, steps=[0, 1])
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("name", NAMES)

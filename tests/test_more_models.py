@@ -278,10 +278,7 @@ IN_TEST_PIPELINES |= {"HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransfo
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi's
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def build(name: str, config: dict) -> nn.Module:

@@ -38,10 +38,7 @@ PEERS |= {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("peer,name", [(p, n) for p in PEERS for n in NAMES if (p, n) != ("pab", "wan")])

@@ -38,10 +38,7 @@ PAIRS = [(n, site) for n in NAMES for site in SITES if n != "sdxl" or site not i
 CALLS = {"wan": 2}  # network calls a step; the others batch their guidance or have none
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def sample(pipe, name, prompts=("a red ring",), seed=0, steps=STEPS, callback=None):

@@ -17,10 +17,7 @@ SITE = Tokens(ratio=0.5, score="attention", interval=3, double=1.0, single=1.0)
 REUSE = forecasters.reuse
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,10 +12,7 @@ from spectrum_bench.unet import Shallow
 REUSE = forecasters.reuse
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture

@@ -68,11 +68,7 @@ def cells(row: Row, metrics: list[str]) -> list[Cell]:
 
 
 def markdown(table: Table) -> str:
-    def text(cell, mark):
-        body = _md(cell.text) if not cell.bold else f"**{_md(cell.text)}**"
-        return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
-
-    lines, reasons = _marked(table, text)
+    lines, reasons = _marked(table, _md_cell)
     titles = head(table)
     rule = "|".join(["---"] * 3 + ["--:"] * (len(titles) - 3))
     lines = [f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines), ""]
@@ -105,9 +101,7 @@ def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
     lines = [f"| Difference from {_md(baseline.name)} | Passes | {titles} |"]
     lines.append("|---|--:|" + "--:|" * len(table.metrics))
     for row, cells in difference_cells(table, found):
-        words = [f"**{_md(c.text)}**" if c.bold else _md(c.text) for c in cells]
-        words = [w + (f" <sub>{_md(c.small)}</sub>" if c.small else "") for w, c in zip(words, cells, strict=True)]
-        lines.append(f"| {_md(row.name)} | {row.passes} | {' | '.join(words)} |")
+        lines.append(f"| {_md(row.name)} | {row.passes} | {' | '.join(map(_md_cell, cells))} |")
     return "\n".join(lines) + f"\n\n{DIFFERENCES}\n"
 
 
@@ -203,6 +197,11 @@ def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]
 
 def _bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
+
+
+def _md_cell(cell: Cell, mark: str | None = None) -> str:
+    body = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
+    return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
 
 
 def _md(text: str) -> str:

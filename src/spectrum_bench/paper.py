@@ -70,7 +70,7 @@ def _plan(name: str, node: dict, model: str) -> Plan:
     meant = model if own else node["models"][0]  # whose rows of the paper stand beside a miniature's
     chosen = node.get("chosen") or {}
     values = chosen.get(model) or chosen.get("default") or {}
-    common = str(node.get("words") or "").split() if own else [w for w in _words(node) if w.startswith("keep_latents")]
+    common = [w for w in node.get("words", "").split() if own or w.startswith("keep_latents")]
     cited = _cited(node.get("paper"), meant)
     runs = []
     for key, row in node["rows"].items():
@@ -96,10 +96,6 @@ def _plan(name: str, node: dict, model: str) -> Plan:
         line,
         tuple(a for a in node.get("calibrate") or () if not (CALIBRATION / a / f"{model}.json").is_file()),
     )
-
-
-def _words(node: dict) -> list[str]:
-    return str(node.get("words") or "").split()
 
 
 def _cited(paper: dict | None, model: str) -> list[dict[str, str]]:

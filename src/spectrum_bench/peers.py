@@ -9,7 +9,7 @@ import diffusers
 from torch import Tensor, nn
 
 from .forecasters import reuse
-from .gates import observed
+from .gates import calibrated, observed
 from .sites import all_blocks
 
 CACHE_DIT = "1.5.3"
@@ -62,11 +62,8 @@ class DiffusersCache(Peer):
 
     def __post_init__(self):
         given = dict(self.arguments) | dict.fromkeys(self.filled, 1)
-        if "mag_ratios" in given and not given["mag_ratios"]:
-            raise ValueError(
-                "this model has no constants for magcache yet: measure them with "
-                "python src/calibrate.py algo=magcache model=<model>"
-            )
+        if "mag_ratios" in given:
+            calibrated("magcache", given["mag_ratios"])
         try:
             getattr(diffusers, self.config)(**given)
         except (AttributeError, TypeError, ValueError) as error:

@@ -54,10 +54,9 @@ def ranking(methods: list[Row]) -> dict[str, bytes]:
     with drawing(height=1.2 + 0.24 * len(methods)) as (figure, axes):
         for i, row in enumerate(methods):
             y, f = len(methods) - i, row.figures
-            low, high = (f["psnr"], f["psnr"]) if f["psnr_low"] is None else (f["psnr_low"], f["psnr_high"])
-            axes.plot([low, high], [y, y], color=COLOURS[0], lw=1.4, solid_capstyle="butt")
+            axes.plot(_interval(row), [y, y], color=COLOURS[0], lw=1.4, solid_capstyle="butt")
             axes.plot(f["psnr"], y, "o", color=COLOURS[0], ms=5, mec="white", mew=0.7)
-        names = [f"{row.name}  {row.passes} passes".replace("$", r"\$") for row in methods]
+        names = [f"{_name(row)} passes" for row in methods]
         axes.set_yticks(range(len(methods), 0, -1), names, fontsize=8)
         axes.set_xlabel("PSNR to the reference (dB), 95 % interval")
         return finish(figure, axes)
@@ -68,10 +67,9 @@ def latent_errors(rows: list[Row]) -> dict[str, bytes]:
     rows = [row for row in rows if row.latents and any(row.latents)]
     with drawing() as (figure, axes):
         for i, row in enumerate(sorted(rows, key=lambda row: row.latents[-1])):
-            name = f"{row.name}  {row.passes}".replace("$", r"\$")
             values = [value or float("nan") for value in row.latents]  # computed steps at the beginning: exactly 0
             style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
-            axes.plot(range(1, len(values) + 1), values, lw=1.4, label=name.lstrip("_"), **style)
+            axes.plot(range(1, len(values) + 1), values, lw=1.4, label=_name(row), **style)
         axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel("RMSE of the latents to the reference's")
@@ -100,14 +98,21 @@ def finish(figure: Figure, axes) -> dict[str, bytes]:
 
 
 def _point(axes, row: Row, x: float, i: int) -> None:
-    f, colour = row.figures, COLOURS[i % len(COLOURS)]
-    y = f["psnr"]
-    low, high = (y, y) if f["psnr_low"] is None else (f["psnr_low"], f["psnr_high"])
-    name = f"{row.name}  {row.passes}".replace("$", r"\$")  # no mathematics in names
+    y, colour = row.figures["psnr"], COLOURS[i % len(COLOURS)]
+    low, high = _interval(row)
     axes.errorbar(x, y, [[y - low], [high - y]], color=colour, lw=1.2, capsize=3, zorder=2)
-    axes.plot(
-        x, y, MARKERS[i % len(MARKERS)], color=colour, ms=8, mec="white", mew=0.7, label=name.lstrip("_"), zorder=3
-    )
+    axes.plot(x, y, MARKERS[i % len(MARKERS)], color=colour, ms=8, mec="white", mew=0.7, label=_name(row), zorder=3)
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    """Of its PSNR; empty where none is known."""
+    low, middle, high = (row.figures[name] for name in ("psnr_low", "psnr", "psnr_high"))
+    return middle if low is None else low, middle if high is None else high
+
+
+def _name(row: Row) -> str:
+    """For a legend: no mathematics, and nothing that matplotlib would hide."""
+    return f"{row.name}  {row.passes}".replace("$", r"\$").lstrip("_")
 
 
 def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
@@ -116,8 +121,9 @@ def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
         for i, (value, rows) in enumerate(lines.items()):
             rows = sorted((r for r in rows if r.figures["psnr"] is not None), key=lambda r: r.figures["passes"])
             x, y = ([row.figures[name] for row in rows] for name in ("passes", "psnr"))
-            spans = [[abs(row.figures[f"psnr_{end}"] - row.figures["psnr"]) if row.figures[f"psnr_{end}"] else 0
-                      for row in rows] for end in ("low", "high")]  # fmt: skip
+            ends = [_interval(row) for row in rows]
+            spans = [[p - low for p, (low, _) in zip(y, ends, strict=True)]]
+            spans += [[high - p for p, (_, high) in zip(y, ends, strict=True)]]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
             axes.errorbar(x, y, spans, lw=1.4, capsize=2, elinewidth=0.8, label=f"{key} = {value}", **style)
         axes.set_xlabel("network passes")

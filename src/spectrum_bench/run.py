@@ -30,14 +30,8 @@ from .jobs import (
 )
 
 ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
-IDENTITY = (
-    "model",
-    "schedule",
-    "site",
-    "algo",
-    "num_inference_steps",
-    "runtime",
-)  # decide a sample's pixels, with its seed
+# What decides a sample's pixels, with its seed.
+IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps", "runtime")
 FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
 FREE += ("keep_latents", "retry_failed", "engine")
 SOME_FAILED = 3  # exit code: the run went to its end, but not every sample could be made
@@ -71,12 +65,13 @@ def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
     some could not be made."""
     from .engine import run_jobs
 
-    failed = {} if plain["retry_failed"] else {failure.id: failure for failure in read_failures(folder)}
+    wanted = {job.id for job in jobs}
+    failed = set() if plain["retry_failed"] else {failure.id for failure in read_failures(folder)}
     kept = {path.stem for path in folder.glob("latents/*.safetensors")}
     done = finished(folder) - ({job.id for job in jobs[: plain["keep_latents"]]} - kept)
     missing = [job for job in jobs if job.id not in done and job.id not in failed]
     print(describe(algorithm, plain))
-    print(f"{len(jobs)} samples, {len(done & {job.id for job in jobs})} of them finished, in {folder}")
+    print(f"{len(jobs)} samples, {len(done & wanted)} of them finished, in {folder}")
     code = 0
     try:
         if missing:
@@ -87,7 +82,6 @@ def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
     finally:
         records = collect_records(folder)
     print(summary(records))
-    wanted = {job.id for job in jobs}
     failures = [failure for failure in read_failures(folder) if failure.id in wanted]
     for failure in failures[:5]:
         print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)

@@ -279,7 +279,7 @@ class Modules:
                 )
             modules, last = anatomy.modules[type(block).__name__], self.verify and block is blocks[-1]
             present = [name for name in modules.cached if getattr(block, name) is not None]  # SD3 lacks some
-            stand_ins = dict.fromkeys(present, _Cached) | dict.fromkeys(modules.idle, _Idle)
+            stand_ins = dict.fromkeys(present, Cached) | dict.fromkeys(modules.idle, _Idle)
             if last:
                 stand_ins |= dict.fromkeys(present[-1:], _Verified) | dict.fromkeys(modules.idle, _Feeding)
             for name, stand_in in stand_ins.items():
@@ -288,7 +288,7 @@ class Modules:
                 setattr(block, name, stand_in(module, session, f"{i}.{name}"))
 
 
-class _Cached(StandIn):
+class Cached(StandIn):
     """Stands in for a module: stores its output, or each of its outputs, or gives their forecast."""
 
     def __init__(self, module: nn.Module, session, slot: str):
@@ -325,7 +325,7 @@ class _Idle(StandIn):
         return nothing if self.outputs else nothing[0]
 
 
-class _Verified(_Cached):
+class _Verified(Cached):
     """The last block's last cached module: where the gate left `verify`, it also runs, and its error is kept."""
 
     def forward(self, *args, **kwargs):

@@ -1,5 +1,6 @@
 """Token-wise caching: at a skipped step the MLPs run for the tokens that need it most, attention is reused."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from .sites import LastBlock, StandIn, all_blocks, observe_first_block
+from .sites import Cached, LastBlock, StandIn, all_blocks, observe_first_block
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
@@ -188,7 +189,9 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Cached(StandIn):
+class _Chosen(StandIn):
+    """Stands in for a layer of an MLP, which runs for chosen tokens."""
+
     def __init__(self, module: nn.Module, session, slot: str, choice: _Choice):
         super().__init__(module, session)
         self.slot, self.choice = slot, choice
@@ -200,20 +203,17 @@ class _Cached(StandIn):
         return self.session.branch.forecast(self.slot)
 
 
-class _Attention(_Cached):
-    outputs = 0  # how many it returns as a tuple; 0 for a plain tensor
+class _Attention(Cached):
+    """Reused whole; at a computed step it shows how important tokens are."""
+
+    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice):
+        super().__init__(module, session, slot)
+        self.choice = choice
 
     def forward(self, *args, **kwargs):
-        branch = self.session.branch
-        if branch.computing:
-            with _Watch(self.choice.look if self.slot.endswith(("attn", "attn1")) else None):
-                out = self.module(*args, **kwargs)
-            self.outputs = len(out) if isinstance(out, tuple) else 0
-            for i, feature in enumerate(out if self.outputs else (out,)):
-                branch.store(f"{self.slot}.{i}", feature)
-            return out
-        features = tuple(branch.forecast(f"{self.slot}.{i}") for i in range(max(self.outputs, 1)))
-        return features if self.outputs else features[0]
+        looked_at = self.session.computing and self.slot.endswith(("attn", "attn1"))
+        with _Watch(self.choice.look) if looked_at else nullcontext():
+            return super().forward(*args, **kwargs)
 
 
 class _FusedAttention(_Attention):
@@ -229,7 +229,7 @@ class _FusedAttention(_Attention):
         return (joint, *(stream[:, :0] for stream in streams[1:])) if self.outputs else joint
 
 
-class _Widen(_Cached):
+class _Widen(_Chosen):
     """The MLP's first layer in such a block: chooses."""
 
     def forward(self, hidden):
@@ -243,7 +243,7 @@ class _Widen(_Cached):
         return self.module(pick(hidden, chosen))
 
 
-class _Close(_Cached):
+class _Close(_Chosen):
     """The layer that closes attention and MLP: its output is what is cached."""
 
     def forward(self, hidden):
@@ -255,7 +255,7 @@ class _Close(_Cached):
         return self.refresh(chosen, None if chosen is None else self.module(hidden))
 
 
-class _Mlp(_Cached):
+class _Mlp(_Chosen):
     def __init__(self, module: nn.Module, session, slot: str, choice: _Choice, place: str):
         super().__init__(module, session, slot, choice)
         self.place = place

@@ -27,10 +27,9 @@ def environment(name: str) -> Path:
     Raises:
         MetricUnavailable: pip fails.
     """
-    wanted = (REQUIREMENTS / f"{name}.txt").read_bytes()
-    folder = CACHE / f"{name}-{hashlib.sha256(wanted).hexdigest()[:12]}"
-    python, complete = folder / "bin" / "python", folder / "complete"
-    if complete.exists():
+    folder = _place(name)
+    python = folder / "bin" / "python"
+    if is_made(name):
         return python
     print(f"{name}: making its environment {folder} (once; some gigabytes)", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
@@ -48,21 +47,26 @@ def environment(name: str) -> Path:
             raise MetricUnavailable(
                 name, f"its environment could not be made ({''.join(last)})", " ".join(map(str, step))
             )
-    complete.touch()
+    (folder / "complete").touch()
     return python
 
 
 def is_made(name: str) -> bool:
     """Whether the environment is there already."""
-    digest = hashlib.sha256((REQUIREMENTS / f"{name}.txt").read_bytes()).hexdigest()[:12]
-    return (CACHE / f"{name}-{digest}" / "complete").exists()
+    return (_place(name) / "complete").exists()
+
+
+def _place(name: str) -> Path:
+    """Where an environment with these requirements is, or will be."""
+    wanted = (REQUIREMENTS / f"{name}.txt").read_bytes()
+    return CACHE / f"{name}-{hashlib.sha256(wanted).hexdigest()[:12]}"
 
 
 def score(name: str, files: list[str], items: list[tuple[Path, str]]) -> list[dict[str, float]]:
     """Scores of (path, prompt) samples by score_<name>.py; nan where it failed on one, which is said on stderr.
 
     Args:
-        files: further arguments of the script: where its weights are.
+        files: further arguments of the script: where its weights are, and what it is to score.
 
     Raises:
         MetricUnavailable: its environment cannot be made, or the script itself fails.
@@ -158,7 +162,7 @@ def make_vbench(config: dict):
     )
 
     def scores(items):
-        found = score("vbench", [home], items)
+        found = score("vbench", [home, *VBENCH], items)
         return [each | {"vbench": quality(each)} for each in found]
 
     return scores

@@ -1,6 +1,6 @@
-"""VBench's seven quality dimensions of every clip in a manifest.
+"""VBench's dimensions of every clip in a manifest.
 
-score_vbench.py <manifest> <results> <VBENCH_CACHE_DIR>
+score_vbench.py <manifest> <results> <VBENCH_CACHE_DIR> <dimension> ...
 
 Runs by itself in the environment of configs/environments/vbench.txt, by VBench's Python interface, mode custom_input.
 """
@@ -10,16 +10,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-
-DIMENSIONS = (
-    "subject_consistency",
-    "background_consistency",
-    "temporal_flickering",
-    "motion_smoothness",
-    "dynamic_degree",
-    "aesthetic_quality",
-    "imaging_quality",
-)
 
 
 def evaluate(vbench, dimension: str, clips: dict[str, str], folder: Path) -> dict[str, float]:
@@ -52,7 +42,7 @@ def _evaluate(vbench, dimension: str, clips: dict[str, str], folder: Path) -> di
     return found
 
 
-def main(manifest: str, results: str, cache: str) -> None:
+def main(manifest: str, results: str, cache: str, *dimensions: str) -> None:
     os.environ["VBENCH_CACHE_DIR"] = cache
     import torch
     import vbench
@@ -65,10 +55,10 @@ def main(manifest: str, results: str, cache: str) -> None:
     info = Path(vbench.__file__).parent / "VBench_full_info.json"
     with tempfile.TemporaryDirectory() as folder:
         judge = vbench.VBench(device, str(info), folder)
-        found = {dimension: evaluate(judge, dimension, clips, Path(folder)) for dimension in DIMENSIONS}
+        found = {dimension: evaluate(judge, dimension, clips, Path(folder)) for dimension in dimensions}
     with open(results, "a", encoding="utf-8") as out:
         for name in clips:
-            scores = {dimension: found[dimension][name] for dimension in DIMENSIONS}
+            scores = {dimension: found[dimension][name] for dimension in dimensions}
             errors = [score for score in scores.values() if isinstance(score, str)]
             print(json.dumps({"id": name} | ({"error": errors[0]} if errors else scores)), file=out, flush=True)
 
