@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "src"))
 def main(cfg):
     from tiny import parts, train
     from tiny.fit import ranks
-    from tiny.judge import save_judge
+    from tiny.judge import load_judge, save_judge
     from tiny.students import STUDENTS
 
     torch.set_num_threads(cfg.threads)
@@ -39,7 +39,8 @@ def main(cfg):
     pipe = parts.build(plain).to(cfg.device)
     student = STUDENTS[cfg.pipeline](pipe, plain["call"], cfg.stages.denoiser.width).to(cfg.device)
     train.train_vae(student, cfg, cfg.device)
-    judge, facts = train.train_judge(student, cfg, cfg.device)
+    judge = train.train_judge(student, cfg, cfg.device) if cfg.stages.judge else load_judge(ROOT / cfg.judge)
+    judge.to(cfg.device)
     train.train_text(student, cfg, cfg.device)
     pool = train.make_pool(student, cfg, cfg.device)
     train.train_denoiser(student, pool, cfg, cfg.device)
@@ -47,10 +48,14 @@ def main(cfg):
         train.distil_guidance(student, pool, cfg, cfg.device)
     if ranks()[0] > 0:
         return  # the rest is one process's work
-    save_judge(judge, ROOT / cfg.judge, facts)
+    facts = train.judge_accuracy(judge, student, cfg, cfg.device)
+    judge.to("cpu")
+    if cfg.stages.judge:
+        save_judge(judge, ROOT / cfg.judge, facts)
     export(pipe.to("cpu"), ROOT / cfg.out)
     pipe = type(pipe).from_pretrained(ROOT / cfg.out, dtype=torch.float32)  # as a user loads it, rounded
     score = train.caption_score(pipe, judge, OmegaConf.create(plain))
+    score["judge_through_the_vae"] = facts["through_the_vae"]["caption"]
     (ROOT / cfg.out / "score.json").write_text(json.dumps(score, indent=2) + "\n")
     print("held-out captions followed:", json.dumps(score))
 

@@ -34,6 +34,7 @@ class Judge(nn.Module):
         def layer(i, o, stride=1):
             return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.GroupNorm(8, o), nn.SiLU()]
 
+        self.width = width
         w, d = width, 2 * width
         self.body = nn.Sequential(
             *layer(3, w), *layer(w, w, 2), *layer(w, w), *layer(w, d, 2), *layer(d, d), *layer(d, d)

@@ -1,11 +1,13 @@
 """The stages that make a miniature: VAE, judge, text encoders, pool of latents, denoiser, guidance, score."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -69,45 +71,52 @@ def train_vae(student: Student, cfg, device) -> None:
 # Judge
 
 
-def train_judge(student: Student, cfg, device) -> tuple[Judge, dict]:
+def train_judge(student: Student, cfg, device) -> Judge:
     """Train the reader on rendered pictures, half of them through the VAE with noisy latents, so that it forgives the
-    decoder's softness but not a wrong shape. Returns it with its accuracy on held-out captions."""
-    recipe, vae, judge = cfg.stages.judge, student.pipe.vae, Judge(cfg.stages.judge.width).to(device)
-
-    def pictures(scenes, rng, strength):
-        """One frame of each clip, as drawn and through the VAE, and where its things are."""
-        clips, places, _ = world.render_clips(scenes, rng, cfg.frames)
-        with torch.no_grad():
-            latents = vae.encode(student.enter(2 * clips - 1).to(device)).latent_dist.mode()
-            noise = _noise(latents.shape, rng).to(device) * latents.std()
-            level = strength * torch.from_numpy(rng.random(len(scenes))).float().to(device)
-            soft = vae.decode(latents + level.view(-1, *[1] * (latents.ndim - 1)) * noise).sample
-        soft = (soft if soft.ndim == 4 else soft.transpose(1, 2)).clamp(-1, 1) / 2 + 0.5
-        frame = int(rng.integers(cfg.frames))
-        moved = frame / (cfg.frames - 1) - 0.5 if cfg.frames > 1 else 0.0
-        places[..., :2] += moved * places[..., 4:]
-        return clips[:, frame].to(device), soft if soft.ndim == 4 else soft[:, frame], places
+    decoder's softness but not a wrong shape."""
+    recipe, judge = cfg.stages.judge, Judge(cfg.stages.judge.width).to(device)
 
     def loss(step):
         rng = _rng(cfg.seed, 5, step)
         scenes = _scenes(rng, recipe.batch, cfg)
-        images, soft, places = pictures(scenes, rng, 0.3)
+        images, soft, places = _as_drawn_and_decoded(student, scenes, rng, 0.3, cfg, device)
         half = recipe.batch // 2
         with torch.autocast(images.device.type, torch.bfloat16):
             return judge_loss(judge, torch.cat([images[:half], soft[half:]]), scenes, places), {}
 
     fit("judge", judge, loss, steps=recipe.steps, lr=recipe.lr, work=Path(cfg.shared), ema=0.99)
+    return judge
+
+
+def judge_accuracy(judge: Judge, student: Student, cfg, device) -> dict:
+    """How often the judge reads a held-out caption right, from pictures as they are drawn and through the VAE."""
     rng = np.random.default_rng((cfg.seed, 6))
     rows = {"rendered": [], "through_the_vae": []}
-    for _ in range(0, recipe.captions, 20):
+    for _ in range(0, cfg.stages.score.judged, 20):
         scenes = _scenes(rng, 20, cfg, held=True)
-        images, soft, _ = pictures(scenes, rng, 0.0)
+        images, soft, _ = _as_drawn_and_decoded(student, scenes, rng, 0.0, cfg, device)
         for name, seen in (("rendered", judge.read(images)), ("through_the_vae", judge.read(soft))):
-            rows[name] += [check(s, z) for s, z in zip(scenes, seen, strict=True)]
-    facts = {"width": recipe.width, "held_out_captions": len(rows["rendered"])}
+            rows[name] += [check(replace(s, motion=None), z) for s, z in zip(scenes, seen, strict=True)]
+    facts = {"width": judge.width, "held_out_captions": len(rows["rendered"])}
     facts |= {name: _means(of) for name, of in rows.items()}
     print("judge:", facts, flush=True)
-    return judge.to("cpu"), facts
+    return facts
+
+
+@torch.no_grad()
+def _as_drawn_and_decoded(student: Student, scenes: list[Scene], rng, strength: float, cfg, device):
+    """One frame of each clip, as drawn and through the VAE with noise on its latents, and where its things are."""
+    vae = student.pipe.vae
+    clips, places, _ = world.render_clips(scenes, rng, cfg.frames)
+    latents = vae.encode(student.enter(2 * clips - 1).to(device)).latent_dist.mode()
+    noise = _noise(latents.shape, rng).to(device) * latents.std()
+    level = strength * torch.from_numpy(rng.random(len(scenes))).float().to(device)
+    soft = vae.decode(latents + level.view(-1, *[1] * (latents.ndim - 1)) * noise).sample
+    soft = (soft if soft.ndim == 4 else soft.transpose(1, 2)).clamp(-1, 1) / 2 + 0.5
+    frame = int(rng.integers(cfg.frames))
+    moved = frame / (cfg.frames - 1) - 0.5 if cfg.frames > 1 else 0.0
+    places[..., :2] += moved * places[..., 4:]
+    return clips[:, frame].to(device), soft if soft.ndim == 4 else soft[:, frame], places
 
 
 def _means(rows: list[dict]) -> dict[str, float]:
@@ -335,7 +344,7 @@ def caption_score(pipe, judge: Judge, cfg) -> dict[str, float]:
             num_inference_steps=recipe.steps,
             generator=[torch.Generator().manual_seed(start + i) for i in range(len(batch))],
             output_type="pt",
-            **cfg.call,
+            **OmegaConf.to_container(cfg.call, resolve=True),
         )[0].float()
         clips = out if out.ndim == 5 else out[:, None]
         for scene, clip in zip(batch, clips, strict=True):
