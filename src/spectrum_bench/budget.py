@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from .cli import check_values
 from .generate import generate
 from .jobs import UserError, make_jobs, read_prompts
-from .models import identify, load_pipeline, locate
+from .models import identify, locate, open_pipeline
 from .run import build
 from .schedules import plan
 
@@ -51,8 +50,7 @@ def main(cfg: DictConfig) -> None:
     if plan(algorithm.schedule, steps) is None:
         prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
         identify(model)
-        torch.set_num_threads(cfg.threads)
-        pipe = load_pipeline(model, cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        pipe, _ = open_pipeline(plain)
         jobs = make_jobs(prompts, cfg.seed, {})
 
     def passes(threshold: float) -> float:

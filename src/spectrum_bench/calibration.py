@@ -15,7 +15,7 @@ from .forecasters import SOLVERS
 from .gates import moved, observing
 from .generate import environment
 from .jobs import UserError, make_jobs, read_prompts, write_atomically
-from .models import identify, load_pipeline, locate
+from .models import identify, locate, open_pipeline
 from .sites import LastBlock, Site, StackResidual
 
 
@@ -213,12 +213,11 @@ def main(cfg: DictConfig) -> None:
     if algo not in METHODS:
         raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
     check_values(cfg)
-    model, steps = OmegaConf.to_container(cfg, resolve=True)["model"], cfg.num_inference_steps
+    plain, steps = OmegaConf.to_container(cfg, resolve=True), cfg.num_inference_steps
+    model = plain["model"]
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
     weights = identify(model)
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(cfg.threads)
-    pipe = load_pipeline(model, device)
+    pipe, device = open_pipeline(plain)
     try:
         found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg)
     except ValueError as error:  # what the algorithm observes does not exist in this denoiser

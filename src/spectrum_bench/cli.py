@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,7 +37,7 @@ def hydra_entry(config_name: str, main: Callable):
     @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
     def job(cfg):
         try:
-            main(cfg)
+            return main(cfg)  # a sweeper that searches wants its value
         except (UserError, OmegaConfBaseException) as error:
             fail(error)
 
@@ -56,13 +58,26 @@ def check_words(config_name: str, words: list[str]) -> None:
     strangers = [word for word in words if not word.startswith("-") and "=" not in word]
     if strangers:
         fail(UserError(f"'{strangers[0]}' is not key=value: see --help"))
-    if {"-m", "--multirun"} & set(words):  # of a sweep, each first choice
-        overrides = [re.sub(r"^([^=]+=)([^,\[\]()]+),.*$", r"\1\2", word) for word in overrides]
+    if {"-m", "--multirun"} & set(words):
+        overrides = [word for each in overrides for word in first_choice(config_name, each)]
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
             hydra.compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             fail(UserError(explain(config_name, error)))
+
+
+def first_choice(config_name: str, word: str) -> list[str]:
+    """Of a sweep's word the first value; nothing of intervals and patterns, whose values Hydra finds."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except OverrideParseException as error:
+        fail(UserError(explain(config_name, error)))
+    if not override.is_sweep_override():
+        return [word]
+    if override.is_interval_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    return [f"{override.get_key_element()}={next(override.sweep_string_iterator())}"]
 
 
 def check_values(cfg: DictConfig) -> None:

@@ -45,15 +45,10 @@ class Worker:
     """A device with the model on it."""
 
     def __init__(self, cfg: dict, build: Callable, folder: Path, alone: bool = True):
-        import torch
-
-        from .models import load_pipeline
+        from .models import open_pipeline
 
         self.cfg, self.folder, self.alone = cfg, Path(folder), alone
-        self.device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        if self.device == "cpu":
-            torch.set_num_threads(cfg["threads"])
-        self.pipe = load_pipeline(cfg["model"], self.device)
+        self.pipe, self.device = open_pipeline(cfg)
         prepare(self.pipe, cfg["runtime"])
         self.algorithm = build(cfg)
         self.warm = False

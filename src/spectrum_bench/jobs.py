@@ -112,11 +112,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write so that `path` holds either all of `data` or what it held before, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:  # on a full disk half a file would only be in the way
+        part.unlink(missing_ok=True)
+        raise
 
 
 def save_record(folder: Path, record: Record) -> None:
@@ -148,7 +152,7 @@ def read_failures(folder: Path) -> list[Failure]:
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
     """Own an experiment directory: two runs would make the same samples twice. The lock is the operating system's, so
-    it goes with the process however that ends.
+    it goes with the process however that ends. What such a process had only half written is swept away.
 
     Raises:
         UserError: another run is at work there.
@@ -161,6 +165,8 @@ def only_run(folder: Path) -> Iterator[None]:
             raise UserError(f"another run is at work in {folder}: wait for it, or choose another exp_name") from None
         except OSError:
             pass  # a file system without locks; every file is written atomically all the same
+        for part in folder.glob("*/.*.part"):
+            part.unlink(missing_ok=True)
         yield
 
 

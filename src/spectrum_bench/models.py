@@ -76,6 +76,16 @@ def identify(model: dict) -> str:
     return "random" if model["init"] == "random" else fingerprint(find_weights(model["repo"]))
 
 
+def open_pipeline(cfg: dict) -> tuple:
+    """(pipeline, device) of a configuration: on its `device`, or the GPU if there is one; a CPU gets its `threads`."""
+    import torch
+
+    device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        torch.set_num_threads(cfg["threads"])
+    return load_pipeline(cfg["model"], device), device
+
+
 def load_pipeline(model: dict, device: str):
     """A diffusers pipeline in eval mode on `device`; safetensors only, no remote code, no network.
 

@@ -74,13 +74,17 @@ def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
     print(f"{len(jobs)} samples, {len(done & wanted)} of them finished, in {folder}")
     code = 0
     try:
-        if missing:
-            show_progress(run_jobs, missing, plain, folder)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        code = 130
-    finally:
-        records = collect_records(folder)
+        try:
+            if missing:
+                show_progress(run_jobs, missing, plain, folder)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            code = 130
+        finally:
+            records = collect_records(folder)
+    except OSError as error:  # a full disk, say
+        reason = error.strerror or error
+        raise UserError(f"{folder}: {reason}: what is finished is kept, the same command goes on from it") from None
     print(summary(records))
     failures = [failure for failure in read_failures(folder) if failure.id in wanted]
     for failure in failures[:5]:

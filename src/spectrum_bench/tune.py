@@ -1,0 +1,55 @@
+"""Settings of a method under a pass budget: what one trial of a sweep is worth."""
+
+import json
+from functools import lru_cache
+
+from omegaconf import DictConfig, OmegaConf
+
+from .cli import check_values
+from .forecasters import reuse
+from .generate import Algorithm, generate
+from .jobs import Job, UserError, make_jobs, read_prompts
+from .metrics.pixel import psnr
+from .models import identify, locate, open_pipeline
+from .run import build, describe, labels
+from .schedules import full
+
+
+def main(cfg: DictConfig) -> float:
+    """Mean PSNR in dB against the uncached samples of the same prompts, of a trial that takes no more than `passes` on
+    average; what it takes more, below zero, of one that does, so that a search finds its way back.
+
+    Raises:
+        UserError: bad values, or an algorithm that does not fit the model.
+    """
+    check_values(cfg)
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain.setdefault("site", None)
+    if not isinstance(plain["passes"], (int, float)) or plain["passes"] < 1:
+        raise UserError(f"passes must be a number of at least 1, not {plain['passes']}")
+    algorithm = build(plain)
+    prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
+    jobs = make_jobs(prompts, cfg.seed, {})
+    kept = {key: plain[key] for key in ("model", "device", "threads", "num_inference_steps")}
+    kept["weights"] = identify(plain["model"])
+    pipe, references = reference_samples(json.dumps(kept), tuple(jobs))
+    settings = {"num_steps": plain["num_inference_steps"], "arguments": plain["model"]["arguments"]}
+    try:
+        samples, figures = zip(*(generate(pipe, job, algorithm, **settings) for job in jobs), strict=True)
+    except ValueError as error:  # the algorithm does not fit this denoiser
+        raise UserError(str(error)) from None
+    passes = sum(f["nfe"] for f in figures) / len(jobs)
+    quality = sum(map(psnr, samples, references)) / len(jobs)
+    value = quality if passes <= plain["passes"] else plain["passes"] - passes
+    words = describe(algorithm, plain | {"labels": labels(plain)}).split("\n")[0]
+    print(f"{words}: {passes:g} passes, {quality:.2f} dB" + ("" if value == quality else ", too many"), flush=True)
+    return value
+
+
+@lru_cache(1)
+def reference_samples(kept: str, jobs: tuple[Job, ...]) -> tuple:
+    """(pipeline, uncached samples), made once for all trials of a process."""
+    cfg = json.loads(kept)
+    pipe, _ = open_pipeline(cfg)
+    settings = {"num_steps": cfg["num_inference_steps"], "arguments": cfg["model"]["arguments"]}
+    return pipe, [generate(pipe, job, Algorithm("nocache", full, reuse, None), **settings)[0] for job in jobs]

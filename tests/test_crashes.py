@@ -1,0 +1,181 @@
+"""Nothing is lost, whatever dies: the run, its workers, a node, the disk. SPECTRUM_KILLS=50 kills more often."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import composed
+from PIL import Image
+from test_engine import descends, finish, more_words, pictures  # noqa: F401  a fixture
+from test_run import start, words  # noqa: F401  a fixture
+
+from spectrum_bench import jobs, run
+
+KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
+PROMPTS = [f"a ring number {i}" for i in range(60)]
+
+
+@pytest.fixture
+def long_words(more_words, tmp_path):  # noqa: F811
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return [*more_words, "num_inference_steps=20"]
+
+
+@pytest.fixture
+def undisturbed(compose, long_words, tmp_path):
+    """Id -> the pixels that a run which nothing happens to makes."""
+    run.main(compose(*long_words, "exp_name=undisturbed"))
+    return by_id(tmp_path / "out/undisturbed")
+
+
+def by_id(folder: Path) -> dict[str, bytes]:
+    """Each record's pixels; fails if a record or its picture is not whole."""
+    found = {}
+    for path in folder.glob("records/*.json"):
+        record = json.loads(path.read_text())
+        with Image.open(folder / record["sample"]) as picture:
+            found[record["id"]] = hashlib.sha256(picture.tobytes()).digest()
+    return found
+
+
+def run_in_child(arguments):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    run.main(composed(*arguments))
+
+
+def test_kill_9_of_the_run(long_words, undisturbed, tmp_path):
+    """At any moment: what was on record before is there afterwards, unchanged; no file is half of one."""
+    children = multiprocessing.get_context("forkserver")  # so that imports are no part of a child's life
+    children.set_forkserver_preload(["diffusers.pipelines.flux.pipeline_flux", "spectrum_bench.engine", "test_crashes"])
+    chance, folder = random.Random(0), tmp_path / "out/x"
+    before, kills, stale = {}, 0, 0
+    while kills < KILLS:
+        child = children.Process(target=run_in_child, args=(long_words,))
+        child.start()
+        more, until = chance.randrange(3), time.monotonic() + 60
+        while child.is_alive() and len(list(folder.glob("records/*.json"))) < len(before) + more:
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.3))
+        if not child.is_alive():  # it was done: on with a fresh folder
+            assert by_id(folder) == undisturbed
+            folder.rename(tmp_path / f"out/done{kills}")
+            before = {}
+            continue
+        child.kill()
+        child.join()
+        kills += 1
+        after = by_id(folder) if folder.exists() else {}
+        assert before.items() <= after.items() <= undisturbed.items()
+        before, stale = after, stale + len(list(folder.glob("*/.*.part")))
+    run.main(composed(*long_words))
+    assert by_id(folder) == undisturbed and not list(folder.glob("*/.*.part"))
+    assert [r.prompt for r in jobs.read_records(folder)] == PROMPTS
+    print(f"{kills} kills, {stale} unfinished files, every one of them swept")
+
+
+def workers_of(process) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", "ray::_Remote"], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found if descends(int(pid), process.pid)]
+
+
+def test_kill_9_of_workers(long_words, undisturbed, tmp_path):
+    chance, killed, rounds = random.Random(1), 0, 0
+    while killed < KILLS:
+        folder = tmp_path / f"out/round{rounds}"
+        process = start(*long_words, f"exp_name=round{rounds}", "ngpu=2")
+        mine, rounds = 0, rounds + 1
+        while process.poll() is None and mine < 5 and killed < KILLS:
+            done = len(list(folder.glob("records/*.json")))
+            if done >= 8 * (mine + 1) - 4 and (found := workers_of(process)):
+                time.sleep(chance.uniform(0, 0.3))
+                os.kill(chance.choice(found), signal.SIGKILL)
+                mine, killed = mine + 1, killed + 1
+            time.sleep(0.02)
+        finish(process)
+        assert mine and by_id(folder) == undisturbed and not list(folder.glob("failures/*"))
+        assert [r.prompt for r in jobs.read_records(folder)] == PROMPTS
+
+
+def test_kill_9_of_the_driver(long_words, undisturbed, tmp_path):
+    """Its workers go too, its directory is free at once, and the same command makes the rest."""
+    folder = tmp_path / "out/x"
+    process = start(*long_words, "ngpu=2")
+    while len(list(folder.glob("records/*.json"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    before = by_id(folder)
+    out, _ = finish(start(*long_words, "ngpu=2"))
+    assert 5 <= len(before) < 60 and before.items() <= undisturbed.items()
+    assert by_id(folder) == undisturbed
+
+
+@pytest.mark.parametrize("spare", [True, False], ids=["spare", "no-spare"])
+def test_a_node_is_lost(long_words, undisturbed, tmp_path, monkeypatch, spare):
+    """Two nodes of one worker each, on this machine; one goes in the middle, and another may come for it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster, folder = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}), tmp_path / "out/x"
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        process = start(*long_words, "ngpu=2", "device=cpu", f"engine.address={cluster.address}")
+        while len(list(folder.glob("records/*.json"))) < 10:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        cluster.remove_node(lost, allow_graceful=False)
+        if spare:
+            cluster.add_node(num_cpus=1)
+        finish(process)
+    finally:
+        cluster.shutdown()
+    assert by_id(folder) == undisturbed and not list(folder.glob("failures/*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a worker may still hold its log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk(long_words, undisturbed, small_disk, workers):
+    """One line, nothing broken, and the same command goes on when there is space."""
+    command = [*long_words, f"output_base_path={small_disk}", f"ngpu={workers}"]
+    out, err = finish(start(*command), 1)
+    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "No space left on device" in said[0] and "Traceback" not in err
+    before = by_id(small_disk / "x")
+    assert 0 < len(before) < 60 and before.items() <= undisturbed.items()
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    finish(start(*command))
+    assert by_id(small_disk / "x") == undisturbed
+
+
+def test_a_clock_that_jumps(compose, long_words, tmp_path, monkeypatch):
+    """Times are of a clock that only goes forward."""
+    now = [2e9]
+
+    def jumps():
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jumps)
+    run.main(compose(*long_words, "total_prompt_num=2"))
+    for record in jobs.read_records(tmp_path / "out/x"):
+        assert 0 < record.latency["total"] < 60 and all(v is None or v >= 0 for v in record.latency.values())

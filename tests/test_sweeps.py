@@ -1,0 +1,65 @@
+"""Sweeps through the launchers and sweepers that people on clusters use. Slurm's own is in test_slurm.py."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from test_run import words  # noqa: F401  a fixture
+
+from spectrum_bench import run, tune
+from spectrum_bench.cli import check_words
+from spectrum_bench.experiments import pairs, read_experiment
+from spectrum_bench.jobs import UserError, read_records
+from spectrum_bench.metrics.pixel import psnr
+from spectrum_bench.models import ROOT
+
+
+def sweep(script: str, *words):  # noqa: F811
+    return subprocess.run([sys.executable, ROOT / "src" / script, "-m", *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_through_a_launcher(words, tmp_path, launcher):  # noqa: F811
+    given = [w for w in words if "exp_name" not in w]
+    pytest.importorskip({"joblib": "joblib", "submitit_local": "submitit"}[launcher])
+    done = sweep("text_to_image.py", "algo=reuse,nocache", f"hydra/launcher={launcher}", *given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("reuse", "nocache"):
+        records = read_records(tmp_path / f"out/tiny-flux_{name}")
+        assert [r.prompt for r in records] == ["a red ring", "a blue star"]
+
+
+def test_a_search_keeps_to_its_budget(words, tmp_path):  # noqa: F811
+    """A gap that grows slowly takes more passes; the best trial is one that takes no more than it may."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    given = [w for w in words if "exp_name" not in w]
+    command = ["passes=6", "algo.w=interval(0,1)", "warmup_steps=range(2,7)", "hydra.sweeper.n_trials=6"]
+    done = sweep("tune.py", "hydra/sweeper=tune", *command, *given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    trials = [line for line in done.stdout.splitlines() if " dB" in line]
+    found = yaml.safe_load((tmp_path / "out/optimization_results.yaml").read_text())
+    allowed = [float(line.split(" passes, ")[1].split()[0]) for line in trials if "too many" not in line]
+    assert len(trials) == 6 and any("too many" in line for line in trials)
+    assert found["best_value"] == pytest.approx(max(allowed), abs=0.01)
+    assert set(found["best_params"]) == {"algo.w", "warmup_steps"}
+
+
+def test_a_trial_is_worth_what_a_run_scores(compose, words, tmp_path):  # noqa: F811
+    value = tune.main(compose(*words, "algo=spectrum", "passes=8", config_name="tune"))
+    for name in ("nocache", "spectrum"):
+        run.main(compose(*[w for w in words if "exp_name" not in w], f"algo={name}", f"exp_name={name}"))
+    experiment, reference = (read_experiment(tmp_path / "out" / name) for name in ("spectrum", "nocache"))
+    scores = [psnr(experiment.picture(a), reference.picture(b)) for a, b in pairs(experiment, reference)]
+    assert len(scores) == 2 and value == pytest.approx(sum(scores) / 2, rel=1e-6)
+    taken = experiment.records[0].nfe
+    assert tune.main(compose(*words, "algo=spectrum", f"passes={taken - 2}", config_name="tune")) == -2
+    with pytest.raises(UserError, match="passes must be a number of at least 1, not 0"):
+        tune.main(compose(*words, "passes=0", config_name="tune"))
+
+
+def test_words_of_a_sweep_are_checked_by_their_first_choice(capsys):
+    check_words("base", ["-m", "algo=fora,spectrum", "seed=range(0,3)", "algo.w=interval(0,1)", "schedule=glob(*)"])
+    with pytest.raises(SystemExit):
+        check_words("base", ["-m", "algo=choice(foar,spectrum)"])
+    assert "did you mean fora?" in capsys.readouterr().err
