@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import tracemalloc
 
 import fabricate
 import numpy as np
@@ -159,3 +160,16 @@ def test_files(home, tmp_path):
     assert len(prompts) == 6 * 8 and {row["prompt"] for row in prompts} == set(PROMPTS)
     page = (tmp_path / "index.html").read_text()
     assert "Differences from good" in page and "furthest from the reference" in page
+
+
+def test_ten_thousand_prompts_stay_small():
+    """Neither memory nor time grow with prompts times draws."""
+    values = np.random.default_rng(0).normal(0.1, 1, 10_000)
+    tracemalloc.start()
+    low, high = stats.interval(values)
+    p = stats.sign_flip(values)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    half = 1.96 * values.std() / 100
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+    assert p < 0.01 and most < 200e6

@@ -63,7 +63,11 @@ def test_kill_9_of_the_run(long_words, undisturbed, tmp_path):
         while child.is_alive() and len(list(folder.glob("records/*.json"))) < len(before) + more:
             assert time.monotonic() < until
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.3))
+        if kills % 2:  # in the middle of a write
+            while child.is_alive() and not any(folder.glob("*/.*.part")):
+                pass
+        else:
+            time.sleep(chance.uniform(0, 0.3))
         if not child.is_alive():  # it was done: on with a fresh folder
             assert by_id(folder) == undisturbed
             folder.rename(tmp_path / f"out/done{kills}")

@@ -122,10 +122,11 @@ def per_prompt(table: Table) -> str:
     """CSV, one row a sample: what every method scored on it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["prompt_index", "seed", "prompt", "method", "experiment", *table.metrics])
+    metrics = table.metrics
+    writer.writerow(["prompt_index", "seed", "prompt", "method", "experiment", *metrics])
     for row in table.rows:
         for i, record in enumerate(row.records):
-            scores = (row.scores[name][i] for name in table.metrics)
+            scores = (row.scores[name][i] for name in metrics)
             cells = ("" if np.isnan(score) else score for score in scores)
             writer.writerow([record.prompt_index, record.seed, record.prompt, row.name, row.experiment.name, *cells])
     return text.getvalue()
