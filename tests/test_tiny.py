@@ -35,6 +35,10 @@ def test_the_prompt_files_keep_their_promises():
     assert len(shapes) == len(set(shapes)) == 64
     assert all(world.parse(c) and world.held_out(c) for c in shapes)
     assert not any(world.held_out(c) for c in read_prompts(ROOT / "prompts/shapes_dev.txt"))
+    moving = read_prompts(ROOT / "prompts/moving.txt")
+    assert len(set(moving)) == 64 and all(world.parse(c).motion and world.held_out(c) for c in moving)
+    for caption in read_prompts(ROOT / "prompts/moving_dev.txt"):
+        assert world.parse(caption).motion and not world.held_out(caption)
     drawn = world.draw_scenes(np.random.default_rng(0), 500, held=False)  # what every training stage draws
     assert not {str(s) for s in drawn} & set(shapes)
 
@@ -207,8 +211,12 @@ SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.js
 REAL = {  # what the full-size model's own scheduler_config.json says
     "flux": {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},
     "sd3": {"shift": 3.0},
+    "sdxl": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1},
+    "wan": {"flow_shift": 3.0, "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+    "hunyuan": {"shift": 7.0},
 }
-PIPELINES = {"flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline"}
+PIPELINES = {"flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline", "sdxl": "StableDiffusionXLPipeline"}
+PIPELINES |= {"wan": "WanPipeline", "hunyuan": "HunyuanVideoPipeline"}
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
@@ -231,7 +239,7 @@ def test_a_shipped_miniature_draws_what_captions_say(compose, folder):
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
     cfg = OmegaConf.to_container(compose(f"model=tiny-{folder.name}"), resolve=True)["model"]
     pipe, judge = load_pipeline(cfg, "cpu"), load_judge(ROOT / cfg["judge"])
-    captions = read_prompts(ROOT / "prompts/shapes.txt", 16)
+    captions = read_prompts(ROOT / "prompts" / ("moving.txt" if "fps" in cfg else "shapes.txt"), 16)
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     out = pipe(captions, num_inference_steps=20, generator=generators, output_type="pt", **cfg["arguments"])[0].float()
     clips = out if out.ndim == 5 else out[:, None]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # Model settings that describe: they decide no pixel.
-DESCRIPTIVE = {"judge", "note", "metrics"}
+DESCRIPTIVE = {"judge", "note", "metrics", "dev_prompts"}
 
 
 class UserError(Exception):

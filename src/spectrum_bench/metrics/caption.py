@@ -17,10 +17,12 @@ def judge_folder(config: dict) -> Path | None:
 
 
 def judge_facts(config: dict) -> dict | None:
-    """What is known of the judge itself: its accuracy on held-out captions."""
+    """What is known of the judge itself: its accuracy on held-out captions, through the model's own VAE if that is
+    told beside the model."""
     folder = judge_folder(config)
-    path = folder and folder / "judge.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else None
+    places = [ROOT / config["model"].get("repo", "none") / "judge.json", folder / "judge.json"] if folder else []
+    path = next(filter(Path.is_file, places), None)
+    return json.loads(path.read_text(encoding="utf-8")) if path else None
 
 
 def make_caption(config: dict):
