@@ -1,4 +1,4 @@
-"""What the bookkeeping and the engine cost on this machine: python scripts/engine_costs.py [records] [workers] > table.md
+"""What bookkeeping and engine cost on this machine: python scripts/engine_costs.py [records] [workers] > table.md
 
 records: 10,000 prompts x 12 methods of made-up records: listed, resumed, gathered, scored, put into a table.
 workers: start-up, time a sample, and one process against two workers of Ray, on the miniature FLUX.

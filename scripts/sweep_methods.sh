@@ -11,4 +11,4 @@ sweep() { python "$ENTRY" -m ${LAUNCHER:+hydra/launcher=$LAUNCHER} output_base_p
 sweep algo=nocache exp_name=nocache "$@"
 sweep algo="$ALGOS" exp_name='${algo.name}' "$@" || [ $? = 3 ]   # 3: some samples failed; the table says so
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
-python src/report.py "$OUT"/*/ reference="$OUT/nocache" out="${REPORT:-$OUT-report}" baseline=reuse
+python src/report.py "$OUT"/*/ reference="$OUT/nocache" out="${REPORT:-$OUT-report}" baseline="${BASELINE:-${ALGOS##*,}}"

@@ -34,20 +34,28 @@ def run_jobs(
         UserError: the algorithm does not fit the model, or the workers keep dying.
     """
     if cfg["ngpu"] == 1 and cfg["engine"]["address"] is None:
-        worker = Worker(cfg, build, folder)
+        worker = Worker(cfg, build)
         for job in jobs:
-            yield worker.make(job, on_step)
+            yield keep(folder, *worker.make(job, on_step))
     else:
         yield from _run_on_ray(jobs, cfg, build, folder, on_step)
+
+
+def keep(folder: Path, outcome: Record | Failure, files: dict[str, bytes]) -> Record | Failure:
+    """Put what a worker made on disk, its record last."""
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    (save_record if isinstance(outcome, Record) else save_failure)(folder, outcome)
+    return outcome
 
 
 class Worker:
     """A device with the model on it."""
 
-    def __init__(self, cfg: dict, build: Callable, folder: Path, alone: bool = True):
+    def __init__(self, cfg: dict, build: Callable, alone: bool = True):
         from .models import open_pipeline
 
-        self.cfg, self.folder, self.alone = cfg, Path(folder), alone
+        self.cfg, self.alone = cfg, alone
         self.pipe, self.device = open_pipeline(cfg)
         prepare(self.pipe, cfg["runtime"])
         self.algorithm = build(cfg)
@@ -65,8 +73,9 @@ class Worker:
         except ValueError as error:  # the algorithm does not fit this denoiser: no job would fare better
             raise UserError(str(error)) from None
 
-    def make(self, job: Job, on_step: Callable | None = None) -> Record | Failure:
-        """One sample. A failure of its own (out of memory, not finite) is put on record, and the next job can go on."""
+    def make(self, job: Job, on_step: Callable | None = None) -> tuple[Record | Failure, dict[str, bytes]]:
+        """One sample: its record, and its files by their path below the folder. One that fails by itself (out of
+        memory, not finite) is a Failure without files, and the next job can go on."""
         import torch
         from safetensors.torch import save
 
@@ -78,23 +87,18 @@ class Worker:
             self.warm = True
             latents = [] if job.prompt_index < self.cfg["keep_latents"] else None
             pixels, figures = self.sample(job, on_step=on_step, latents=latents)
-            files = media.encode(pixels, self.cfg["model"].get("fps"))
+            encoded = media.encode(pixels, self.cfg["model"].get("fps"))
         except (torch.OutOfMemoryError, MemoryError, NotFinite) as error:  # anything else may be the device's
-            failure = save_failure(self.folder, Failure.of(job, error))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            return failure
-        if latents:
-            trajectory = save({"latents": torch.stack(latents)})
-            write_atomically(self.folder / "latents" / f"{job.id}.safetensors", trajectory)
-        for suffix, data in files.items():
-            write_atomically(self.folder / "samples" / f"{job.id}{suffix}", data)
+            return Failure.of(job, error), {}
+        files = {f"samples/{job.id}{suffix}": data for suffix, data in encoded.items()}
         record = Record(
             id=job.id,
             prompt_index=job.prompt_index,
             prompt=job.prompt,
             seed=job.seed,
-            sample=f"samples/{job.id}{next(iter(files))}",
+            sample=next(iter(files)),
             model=self.cfg["model"]["name"],
             num_inference_steps=self.cfg["num_inference_steps"],
             alone=self.alone,
@@ -102,8 +106,9 @@ class Worker:
             **figures,
             **environment(self.device, torch.get_num_threads()),
         )
-        save_record(self.folder, record)
-        return record
+        if latents:
+            files[f"latents/{job.id}.safetensors"] = save({"latents": torch.stack(latents)})
+        return record, files
 
 
 def prepare(pipe, runtime: dict) -> None:
@@ -129,8 +134,9 @@ def prepare(pipe, runtime: dict) -> None:
 
 def _run_on_ray(jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_step) -> Iterator[Record | Failure]:
     """The pull loop. Jobs go only to workers that have loaded the model; a worker that dies gives its job back and is
-    replaced. Samples and records are files, so the folder must be on a file system that all nodes share."""
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS"):
+    replaced. What they make comes back here and is written by this process alone, so that nodes need not share a file
+    system; the model's weights and this code must be on each."""
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS", "RAY_worker_niceness"):  # Ray's own niceness is 15
         os.environ.setdefault(name, "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -143,7 +149,11 @@ def _run_on_ray(jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_st
         {"num_cpus": count, "num_gpus": count if cuda else 0, "include_dashboard": engine["dashboard"]} if local else {}
     )
     log = Path(folder) / "workers.log"
-    ray.init(address=engine["address"] or "local", log_to_driver=False, configure_logging=False, **own)
+    try:
+        ray.init(address=engine["address"] or "local", log_to_driver=False, configure_logging=False, **own)
+    except Exception as error:  # a bare one if the machine is too busy
+        where = f"engine.address={engine['address']}" if engine["address"] else "this machine"
+        raise UserError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from None
     try:
         source = str(Path(__file__).resolve().parents[1])
         shared = {"device": "cuda"} if cuda else {"device": "cpu", "threads": max(1, cfg["threads"] // count)}
@@ -152,9 +162,7 @@ def _run_on_ray(jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_st
         remote = ray.remote(_Remote).options(**options)
 
         def hire():
-            return remote.remote(
-                cfg | shared, build, str(Path(folder).resolve()), cuda or count == 1, str(log.resolve())
-            )
+            return remote.remote(cfg | shared, build, cuda or count == 1, str(log.resolve()))
 
         yield from _pull(ray, jobs, count, hire, folder, on_step, cfg["num_inference_steps"])
     finally:
@@ -164,11 +172,11 @@ def _run_on_ray(jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_st
 class _Remote:
     """A Worker in a process of its own, whose output goes to the run's log file."""
 
-    def __init__(self, cfg: dict, build: Callable, folder: str, alone: bool, log: str):
-        with suppress(OSError):
+    def __init__(self, cfg: dict, build: Callable, alone: bool, log: str):
+        with suppress(OSError):  # on a node that does not have the folder Ray's own log has it
             file = open(log, "a", buffering=1)  # noqa: SIM115  open for as long as the process lives
             sys.stdout = sys.stderr = file
-        self.arguments, self.worker = (cfg, build, Path(folder), alone), None
+        self.arguments, self.worker = (cfg, build, alone), None
 
     def load(self) -> str | None:
         """Load the model; why not, if it cannot be."""
@@ -178,8 +186,8 @@ class _Remote:
             return " ".join(str(error).split())
         return None
 
-    def make(self, job: Job) -> Record | Failure | str:
-        """What came of the job; a string if no job would fare better."""
+    def make(self, job: Job) -> tuple[Record | Failure, dict[str, bytes]] | str:
+        """What came of the job, see Worker; a string if no job would fare better."""
         try:
             return self.worker.make(job)
         except UserError as error:
@@ -222,7 +230,7 @@ def _pull(ray, jobs: list[Job], count: int, hire: Callable, folder: Path, on_ste
                     if deaths[job.id] < DEATHS:
                         waiting.appendleft(job)
                     else:
-                        yield save_failure(folder, Failure.of(job, RuntimeError(f"{DEATHS} workers died on it")))
+                        yield keep(folder, Failure.of(job, RuntimeError(f"{DEATHS} workers died on it")), {})
                 begin()
                 continue
             if isinstance(outcome, str):
@@ -230,7 +238,7 @@ def _pull(ray, jobs: list[Job], count: int, hire: Callable, folder: Path, on_ste
             idle.append(worker)
             if job is None:
                 continue
-            losses = 0
+            losses, outcome = 0, keep(folder, *outcome)
             if isinstance(outcome, Record) and on_step is not None:
                 for step in range(steps):
                     on_step(step in outcome.computed_steps)

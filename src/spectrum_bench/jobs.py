@@ -130,12 +130,11 @@ def save_record(folder: Path, record: Record) -> None:
     (folder / "failures" / f"{record.id}.json").unlink(missing_ok=True)
 
 
-def save_failure(folder: Path, failure: Failure) -> Failure:
+def save_failure(folder: Path, failure: Failure) -> None:
     """Put it under `failures/`, in place of an older record: the sample is not tried again unless that is asked for."""
     text = json.dumps(asdict(failure), ensure_ascii=False)
-    write_atomically(Path(folder) / "failures" / f"{failure.id}.json", text.encode())
-    (Path(folder) / "records" / f"{failure.id}.json").unlink(missing_ok=True)
-    return failure
+    write_atomically(folder / "failures" / f"{failure.id}.json", text.encode())
+    (folder / "records" / f"{failure.id}.json").unlink(missing_ok=True)
 
 
 def read_failures(folder: Path) -> list[Failure]:

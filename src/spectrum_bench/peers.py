@@ -20,6 +20,7 @@ class Peer:
     counts if the first projection of the block `watched` ran. Caches of attention alone run the MLPs at every step;
     the time of a skipped step tells."""
 
+    library: str
     runs_blocks = False
     watched = -1
 
@@ -32,7 +33,10 @@ class Peer:
             raise ValueError("a peer decides and forecasts by itself: give algo=diffusers_* or cachedit_* alone")
 
     def attach(self, denoiser, anatomy, session, undo):
-        query = next(m for n, m in all_blocks(denoiser)[self.watched].named_modules() if n.endswith("to_q"))
+        projections = (m for n, m in all_blocks(denoiser)[self.watched].named_modules() if n.endswith("to_q"))
+        query = next(projections, None)
+        if query is None:  # a U-Net's last block has no attention
+            raise ValueError(f"{self.library} caches nothing in {type(denoiser).__name__}: use our own algorithms")
         undo.callback(_restore, {module: (set(vars(module)), dict(module._modules)) for module in denoiser.modules()})
         self.switch_on(denoiser, session, undo)
         ran = []
@@ -56,6 +60,7 @@ class DiffusersCache(Peer):
         filled: those that only a run knows: "timestep" (a function that gives the current one), "steps" (their number).
     """
 
+    library = "diffusers"
     config: str
     arguments: dict = field(default_factory=dict)
     filled: dict = field(default_factory=dict)
@@ -89,6 +94,7 @@ class CacheDiT(Peer):
         constants: its arguments.
     """
 
+    library = "cache-dit"
     arguments: dict = field(default_factory=dict)
     calibrator: str | None = None
     constants: dict = field(default_factory=dict)

@@ -8,8 +8,8 @@ from scipy.stats import bootstrap, permutation_test
 
 
 def effort(values: int) -> dict[str, int]:
-    """How often scipy draws so many values anew, and how many draws it holds at a time: 10,000 up to two thousand values,
-    then fewer, so that ten thousand prompts take no longer and memory stays within some 50 MB."""
+    """How often scipy draws so many values anew, and how many draws it holds at a time: 10,000 up to two thousand
+    values, then fewer, so that ten thousand prompts take no longer and memory stays within some 50 MB."""
     return {"n_resamples": max(1000, min(10_000, 2 * 10**7 // values)), "batch": max(1, min(1000, 10**6 // values))}
 
 
