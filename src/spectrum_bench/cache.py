@@ -18,7 +18,7 @@ from .anatomy import anatomy
 from .features import FeatureBuffer
 from .forecasters import Weights, reads_memory
 from .gates import POINTS, WHERE
-from .schedules import Schedule, plan
+from .schedules import Schedule, bare, plan
 from .sites import Site, argument
 
 
@@ -81,9 +81,8 @@ class Session:
 
     def __init__(self, schedule: Schedule, forecaster: Weights, num_steps: int):
         self.schedule, self._mask = schedule, plan(schedule, num_steps)
-        declared = getattr(schedule, "func", schedule)
-        self._observes = declared.observes if self._mask is None else ()
-        self._shared = self._mask is None and declared.shared
+        self._observes = bare(schedule).observes if self._mask is None else ()
+        self._shared = self._mask is None and bare(schedule).shared
         self._point = max((WHERE[name] for name in self._observes), key=POINTS.index, default="call")
         self.forecaster = forecaster
         self.num_steps = num_steps

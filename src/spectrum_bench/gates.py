@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .forecasters import taylor
+from .schedules import bare
 
 # What can be observed, and where in a step it is known: before the denoiser runs, at its first block, or once the
 # blocks that a site runs at every step (`front`) have run.
@@ -43,10 +44,10 @@ def check(gate: Callable, T: int, site) -> None:
     Raises:
         ValueError: constants that make no sense, or a site where what it observes does not exist.
     """
-    names = getattr(gate, "func", gate).observes
+    names = bare(gate).observes
     gate(0, T, {name: torch.zeros(1) for name in names} | {"output": None}, {})
     points = {WHERE[name] for name in names}
-    name = getattr(gate, "func", gate).__name__
+    name = bare(gate).__name__
     if name == "observed" and not hasattr(site, "watched"):
         raise ValueError("schedule=observed is for what decides by itself: algo=diffusers_* or cachedit_* alone")
     if "front" in points and not getattr(site, "front", 0):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .forecasters import reuse
 from .gates import calibrated, observed
+from .schedules import bare
 from .sites import all_blocks
 
 CACHE_DIT = "1.5.3"
@@ -29,7 +30,7 @@ class Peer:
 
     def check(self, schedule, forecaster):
         """Refuse a schedule or forecaster of ours, which nobody would ask."""
-        if getattr(schedule, "func", schedule) is not observed or getattr(forecaster, "func", forecaster) is not reuse:
+        if bare(schedule) is not observed or bare(forecaster) is not reuse:
             raise ValueError("a peer decides and forecasts by itself: give algo=diffusers_* or cachedit_* alone")
 
     def attach(self, denoiser, anatomy, session, undo):

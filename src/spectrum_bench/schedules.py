@@ -92,9 +92,14 @@ def magcache(T: int, *, ratios: Sequence[float], threshold: float, longest: int,
 Schedule = Callable[[int], Mask] | Callable[..., bool]  # a mask, or a gate
 
 
+def bare(function: Callable) -> Callable:
+    """The function of which a YAML's `_partial_: true` made a partial one."""
+    return getattr(function, "func", function)
+
+
 def is_gate(schedule: Schedule) -> bool:
     """Whether the schedule decides by what only the running model can tell."""
-    return hasattr(getattr(schedule, "func", schedule), "observes")
+    return hasattr(bare(schedule), "observes")
 
 
 def plan(schedule: Schedule, T: int) -> Mask | None:
