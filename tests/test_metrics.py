@@ -134,6 +134,17 @@ def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path, metric, net
 # Caption check
 
 
+def test_a_judge_is_known_by_its_accuracy_through_the_models_own_vae(tmp_path):
+    for name, share in (("judge", 0.9), ("model", 0.7)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "judge.json").write_text(json.dumps({"through_the_vae": {"caption": share}}))
+    config = {"model": {"judge": str(tmp_path / "judge"), "repo": str(tmp_path / "model")}}
+    assert caption.judge_facts(config)["through_the_vae"]["caption"] == 0.7
+    (tmp_path / "model" / "judge.json").unlink()
+    assert caption.judge_facts(config)["through_the_vae"]["caption"] == 0.9
+    assert caption.judge_facts({"model": {"repo": str(tmp_path / "model")}}) is None
+
+
 def save_random_judge(folder):
     tiny_judge.save_judge(tiny_judge.Judge(8), folder, {"width": 8, "rendered": {"caption": 0.5}})
     return {"model": {"judge": str(folder)}}

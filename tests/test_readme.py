@@ -31,8 +31,8 @@ def test_commands_name_scripts_and_keys_that_exist(command):
         check_words("base", words[2:])
     if words[1:2] == ["src/text_to_video.py"]:
         check_words("video", words[2:])
-    if words[1:2] == ["src/calibrate.py"]:
-        check_words("calibrate", words[2:])
+    if words[1:2] and words[1] in ("src/calibrate.py", "src/tune.py"):
+        check_words(words[1][4:-3], words[2:])
     if words[1:2] == ["src/evaluate.py"] and words[2:] != ["--check"]:
         arguments.parse(words[2:], "", evaluate.OPTIONS)
     if words[1:2] == ["src/report.py"]:
