@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# How much a reference differs from itself: run again, in a batch, with another attention backend, compiled. A difference
+# between two methods that is smaller is no difference.
+#   bash scripts/noise_floor.sh                  tiny-flux: what results/tiny/flux/noise_floor holds
+#   PROMPTS=16 bash scripts/noise_floor.sh tiny-sd3
+# runtime.compile needs a C++ compiler on a CPU; what a machine cannot do is told and left out.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
+MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-64}
+OUT=${OUT:-output_samples_image/$MODEL-noise_floor} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/noise_floor}
+
+row() { echo; python src/text_to_image.py model="$MODEL" algo=nocache total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
+
+row reference
+row again
+row batch-of-2 runtime.batch_size=2 || true
+row another-attention runtime.attention=_native_math || true
+row compiled runtime.compile=true || true
+echo
+python src/evaluate.py "$OUT"/*/ reference="$OUT/reference"
+python src/report.py "$OUT"/*/ reference="$OUT/reference" out="$REPORT" rows=4
