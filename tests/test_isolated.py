@@ -11,6 +11,7 @@ import pytest
 from spectrum_bench import evaluation
 from spectrum_bench.experiments import read_experiment
 from spectrum_bench.metrics import METRICS, VBENCH, MetricUnavailable, chosen, isolated
+from spectrum_bench.metrics.isolated import score_vbench
 
 PROMPTS = fabricate.captions(4)
 SCRIPT = """
@@ -67,6 +68,7 @@ def test_scores_are_kept_and_failures_named(runs, capsys, monkeypatch):
     assert len((folder / "log").read_text().split()) == 8
     evaluate()  # what was scored is not scored again; what failed is
     assert len((folder / "log").read_text().split()) == stars
+    assert capsys.readouterr().err.count("a star") == stars  # not once more for each earlier time
     assert not list(folder.rglob("*.manifest"))
 
 
@@ -134,6 +136,25 @@ def test_vbenchs_quality_score():
     assert isolated.quality(top | {"dynamic_degree": 0.0}) == pytest.approx(6 / 6.5)
     assert math.isnan(isolated.quality(top | {"imaging_quality": math.nan}))
     assert set(isolated.QUALITY) == set(VBENCH) == set(METRICS["vbench"].details)
+
+
+def test_a_clip_that_vbench_cannot_take_is_found_by_halves(tmp_path):
+    class Judge:
+        asked = []
+
+        def evaluate(self, videos_path, name, dimension_list, **how):
+            clips = [str(path) for path in Path(videos_path).iterdir()]
+            self.asked.append(len(clips))
+            if any(clip.endswith("5.mp4") for clip in clips):
+                raise RuntimeError("no stream")
+            each = [{"video_path": clip, "video_results": 50.0} for clip in clips]
+            found = Path(self.output_path) / f"{name}_eval_results.json"
+            found.write_text(json.dumps({dimension_list[0]: [1, each]}))
+
+    clips = {str(i): f"/{i}.mp4" for i in range(8)}
+    found = score_vbench.evaluate(Judge(), "imaging_quality", clips, tmp_path / "imaging_quality")
+    assert found == dict.fromkeys(clips, 0.5) | {"5": "imaging_quality: RuntimeError: no stream"}
+    assert Judge.asked == [8, 4, 4, 2, 1, 1, 2]
 
 
 def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():

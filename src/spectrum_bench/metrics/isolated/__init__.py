@@ -91,19 +91,24 @@ def score(name: str, files: list[str], items: list[tuple[Path, str]]) -> list[di
                 file.write("\n")
         manifest = store.with_suffix(".manifest")
         manifest.write_text("".join(json.dumps(line) + "\n" for line in missing.values()), encoding="utf-8")
-        offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TORCH_HOME": str(_torch_home())}
         command = [environment(name), HERE / f"score_{name}.py", manifest, store, *files]
-        done = subprocess.run(list(map(str, command)), env=offline, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(list(map(str, command)), env=os.environ | offline, capture_output=True, text=True)
         manifest.unlink()
         if done.returncode:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
             raise MetricUnavailable(name, f"its script failed ({''.join(last)})", "mend that, and evaluate again")
-        for line in _read(store):
-            if "error" in line and line["id"] in missing:
-                print(f"{name}: {missing[line['id']]['path']}: {line['error']}", file=sys.stderr)
-            else:
-                known[line["id"]] = line
+        last = {line["id"]: line for line in _read(store)}  # of a sample that failed before, only what came of it now
+        for key, sample in missing.items():
+            known[key] = last.get(key, {"error": "its script left it out"})
+            if "error" in known[key]:
+                print(f"{name}: {sample['path']}: {known[key]['error']}", file=sys.stderr)
     return [{n: float(known.get(key, {}).get(n, "nan")) for n in names} for key in keys]
+
+
+def _torch_home() -> Path:
+    """Where downloads.py puts what torch.hub reads; torch itself would follow XDG_CACHE_HOME, and download."""
+    return Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
 
 
 def _read(store: Path) -> list[dict]:
@@ -145,13 +150,12 @@ def make_vbench(config: dict):
     if not (config.get("model") or {}).get("fps"):
         raise MetricUnavailable("vbench", "these are pictures", "it scores clips")
     home = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
-    torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch")
     _there(
         "vbench",
         (
             home / "dino_model" / "facebookresearch_dino_main" / "hubconf.py",
             home / "dino_model" / "dino_vitbase16_pretrain.pth",
-            torch_home / "hub" / "checkpoints" / "dino_vitbase16_pretrain.pth",
+            _torch_home() / "hub" / "checkpoints" / "dino_vitbase16_pretrain.pth",
             home / "clip_model" / "ViT-B-32.pt",
             home / "clip_model" / "ViT-L-14.pt",
             home / "aesthetic_model" / "emb_reader" / "sa_0_4_vit_l_14_linear.pth",

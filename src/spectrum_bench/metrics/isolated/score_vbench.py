@@ -12,18 +12,17 @@ import tempfile
 from pathlib import Path
 
 
-def evaluate(vbench, dimension: str, clips: dict[str, str], folder: Path) -> dict[str, float]:
-    """id -> score. All clips at once; one by one if that fails, to find the one that cannot be scored."""
+def evaluate(vbench, dimension: str, clips: dict[str, str], folder: Path) -> dict[str, float | str]:
+    """id -> score, or what is wrong. All clips at once; if that fails each half of them, down to the one at fault."""
     try:
-        return _evaluate(vbench, dimension, clips, folder / dimension)
-    except Exception:
-        found = {}
-        for i, (name, path) in enumerate(clips.items()):
-            try:
-                found |= _evaluate(vbench, dimension, {name: path}, folder / f"{dimension}-{i}")
-            except Exception as error:
-                found[name] = f"{dimension}: {type(error).__name__}: {error}"
-        return found
+        return _evaluate(vbench, dimension, clips, folder)
+    except Exception as error:
+        names = list(clips)
+        if len(names) == 1:
+            return {names[0]: f"{dimension}: {type(error).__name__}: {error}"}
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        parts = [{name: clips[name] for name in half} for half in halves]
+        return evaluate(vbench, dimension, parts[0], folder / "a") | evaluate(vbench, dimension, parts[1], folder / "b")
 
 
 def _evaluate(vbench, dimension: str, clips: dict[str, str], folder: Path) -> dict[str, float]:
@@ -55,12 +54,16 @@ def main(manifest: str, results: str, cache: str, *dimensions: str) -> None:
     info = Path(vbench.__file__).parent / "VBench_full_info.json"
     with tempfile.TemporaryDirectory() as folder:
         judge = vbench.VBench(device, str(info), folder)
-        found = {dimension: evaluate(judge, dimension, clips, Path(folder)) for dimension in dimensions}
+        found = {name: {} for name in clips}
+        for dimension in dimensions:
+            whole = {name: path for name, path in clips.items() if "error" not in found[name]}
+            scores = evaluate(judge, dimension, whole, Path(folder) / dimension) if whole else {}
+            for name, score in scores.items():
+                found[name] |= {"error": score} if isinstance(score, str) else {dimension: score}
     with open(results, "a", encoding="utf-8") as out:
-        for name in clips:
-            scores = {dimension: found[dimension][name] for dimension in dimensions}
-            errors = [score for score in scores.values() if isinstance(score, str)]
-            print(json.dumps({"id": name} | ({"error": errors[0]} if errors else scores)), file=out, flush=True)
+        for name, scores in found.items():
+            kept = {"error": scores["error"]} if "error" in scores else scores
+            print(json.dumps({"id": name} | kept), file=out, flush=True)
 
 
 if __name__ == "__main__":
