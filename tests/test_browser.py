@@ -60,12 +60,19 @@ def test_console_check_would_notice(browser):
 
 
 def test_pictures_show_and_nothing_is_fetched(browser):
-    widths = browser.execute_async_script(  # those out of sight are decoded when they come into it
+    waiting = "return [...document.querySelectorAll('.sample img')].filter(i => !i.src).length"
+    assert 0 < browser.execute_script(waiting) < 3 * len(PROMPTS)  # those out of sight wait for it
+    for box in ("samples", "worst"):
+        browser.execute_async_script(
+            "const [box, done] = arguments; const b = document.querySelector('.' + box);"
+            "b.scrollIntoView(); b.scrollTop = b.scrollHeight; setTimeout(done, 300)",
+            box,
+        )
+    widths = browser.execute_async_script(
         "const done = arguments[0], images = [...document.querySelectorAll('.sample img')];"
-        "for (const i of images) i.loading = 'eager';"
         "Promise.all(images.map(i => i.decode().then(() => i.naturalWidth))).then(done, done)"
     )
-    assert widths == [64] * (3 * len(PROMPTS))
+    assert widths == [64] * (3 * len(PROMPTS) + 2 * 3)  # the grid, and of the method the three worst
     fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith("data:") for name in fetched)
     plot = browser.execute_script(
@@ -75,11 +82,13 @@ def test_pictures_show_and_nothing_is_fetched(browser):
 
 
 def test_prompts_stay_text(browser):
-    shown = browser.execute_script("return [...document.querySelectorAll('.grid .prompt')].map(p => p.textContent)")
+    shown = browser.execute_script("return [...document.querySelectorAll('.samples .prompt')].map(p => p.textContent)")
     assert shown == PROMPTS
     assert browser.execute_script("return document.scripts.length") == 1
     assert browser.execute_script("return document.querySelectorAll('[onerror]').length") == 0
-    heights = browser.execute_script("return [...document.querySelectorAll('.grid tbody tr')].map(r => r.offsetHeight)")
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('.samples tbody tr')].map(r => r.offsetHeight)"
+    )
     assert max(heights) < 300  # 5,000 characters scroll
 
 
@@ -87,8 +96,8 @@ def test_click_compares_with_the_reference(browser):
     from selenium.webdriver.common.by import By
 
     sample = browser.find_elements(By.CSS_SELECTOR, ".sample")[2]  # the method's first
-    reference = browser.find_elements(By.CSS_SELECTOR, ".sample img")[0].get_attribute("src")
-    own = sample.find_element(By.TAG_NAME, "img").get_attribute("src")
+    reference = browser.find_elements(By.CSS_SELECTOR, ".sample img")[0].get_attribute("data-src")
+    own = sample.find_element(By.TAG_NAME, "img").get_attribute("data-src")
     sample.click()
     dialog = browser.find_element(By.TAG_NAME, "dialog")
     assert dialog.get_property("open")
@@ -131,6 +140,31 @@ def test_a_click_on_a_row_shows_where_it_comes_from(browser):
     words = origin.text
     assert words.startswith("fora 14/50") and "test machine" in words and "torch 2.14.1" in words
     assert 14 * "#" + 36 * "." in words and "exp_name: fora" in words and "0123456789abcdef" in words
+
+
+def test_the_keyboard_shows_where_a_row_comes_from(browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.find_elements(By.CSS_SELECTOR, ".figures tbody a")[2].send_keys(Keys.ENTER)
+    (origin,) = browser.find_elements(By.CSS_SELECTOR, ".provenance[open]")
+    assert origin.text.startswith("fora 14/50")
+    assert browser.switch_to.active_element == origin.find_element(By.TAG_NAME, "summary")
+    assert browser.current_url.endswith("#row-2")
+
+
+def test_the_worst_stand_beside_their_references(browser):
+    from selenium.webdriver.common.by import By
+
+    theirs, mine = browser.find_elements(By.CSS_SELECTOR, ".worst .set")[0].find_elements(By.CLASS_NAME, "sample")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mine)
+    mine.click()
+    dialog = browser.find_element(By.TAG_NAME, "dialog")
+    assert dialog.find_element(By.CLASS_NAME, "name").text == "fora 14/50"
+    for role, sample in (("theirs", theirs), ("mine", mine)):
+        key = sample.find_element(By.TAG_NAME, "img").get_attribute("data-from")
+        source = browser.find_element(By.ID, key).get_attribute("data-src")
+        assert dialog.find_element(By.CLASS_NAME, role).get_attribute("src") == source
 
 
 def test_columns_sort(browser):

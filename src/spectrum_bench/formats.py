@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from .metrics import METRICS
 from .tables import Row, Table
 
 DASH = "—"
+PAGE = 24  # rows that fit a printed page, with the notes
 BEFORE, AFTER = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup"), ("Skipped step ms", "Cache")
 
 
@@ -52,10 +54,9 @@ def cells(row: Row, metrics: list[str]) -> list[Cell]:
     name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
     share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
     detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
-    runtime = ", ".join(f"{key}={value}" for key, value in row.experiment.runtime.items())
     (schedule, _, arguments), (site, _, sites) = (f[key].partition("(") for key in ("schedule", "site"))
     return [
-        Cell(name or f["algo"], ", ".join(filter(None, [f["algo"] if name else detail, runtime]))),
+        Cell(name or f["algo"], ", ".join(filter(None, [f["algo"] if name else detail, _runtime(row)]))),
         Cell(schedule, arguments.removesuffix(")")),
         Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
         Cell(row.passes, value=f["passes"]),
@@ -143,34 +144,41 @@ def plain(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table* with booktabs; intervals small."""
+    """A table* with booktabs, narrow enough for a page of text: methods by name, small below them their schedule and
+    granularity, below figures their intervals. What the methods' arguments are is in the other formats."""
+    titles = [title.partition(" ") for title in ["Method", *head(table)[3:]]]
 
     def text(cell, mark):
         body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
-        body += rf" {{\scriptsize {_tex(cell.small)}}}" if cell.small else ""
-        return body + (rf"\textsuperscript{{{mark}}}" if mark else "")
+        return body + (rf"\textsuperscript{{{mark}}}" if mark else ""), _tex(cell.small)
 
     lines, reasons = _marked(table, text)
+    rows = []
+    for row, (_, (schedule, _), (site, _), *figures) in zip(table.rows, lines, strict=True):
+        setup = [schedule, site] if row.role == "method" else []
+        figures = [(_tex(row.name), ", ".join(filter(None, [*setup, _tex(_runtime(row))]))), *figures]
+        small = (rf"\scriptsize {words}" if words else "" for _, words in figures)
+        rows.append(" & ".join(body for body, _ in figures) + r" \\[-2pt]" + "\n" + " & ".join(small) + r" \\[1pt]")
     notes = [*(rf"\textsuperscript{{{mark}}} {_tex(reason)}" for mark, reason in reasons), *map(_tex, table.notes)]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs,graphicx}",
+    out = ["% needs \\usepackage{booktabs,graphicx}"]
+    size = math.ceil(len(rows) / math.ceil(len(rows) / PAGE))
+    for start in range(0, len(rows), size):
+        out += [
             r"\begin{table*}",
-            r"\centering",
+            r"\centering\setlength{\tabcolsep}{4pt}",
             r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{lll{'r' * (len(head(table)) - 3)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
             r"\toprule",
-            " & ".join(map(_tex, head(table))) + r" \\",
+            " & ".join(_tex(first) for first, _, _ in titles) + r" \\[-2pt]",
+            " & ".join(_tex(rest) for _, _, rest in titles) + r" \\",
             r"\midrule",
-            *(" & ".join(line) + r" \\" for line in lines),
+            *rows[start : start + size],
             r"\bottomrule",
             r"\end{tabular}}",
-            r"\par\smallskip\footnotesize\raggedright",
-            "\n\n".join(notes),
+            *([r"\par\smallskip\scriptsize\raggedright", "\n\n".join(notes)] if start + size >= len(rows) else []),
             r"\end{table*}",
-            "",
         ]
-    )
+    return "\n".join([*out, ""])
 
 
 def unrounded(table: Table) -> str:
@@ -195,6 +203,10 @@ def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]
     return lines, [(mark, reason) for reason, mark in letters.items()]
 
 
+def _runtime(row: Row) -> str:
+    return ", ".join(f"{key}={value}" for key, value in row.experiment.runtime.items())
+
+
 def _bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
@@ -211,8 +223,11 @@ def _md(text: str) -> str:
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "---", "×": r"$\times$"}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 TEX |= {c: rf"\{c}" for c in "&%$#_{}"}
+LATIN = {*map(chr, range(0xA1, 0x100)), *"–‘’“”…€"} - {*"«»ÐÞðþ"}  # these need no package
 TEX |= {"[": "{[}", "]": "{]}"}  # else "\\ [" would begin an optional argument
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in " ".join(text.split()))
+    """Text for LaTeX; what pdflatex cannot set without further packages becomes its code point."""
+    text = " ".join(text.split())
+    return "".join(TEX.get(c, c if c.isascii() or c in LATIN else rf"\texttt{{U+{ord(c):04X}}}") for c in text)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +19,8 @@ from .jobs import Record, UserError, write_atomically
 from .metrics import METRICS
 from .plots import INK, latent_errors, quality_speed
 
-THUMBNAIL = 256  # px; larger samples are shown smaller, and as JPEG
+THUMBNAIL = 256  # px; larger samples are shown smaller, and coded with loss
+EXACT, LOSSY = 2**24, 2**26  # most pixels in all of a page's pictures, with and without loss: about 50 MB either way
 
 
 def find_experiments(folders: list[Path]) -> list[Path]:
@@ -57,7 +59,7 @@ def write_report(
     table = tables.build(experiments, reference, align)
     table.notes[1:1] = comparisons.gate(table, margin)
     compared = comparisons.compare(table, baseline) if baseline else None
-    plot = quality_speed(table.rows)
+    plot = quality_speed(table.rows, drawn(table))
     files = {
         "table.md": formats.markdown(table).encode(),
         "table.csv": formats.unrounded(table).encode(),
@@ -82,10 +84,30 @@ def write_report(
     return table
 
 
+def drawn(table: tables.Table) -> list[str]:
+    """The metrics that some method has a value of."""
+    methods = [row for row in table.rows if row.role == "method"]
+    return [name for name in table.metrics if any(row.figures[name] is not None for row in methods)]
+
+
 def page(table: tables.Table, drawings: dict[str, bytes], rows: int, compared: tuple | None = None) -> str:
-    """The report as one HTML file. Every string goes through autoescape; only our own drawing does not."""
-    records = table.rows[0].records
-    grid = [(record.prompt, [picture(row, i) for row in table.rows]) for i, record in enumerate(records[:rows])]
+    """The report as one HTML file. Every string goes through autoescape; only our own drawings do not."""
+    records, furthest = table.rows[0].records, worst(table)
+    count = len(records[:rows]) * len(table.rows) + sum(2 * len(found) for found in furthest.values())
+    shown = {}
+
+    def cell(k, i):  # pixels only where a sample is first shown; elsewhere the page takes them from there
+        if (k, i) in shown:
+            return shown[k, i] | {"uri": None}
+        shown[k, i] = picture(table.rows[k], i, count) | {"key": f"{k}-{i}"}
+        return shown[k, i]
+
+    grid = [(r.prompt, [cell(k, i) for k in range(len(table.rows))]) for i, r in enumerate(records[:rows])]
+    first = table.rows[0].experiment.picture(records[0])
+    plots = [
+        inline(quality_speed(table.rows, [name])["svg"].decode(), f"{METRICS[name].label} against speed")
+        for name in drawn(table)
+    ]
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html.j2").render(
@@ -94,16 +116,21 @@ def page(table: tables.Table, drawings: dict[str, bytes], rows: int, compared: t
         body=list(zip(table.rows, formats.body(table), strict=True)),
         marks=formats.marks(table),
         notes=table.notes,
-        plot=inline(drawings["plot.svg"].decode(), "Quality against speed"),
+        plots=plots,
         by_step=inline(drawings["latents.svg"].decode(), "Error by step") if "latents.svg" in drawings else None,
         compared=formats.difference_cells(table, compared[1]) if compared else None,
         baseline=compared[0] if compared else None,
         about_differences=formats.DIFFERENCES,
         metrics=[METRICS[name] for name in table.metrics],
-        worst=worst(table),
+        worst=[
+            (table.rows[k], [(records[i].prompt, cell(0, i), cell(k, i)) for i in found])
+            for k, found in furthest.items()
+        ],
         provenance=[provenance(row) for row in table.rows],
         rows=table.rows,
         grid=grid,
+        exact=exact(first, count),
+        shape=first.shape[-3:-1],
         total=len(records),
     )
 
@@ -127,50 +154,59 @@ def provenance(row: tables.Row) -> dict[str, str]:
     }
 
 
-def worst(table: tables.Table, count: int = 3) -> list[tuple[tables.Row, list[tuple[str, float]]]]:
-    """Of each method the prompts whose samples are furthest from the reference by PSNR, and that PSNR in dB."""
-    out = []
-    for row in table.rows:
+def worst(table: tables.Table, count: int = 3) -> dict[int, list[int]]:
+    """Of each method, by its place in the table, the samples that are furthest from the reference by PSNR."""
+    out = {}
+    for k, row in enumerate(table.rows):
         if row.role == "method" and row.figures.get("psnr") is not None:
-            found = sorted(zip(row.scores["psnr"], row.prompts, strict=True))[:count]
-            out.append((row, [(prompt, value) for value, prompt in found]))
+            scores = row.scores["psnr"]
+            known = [i for i, score in enumerate(scores) if not math.isnan(score)]
+            out[k] = sorted(known, key=lambda i: scores[i])[:count]
     return out
 
 
-def picture(row: tables.Row, i: int) -> dict:
-    """The i-th sample of a row for the grid: its pixels as a data URI and its scores in words."""
+def picture(row: tables.Row, i: int, count: int) -> dict:
+    """The i-th sample of a row, one of `count` on the page: its pixels as a data URI and its scores in words."""
     psnr, caption = (row.scores.get(name, [math.nan] * (i + 1))[i] for name in ("psnr", "caption"))
     words = []
     if not math.isnan(psnr):
         words.append("identical" if row.scores["identical"][i] else f"{psnr:.1f} dB")
     if not math.isnan(caption):
         words.append("caption ✓" if caption else "caption ✗")
-    uri, width = thumbnail(row.experiment, row.records[i])
-    return {"uri": uri, "width": width, "words": " · ".join(words), "role": row.role}
+    uri, width = thumbnail(row.experiment, row.records[i], count)
+    title = f"{row.name} {row.passes}"
+    return {"uri": uri, "width": width, "words": " · ".join(words), "role": row.role, "title": title}
 
 
-def thumbnail(experiment: Experiment, record: Record) -> tuple[str, int]:
-    """(data URI, width in CSS pixels). Up to 256 px the pixels are the sample's own; small ones are shown double.
-    A clip is an animated WebP, which every browser plays as a picture."""
+def exact(frames: np.ndarray, count: int) -> bool:
+    """Whether the page shows the very pixels of `count` samples like this one."""
+    height, width = frames.shape[-3:-1]
+    return max(height, width) <= THUMBNAIL and count * frames.size // 3 <= EXACT
+
+
+def thumbnail(experiment: Experiment, record: Record, count: int = 1) -> tuple[str, int]:
+    """(data URI, width in CSS pixels). Up to 256 px the pixels are the sample's own, unless `count` such pictures are
+    too heavy for a page: then, as of larger samples, a copy with loss, the smaller the more there are. Small ones are
+    shown double. A clip is an animated WebP, which every browser plays as a picture."""
     frames = experiment.picture(record)
     image, *others = map(Image.fromarray, frames if frames.ndim == 4 else [frames])
-    small = max(image.size) <= THUMBNAIL
-    stream = io.BytesIO()
-    if others:
+    whole, stream = exact(frames, count), io.BytesIO()
+    if not whole:
+        weight = count * max(1, len(others) / 4)  # the frames of a clip are coded from each other
+        side = min(THUMBNAIL, int(math.sqrt(LOSSY / weight)))
         for frame in (image, *others):
-            frame.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        pace = round(1000 / experiment.model["fps"])
-        image.save(
-            stream, "WEBP", save_all=True, append_images=others, duration=pace, loop=0, lossless=small, quality=80
-        )
-        kind, width = "webp", image.width * (2 if max(image.size) <= THUMBNAIL // 2 else 1)
-    elif small:
+            frame.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if others:
+        kind, pace = "webp", round(1000 / experiment.model["fps"])
+        how = {"save_all": True, "append_images": others, "duration": pace, "loop": 0}
+        image.save(stream, "WEBP", lossless=whole, quality=80, **how)
+    elif whole:
+        kind = "png"
         image.save(stream, "PNG", optimize=True)
-        kind, width = "png", image.width * (2 if max(image.size) <= THUMBNAIL // 2 else 1)
     else:
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        image.save(stream, "JPEG", quality=90)
-        kind, width = "jpeg", image.width
+        kind = "jpeg"
+        image.save(stream, "JPEG", quality=85)
+    width = image.width * (2 if max(image.size) <= THUMBNAIL // 2 else 1)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", width
 
 
