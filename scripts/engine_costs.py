@@ -110,7 +110,7 @@ def records(folder: Path) -> list[str]:
 
 def workers(folder: Path) -> list[str]:
     rows = []
-    for samples in (1, 32):
+    for samples in (1, 64):
         for count, name in ((1, "one process"), (2, "two workers of Ray")):
             words = [f"output_base_path={folder}", f"exp_name={count}-{samples}", f"total_prompt_num={samples}"]
             words += ["algo=nocache", f"ngpu={count}", "warmup_samples=0"]
