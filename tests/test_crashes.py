@@ -108,15 +108,17 @@ def test_kill_9_of_workers(long_words, undisturbed, tmp_path):
         assert [r.prompt for r in jobs.read_records(folder)] == PROMPTS
 
 
-def test_kill_9_of_the_driver(long_words, undisturbed, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_the_driver_is_stopped(long_words, undisturbed, tmp_path, how):
     """Its workers go too, its directory is free at once, and the same command makes the rest."""
     folder = tmp_path / "out/x"
     process = start(*long_words, "ngpu=2")
     while len(list(folder.glob("records/*.json"))) < 5:
         assert process.poll() is None
         time.sleep(0.05)
-    process.kill()
-    process.communicate()
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
     before = by_id(folder)
     out, _ = finish(start(*long_words, "ngpu=2"))
     assert 5 <= len(before) < 60 and before.items() <= undisturbed.items()
