@@ -159,7 +159,7 @@ def test_files(home, tmp_path):
     prompts = list(csv.DictReader(io.StringIO((tmp_path / "prompts.csv").read_text())))
     assert len(prompts) == 6 * 8 and {row["prompt"] for row in prompts} == set(PROMPTS)
     page = (tmp_path / "index.html").read_text()
-    assert "Differences from good" in page and "furthest from the reference" in page
+    assert "Differences from good" in page and "Furthest from the reference" in page
 
 
 def test_ten_thousand_prompts_stay_small():
