@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import composed
 from PIL import Image
-from test_engine import descends, finish, more_words, pictures  # noqa: F401  a fixture
+from test_engine import finish, more_words  # noqa: F401  a fixture
 from test_run import start, words  # noqa: F401  a fixture
 
 from spectrum_bench import jobs, run
@@ -83,6 +83,17 @@ def test_kill_9_of_the_run(long_words, undisturbed, tmp_path):
     assert by_id(folder) == undisturbed and not list(folder.glob("*/.*.part"))
     assert [r.prompt for r in jobs.read_records(folder)] == PROMPTS
     print(f"{kills} kills, {stale} unfinished files, every one of them swept")
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            return False
+    return False
 
 
 def workers_of(process) -> list[int]:

@@ -51,17 +51,6 @@ def test_two_workers_make_what_one_makes(compose, more_words, tmp_path):
     assert "6 samples, 6 of them finished" in out
 
 
-def descends(pid: int, ancestor: int) -> bool:
-    while pid > 1:
-        if pid == ancestor:
-            return True
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            return False
-    return False
-
-
 def test_an_algorithm_that_does_not_fit_ends_the_run_in_one_line(more_words):
     for extra in ([], ["ngpu=2"]):
         out, err = finish(start(*more_words, "algo=deepcache", *extra), 1)

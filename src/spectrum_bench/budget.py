@@ -6,7 +6,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig, OmegaConf
 
 from .cli import check_values
-from .generate import generate
+from .generate import generate_all
 from .jobs import UserError, make_jobs, read_prompts
 from .models import identify, locate, open_pipeline
 from .run import build
@@ -60,12 +60,7 @@ def main(cfg: DictConfig) -> None:
         if mask is not None:
             taken = float(mask.sum())
         else:
-            settings = {"num_steps": steps, "arguments": model["arguments"]}
-            try:
-                each = [generate(pipe, job, algorithm, **settings)[1] for job in jobs]
-            except ValueError as error:  # the algorithm does not fit this denoiser
-                raise UserError(str(error)) from None
-            taken = sum(figures["nfe"] for figures in each) / len(each)
+            taken = sum(figures["nfe"] for _, figures in generate_all(pipe, jobs, algorithm, plain)) / len(jobs)
         print(f"{plain['key']}={threshold:g}: {taken:g} passes", flush=True)
         return taken
 

@@ -14,7 +14,7 @@ import torch
 
 from .cache import cached, denoisers
 from .forecasters import Weights
-from .jobs import Job
+from .jobs import Job, UserError
 from .models import ROOT
 from .schedules import Schedule
 from .sites import Site
@@ -159,6 +159,19 @@ def environment(device: str, threads: int) -> dict:
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "git_sha": _git_sha(),
     }
+
+
+def generate_all(pipe, jobs: list[Job], algorithm: Algorithm, plain: dict) -> list[tuple[np.ndarray, dict]]:
+    """`generate` for each job, by a resolved configuration.
+
+    Raises:
+        UserError: the algorithm does not fit this denoiser.
+    """
+    settings = {"num_steps": plain["num_inference_steps"], "arguments": plain["model"]["arguments"]}
+    try:
+        return [generate(pipe, job, algorithm, **settings) for job in jobs]
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _cpu() -> str:

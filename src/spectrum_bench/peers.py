@@ -21,7 +21,7 @@ class Peer:
     counts if the first projection of the block `watched` ran. Caches of attention alone run the MLPs at every step;
     the time of a skipped step tells."""
 
-    library: str
+    package: str
     runs_blocks = False
     watched = -1
 
@@ -37,7 +37,7 @@ class Peer:
         projections = (m for n, m in all_blocks(denoiser)[self.watched].named_modules() if n.endswith("to_q"))
         query = next(projections, None)
         if query is None:  # a U-Net's last block has no attention
-            raise ValueError(f"{self.library} caches nothing in {type(denoiser).__name__}: use our own algorithms")
+            raise ValueError(f"{self.package} caches nothing in {type(denoiser).__name__}: use our own algorithms")
         undo.callback(_restore, {module: (set(vars(module)), dict(module._modules)) for module in denoiser.modules()})
         self.switch_on(denoiser, session, undo)
         ran = []
@@ -61,7 +61,7 @@ class DiffusersCache(Peer):
         filled: those that only a run knows: "timestep" (a function that gives the current one), "steps" (their number).
     """
 
-    library = "diffusers"
+    package = "diffusers"
     config: str
     arguments: dict = field(default_factory=dict)
     filled: dict = field(default_factory=dict)
@@ -95,7 +95,7 @@ class CacheDiT(Peer):
         constants: its arguments.
     """
 
-    library = "cache-dit"
+    package = "cache-dit"
     arguments: dict = field(default_factory=dict)
     calibrator: str | None = None
     constants: dict = field(default_factory=dict)

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .cli import check_values
 from .forecasters import reuse
-from .generate import Algorithm, generate
+from .generate import Algorithm, generate_all
 from .jobs import Job, UserError, make_jobs, read_prompts
 from .metrics.pixel import psnr
 from .models import identify, locate, open_pipeline
@@ -33,11 +33,7 @@ def main(cfg: DictConfig) -> float:
     kept = {key: plain[key] for key in ("model", "device", "threads", "num_inference_steps")}
     kept["weights"] = identify(plain["model"])
     pipe, references = reference_samples(json.dumps(kept), tuple(jobs))
-    settings = {"num_steps": plain["num_inference_steps"], "arguments": plain["model"]["arguments"]}
-    try:
-        samples, figures = zip(*(generate(pipe, job, algorithm, **settings) for job in jobs), strict=True)
-    except ValueError as error:  # the algorithm does not fit this denoiser
-        raise UserError(str(error)) from None
+    samples, figures = zip(*generate_all(pipe, jobs, algorithm, plain), strict=True)
     passes = sum(f["nfe"] for f in figures) / len(jobs)
     quality = sum(map(psnr, samples, references)) / len(jobs)
     value = quality if passes <= plain["passes"] else plain["passes"] - passes
@@ -51,5 +47,5 @@ def reference_samples(kept: str, jobs: tuple[Job, ...]) -> tuple:
     """(pipeline, uncached samples), made once for all trials of a process."""
     cfg = json.loads(kept)
     pipe, _ = open_pipeline(cfg)
-    settings = {"num_steps": cfg["num_inference_steps"], "arguments": cfg["model"]["arguments"]}
-    return pipe, [generate(pipe, job, Algorithm("nocache", full, reuse, None), **settings)[0] for job in jobs]
+    plain = Algorithm("nocache", full, reuse, None)
+    return pipe, [sample for sample, _ in generate_all(pipe, jobs, plain, cfg)]
