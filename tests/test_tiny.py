@@ -11,7 +11,7 @@ from torch import nn
 from spectrum_bench.jobs import read_prompts
 from spectrum_bench.models import ROOT, load_pipeline
 from tiny import parts, world
-from tiny.fit import fit
+from tiny.fit import Muon, fit
 from tiny.judge import Seen, check, load_judge
 from tiny.world import Scene, Thing
 
@@ -186,17 +186,17 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path):
 
     def train(folder, steps_now):
         torch.manual_seed(0)
-        model = nn.ModuleDict({"transformer_blocks": nn.ModuleList([nn.Linear(8, 8)]), "head": nn.Linear(8, 1)})
+        model = nn.ModuleDict({"kernel": nn.Conv1d(8, 8, 3), "block": nn.Linear(8, 8), "head": nn.Linear(8, 1)})
 
         def loss(step):
             if step >= steps_now:
                 raise KeyboardInterrupt
             x = torch.from_numpy(np.random.default_rng(step).standard_normal((16, 8), dtype=np.float32))
-            y = model["head"](model["transformer_blocks"][0](x))
+            y = model["head"](model["block"](model["kernel"](x.T[None]).mT.mean(1) + x))
             return ((y - x.sum(1, keepdim=True)) ** 2).mean(), {}
 
         folder.mkdir(exist_ok=True)
-        fit("toy", model, loss, steps=10, lr=1e-2, work=folder, muon=True, save_every=5)
+        fit("toy", model, loss, steps=10, lr=1e-2, work=folder, muon=lambda name, p: "head" not in name and p.ndim > 1, save_every=5)
         return model
 
     whole = train(tmp_path / "a", 99)
@@ -205,6 +205,18 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path):
     resumed = train(tmp_path / "b", 99)
     for (name, p), q in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(p, q), name
+
+
+def test_muon_treats_a_kernel_as_the_matrix_that_it_is():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 4, 3, 3))
+    matrix = nn.Parameter(kernel.detach().reshape(6, 36).clone())
+    ours, theirs = Muon([kernel], lr=0.1), torch.optim.Muon([matrix], lr=0.1)
+    for _ in range(3):
+        kernel.grad = torch.randn_like(kernel).to(memory_format=torch.channels_last)
+        matrix.grad = kernel.grad.reshape(6, 36)
+        ours.step(), theirs.step()
+    assert torch.equal(kernel.detach().reshape(6, 36), matrix.detach())
 
 
 SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.json"))

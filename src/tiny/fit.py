@@ -16,14 +16,26 @@ def ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def _optimisers(model: nn.Module, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
+class Muon(torch.optim.Muon):
+    """Torch's, for the kernels of convolutions as well: each is a matrix, (out, in x its extent)."""
+
+    def __init__(self, kernels: list[nn.Parameter], **kwargs):
+        self.kernels = kernels
+        super().__init__([nn.Parameter(k.detach().view(len(k), -1)) for k in kernels], **kwargs)  # views, not copies
+
+    def step(self):
+        for matrix, kernel in zip(self.param_groups[0]["params"], self.kernels, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        super().step()
+
+
+def _optimisers(model: nn.Module, lr: float, muon: Callable[[str, Tensor], bool]) -> list[torch.optim.Optimizer]:
     matrices, rest = [], []
     for name, p in model.named_parameters():
-        hidden = p.ndim == 2 and "blocks." in name and ".norm" not in name  # AdamW has the rest
-        (matrices if muon and hidden else rest).append(p)
+        (matrices if muon(name, p) else rest).append(p)
     optimisers = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)]
     if matrices:
-        optimisers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        optimisers.append(Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     return optimisers
 
 
@@ -46,7 +58,7 @@ def fit(
     work: Path,
     decay_from: float = 0.5,
     ema: float = 0.998,
-    muon: bool = False,
+    muon: Callable[[str, Tensor], bool] = lambda name, p: False,
     log_every: int = 50,
     save_every: int = 200,
 ) -> nn.Module:
@@ -55,6 +67,7 @@ def fit(
     The learning rate warms up over 50 steps, is constant until `decay_from * steps`, then falls linearly to 2 %.
     A checkpoint in `work/<stage>.safetensors` holds weights, average and optimiser state: a later call goes on
     from it, and a finished stage returns at once. With several processes (torchrun) gradients are averaged.
+    `muon(name, parameter)` says which parameters Muon (Jordan et al. 2024) trains; AdamW trains the others.
     """
     rank, world = ranks()
     path = work / f"{stage}.safetensors"
