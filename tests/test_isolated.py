@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fabricate
 import pytest
@@ -155,6 +156,31 @@ def test_a_clip_that_vbench_cannot_take_is_found_by_halves(tmp_path):
     found = score_vbench.evaluate(Judge(), "imaging_quality", clips, tmp_path / "imaging_quality")
     assert found == dict.fromkeys(clips, 0.5) | {"5": "imaging_quality: RuntimeError: no stream"}
     assert Judge.asked == [8, 4, 4, 2, 1, 1, 2]
+
+
+def test_vbench_writes_as_it_goes(tmp_path, monkeypatch):
+    """What was written before a kill is not lost: clips go through all dimensions part by part."""
+
+    class VBench:
+        def __init__(self, device, info, folder):
+            self.folder = Path(folder)
+
+        def evaluate(self, videos_path, name, dimension_list, **how):
+            clips = sorted(str(path) for path in Path(videos_path).iterdir())
+            if any(clip.endswith("4.mp4") for clip in clips):
+                raise SystemExit(137)
+            each = [{"video_path": clip, "video_results": float(Path(clip).stem)} for clip in clips]
+            (Path(self.output_path) / f"{name}_eval_results.json").write_text(json.dumps({dimension_list[0]: [1, each]}))
+
+    package = SimpleNamespace(__file__=str(tmp_path / "vbench/__init__.py"), VBench=VBench)
+    monkeypatch.setitem(sys.modules, "vbench", package)
+    monkeypatch.setattr(score_vbench, "AT_ONCE", 2)
+    manifest, results = tmp_path / "manifest", tmp_path / "results"
+    manifest.write_text("".join(json.dumps({"id": str(i), "path": f"/{i}.mp4"}) + "\n" for i in range(5)))
+    with pytest.raises(SystemExit):
+        score_vbench.main(str(manifest), str(results), str(tmp_path), "a", "b")
+    found = [json.loads(line) for line in results.read_text().splitlines()]
+    assert found == [{"id": str(i), "a": float(i), "b": float(i)} for i in range(4)]
 
 
 def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():

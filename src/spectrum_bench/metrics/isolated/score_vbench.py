@@ -12,6 +12,9 @@ import tempfile
 from pathlib import Path
 
 
+AT_ONCE = 100  # clips between two writes of the results; VBench loads a dimension's network anew for each
+
+
 def evaluate(vbench, dimension: str, clips: dict[str, str], folder: Path) -> dict[str, float | str]:
     """id -> score, or what is wrong. All clips at once; if that fails each half of them, down to the one at fault."""
     try:
@@ -52,18 +55,24 @@ def main(manifest: str, results: str, cache: str, *dimensions: str) -> None:
         sample = json.loads(line)
         clips[sample["id"]] = sample["path"]
     info = Path(vbench.__file__).parent / "VBench_full_info.json"
-    with tempfile.TemporaryDirectory() as folder:
-        judge = vbench.VBench(device, str(info), folder)
-        found = {name: {} for name in clips}
-        for dimension in dimensions:
-            whole = {name: path for name, path in clips.items() if "error" not in found[name]}
-            scores = evaluate(judge, dimension, whole, Path(folder) / dimension) if whole else {}
-            for name, score in scores.items():
-                found[name] |= {"error": score} if isinstance(score, str) else {dimension: score}
+    names = list(clips)
     with open(results, "a", encoding="utf-8") as out:
-        for name, scores in found.items():
-            kept = {"error": scores["error"]} if "error" in scores else scores
-            print(json.dumps({"id": name} | kept), file=out, flush=True)
+        for start in range(0, len(names), AT_ONCE):
+            part = {name: clips[name] for name in names[start : start + AT_ONCE]}
+            with tempfile.TemporaryDirectory() as folder:
+                found = score(vbench.VBench(device, str(info), folder), dimensions, part, Path(folder))
+            for name, scores in found.items():
+                print(json.dumps({"id": name} | scores), file=out, flush=True)
+
+
+def score(judge, dimensions: tuple[str, ...], clips: dict[str, str], folder: Path) -> dict[str, dict]:
+    """id -> every dimension, or "error"; of a clip that failed in one dimension the others are not asked for."""
+    found = {name: {} for name in clips}
+    for dimension in dimensions:
+        whole = {name: path for name, path in clips.items() if "error" not in found[name]}
+        for name, value in (evaluate(judge, dimension, whole, folder / dimension) if whole else {}).items():
+            found[name] = {"error": value} if isinstance(value, str) else found[name] | {dimension: value}
+    return found
 
 
 if __name__ == "__main__":
