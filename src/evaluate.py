@@ -57,13 +57,13 @@ def check() -> None:
     from spectrum_bench.metrics.isolated import is_made
 
     for name, metric in METRICS.items():
-        config = {"model": {"judge": "assets/tiny/flux/judge"} | ({"fps": 16} if name == "vbench" else {})}
+        config = {"model": {"judge": "assets/tiny/flux/judge"} | ({"fps": 16} if "vbench" in name else {})}
         try:
             metric.scorer(config)
         except MetricUnavailable as reason:
             print(f"—      {reason}")
             continue
-        made = metric.kind != "batch" or is_made(name)
+        made = metric.kind != "batch" or is_made(name.removesuffix("_standard"))
         print(f"ready  {name}" + ("" if made else ": its environment will be made on first use, some gigabytes"))
 
 

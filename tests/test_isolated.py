@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fabricate
+import numpy as np
 import pytest
 
 from spectrum_bench import evaluation
@@ -137,6 +138,32 @@ def test_vbenchs_quality_score():
     assert isolated.quality(top | {"dynamic_degree": 0.0}) == pytest.approx(6 / 6.5)
     assert math.isnan(isolated.quality(top | {"imaging_quality": math.nan}))
     assert set(isolated.QUALITY) == set(VBENCH) == set(METRICS["vbench"].details)
+
+
+def test_vbenchs_standard_score_is_made_of_each_dimensions_own_prompts():
+    """Against the formula as the official script has it: means over each dimension's clips first, then their sum."""
+    rng = np.random.default_rng(0)
+    found = [{name: rng.random() for name in VBENCH} for _ in range(40)]
+    found = [each | {"vbench": isolated.quality(each)} for each in found]
+    asked = [{VBENCH[i % 7]} | ({VBENCH[5], VBENCH[6]} if i % 3 else set()) for i in range(36)] + [set()] * 4
+    found[8] = dict.fromkeys(found[8], math.nan)  # could not be scored
+    rows = isolated.standard(found, asked)
+    assert [math.isnan(row["vbench_standard"]) for row in rows] == [i in (8, *range(36, 40)) for i in range(40)]
+    means = {n: np.mean([f[n] for f, dims in zip(found, asked, strict=True) if n in dims and f[n] == f[n]]) for n in VBENCH}
+    assert np.nanmean([row["vbench_standard"] for row in rows]) == pytest.approx(isolated.quality(means))
+    for name in VBENCH:
+        assert np.nanmean([row[f"standard_{name}"] for row in rows]) == pytest.approx(means[name])
+    with pytest.raises(MetricUnavailable, match="vbench_standard: no clip .* for imaging_quality; .* prompts=vbench"):
+        isolated.standard(found, [dims - {"imaging_quality"} for dims in asked])
+
+
+@pytest.mark.skipif(not isolated.is_made("vbench"), reason="the environment of vbench is not made")
+def test_vbenchs_own_list_of_prompts():
+    """The counts that its README has: 944 prompts, of which 326 are for the quality dimensions."""
+    asked = isolated.prompts_of_dimensions()
+    assert len(asked) == 944 and sum(map(bool, asked.values())) == 326
+    counts = [sum(name in dims for dims in asked.values()) for name in VBENCH]
+    assert counts == [72, 86, 75, 72, 72, 93, 93]
 
 
 def test_a_clip_that_vbench_cannot_take_is_found_by_halves(tmp_path):

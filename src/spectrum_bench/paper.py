@@ -18,7 +18,7 @@ CALIBRATION = ROOT / "configs" / "calibration"
 CITED = ROOT / "results" / "paper"
 # Our figures under the names of the paper's columns.
 COLUMNS = {"latency_s": "latency_s", "psnr": "psnr", "ssim": "ssim", "lpips": "lpips", "nfe": "passes"}
-COLUMNS |= {"image_reward": "imagereward", "clip": "clip", "vbench_quality": "vbench"}
+COLUMNS |= {"image_reward": "imagereward", "clip": "clip", "vbench_quality": "vbench_standard"}
 
 
 RMSE = "rmse_step_"

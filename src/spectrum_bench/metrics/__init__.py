@@ -88,7 +88,13 @@ METRICS = {
         Metric(
             "vbench", "batch", "VBench %", True, "isolated:make_vbench", 2, factor=100, unit="share", details=VBENCH,
             about="VBench: the Quality Score of its seven quality dimensions, each on every clip (custom input); "
-            "published scores take each dimension on prompts of its own and are not comparable",
+            "published scores take each dimension on prompts of its own: that is vbench_standard",
+        ),
+        Metric(
+            "vbench_standard", "batch", "VBench (standard) %", True, "isolated:make_vbench_standard", 2, factor=100,
+            unit="share", details=tuple(f"standard_{name}" for name in VBENCH),
+            about="VBench (standard): the Quality Score with each dimension on the prompts that VBench has for it, as "
+            "published scores are; still clips are not filtered for temporal_flickering",
         ),
         Metric(
             "caption", "single", "Caption %", True, "caption:make_caption", 1, factor=100, unit="share", unrelated=0.5,

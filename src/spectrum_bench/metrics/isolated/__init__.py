@@ -7,6 +7,7 @@ samples, in <experiment>/scores, by the hash of the sample's bytes and its promp
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -170,6 +171,52 @@ def make_vbench(config: dict):
         return [each | {"vbench": quality(each)} for each in found]
 
     return scores
+
+
+def make_vbench_standard(config: dict):
+    """As published: of each clip only the dimensions that VBench asks of its prompt."""
+    every = make_vbench(config)
+
+    def scores(items):
+        asked = prompts_of_dimensions()
+        return standard(every(items), [asked.get(prompt, ()) for _, prompt in items])
+
+    return scores
+
+
+def prompts_of_dimensions() -> dict[str, set[str]]:
+    """Prompt -> the quality dimensions that VBench measures on it, by the list in its package."""
+    (info,) = environment("vbench").parents[1].glob("lib/python*/site-packages/vbench/VBench_full_info.json")
+    asked: dict[str, set[str]] = {}
+    for entry in json.loads(info.read_text(encoding="utf-8")):  # two prompts are there twice
+        asked.setdefault(entry["prompt_en"], set()).update(set(entry["dimension"]) & set(VBENCH))
+    return asked
+
+
+def standard(found: list[dict[str, float]], asked: list[set[str]]) -> list[dict[str, float]]:
+    """Of every clip the dimensions asked of it, as standard_<dimension>, and as `vbench_standard` its share in the
+    Quality Score, so that their mean is the score: dimension d counts N / N_d times on each of its N_d clips, if N
+    clips are asked for any. nan where nothing is asked, or the clip could not be scored.
+
+    Args:
+        found: of every clip all dimensions, and "vbench", which is nan if it could not be scored.
+
+    Raises:
+        MetricUnavailable: one of the seven dimensions is asked of no clip.
+    """
+    asked = [set() if math.isnan(each["vbench"]) else dims for each, dims in zip(found, asked, strict=True)]
+    counts = {name: sum(name in dims for dims in asked) for name in VBENCH}
+    if absent := [name for name, count in counts.items() if not count]:
+        reason = f"no clip of VBench's prompts for {', '.join(absent)}"
+        raise MetricUnavailable("vbench_standard", reason, "python download.py prompts=vbench, and all of them")
+    clips, weights = sum(map(bool, asked)), sum(weight for _, _, weight in QUALITY.values())
+    rows = []
+    for each, dims in zip(found, asked, strict=True):
+        parts = [(*QUALITY[name], each[name], clips / counts[name]) for name in dims]
+        share = sum(w * (x - low) / (high - low) * times for low, high, w, x, times in parts) / weights
+        own = {f"standard_{name}": each[name] if name in dims else math.nan for name in VBENCH}
+        rows.append({"vbench_standard": share if dims else math.nan} | own)
+    return rows
 
 
 def _there(metric: str, weights: tuple[Path, ...]) -> None:
