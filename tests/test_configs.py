@@ -116,6 +116,7 @@ def test_top_level_keys_are_frozen(compose):
         [
             "prompt_file",
             "total_prompt_num",
+            "samples_per_prompt",
             "seed",
             "num_inference_steps",
             "window_size",

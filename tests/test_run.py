@@ -107,6 +107,19 @@ def test_more_prompts_extend_a_finished_run(compose, words, tmp_path, capsys):
     assert len(jobs.read_records(tmp_path / "out/x")) == 2
 
 
+def test_more_samples_of_a_prompt_have_the_seeds_after_it(compose, words, tmp_path, capsys):
+    run.main(compose(*words))
+    run.main(compose("samples_per_prompt=2", *words))
+    assert "4 samples, 2 of them finished" in capsys.readouterr().out
+    found = jobs.read_records(tmp_path / "out/x")
+    assert [(r.prompt_index, r.seed) for r in found] == [(0, 42), (0, 43), (1, 42), (1, 43)]
+    run.main(compose("seed=43", "exp_name=other", *[w for w in words if not w.startswith("exp_name")]))
+    alone = jobs.read_records(tmp_path / "out/other")
+    for mine, theirs in zip(alone, found[1::2], strict=True):  # as if it had been asked for alone
+        assert mine.id == theirs.id
+        assert (tmp_path / "out/other" / mine.sample).read_bytes() == (tmp_path / "out/x" / theirs.sample).read_bytes()
+
+
 def test_hostile_prompts_are_only_ever_data(compose, words, tmp_path):
     (tmp_path / "prompts.txt").write_text("\ufeff" + "\n\n".join(HOSTILE), encoding="utf-8")
     run.main(compose("num_inference_steps=1", "warmup_steps=1", *[w for w in words if "num_inf" not in w]))
@@ -148,6 +161,7 @@ def test_another_configuration_is_kept_out_of_a_folder(compose, words, tmp_path)
         (lambda t: ["device=gpu"], "none of cpu, cuda"),
         (lambda t: ["device=cuda:99"], "torch sees"),
         (lambda t: [f"seed={2**63}"], "too large"),
+        (lambda t: ["samples_per_prompt=0"], "samples_per_prompt must be"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_before_a_model_is_loaded(compose, words, tmp_path, monkeypatch, prepare, said):

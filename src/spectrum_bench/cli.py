@@ -87,6 +87,7 @@ def check_values(cfg: DictConfig) -> None:
 
     for key, least in {
         "seed": 0,
+        "samples_per_prompt": 1,
         "threads": 1,
         "warmup_samples": 0,
         "keep_latents": 0,
@@ -101,7 +102,7 @@ def check_values(cfg: DictConfig) -> None:
     folders = str(cfg.get("exp_name", "none")).split("/")
     if not all(re.fullmatch(r"[\w=,.+@ -]+", folder) and folder != ".." for folder in folders):
         raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
-    if cfg.seed >= 2**63:
+    if cfg.seed + cfg.get("samples_per_prompt", 1) > 2**63:
         raise UserError(f"seed={cfg.seed} is too large: keep it below 2^63")
     for key in ("dtype", "vae_dtype"):
         if cfg.model.get(key, "float32") not in ("float32", "bfloat16", "float16"):

@@ -94,17 +94,21 @@ def read_prompts(path: str | os.PathLike, limit: int | None = None) -> list[str]
     return prompts[:limit]
 
 
-def make_jobs(prompts: list[str], seed: int, identity: dict) -> list[Job]:
-    """One job a prompt. `identity` is the part of the configuration that decides pixels.
+def make_jobs(prompts: list[str], seed: int, identity: dict, samples: int = 1) -> list[Job]:
+    """`samples` jobs a prompt, with `seed` and those after it: all prompts with the first seed come first.
 
     A prompt that comes again gets an id of its own by counting how often it was seen before.
+
+    Args:
+        identity: the part of the configuration that decides pixels.
     """
-    seen: Counter[str] = Counter()
     jobs = []
-    for index, prompt in enumerate(prompts):
-        key = json.dumps([identity, prompt, seed, seen[prompt]], sort_keys=True, ensure_ascii=False)
-        seen[prompt] += 1
-        jobs.append(Job(hashlib.sha256(key.encode()).hexdigest()[:16], index, prompt, seed))
+    for each in range(seed, seed + samples):
+        seen: Counter[str] = Counter()
+        for index, prompt in enumerate(prompts):
+            key = json.dumps([identity, prompt, each, seen[prompt]], sort_keys=True, ensure_ascii=False)
+            seen[prompt] += 1
+            jobs.append(Job(hashlib.sha256(key.encode()).hexdigest()[:16], index, prompt, each))
     return jobs
 
 

@@ -32,8 +32,8 @@ from .jobs import (
 ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
 # What decides a sample's pixels, with its seed.
 IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps", "runtime")
-FREE = ("total_prompt_num", "output_base_path", "exp_name", "ngpu", "device", "threads", "warmup_samples")
-FREE += ("keep_latents", "retry_failed", "engine")
+FREE = ("total_prompt_num", "samples_per_prompt", "output_base_path", "exp_name", "ngpu", "device", "threads")
+FREE += ("warmup_samples", "keep_latents", "retry_failed", "engine")
 SOME_FAILED = 3  # exit code: the run went to its end, but not every sample could be made
 
 
@@ -55,7 +55,8 @@ def main(cfg: DictConfig) -> None:
     claim(folder, plain)
 
     with only_run(folder):
-        jobs = make_jobs(prompts, cfg.seed, {key: comparable(plain)[key] for key in IDENTITY})
+        identity = {key: comparable(plain)[key] for key in IDENTITY}
+        jobs = make_jobs(prompts, cfg.seed, identity, cfg.samples_per_prompt)
         if code := work(plain, folder, algorithm, jobs):
             sys.exit(code)
 
