@@ -50,18 +50,18 @@ def train_vae(student: Student, cfg, device) -> None:
     """Reconstruct (L1 + squared error + gradients) under a small KL, then set the scale that whitens the latents."""
     recipe, vae = cfg.stages.vae, student.pipe.vae
 
-    def pictures(rng, count):
-        clips = world.render_clips(_scenes(rng, count, cfg), rng, cfg.frames)[0]
+    def pictures(rng, count, frames=cfg.frames):
+        clips = world.render_clips(_scenes(rng, count, cfg), rng, frames)[0]
         return student.enter(2 * clips.to(device) - 1).contiguous()
 
     def loss(step):
-        x = pictures(_rng(cfg.seed, 0, step), recipe.batch)
+        x = pictures(_rng(cfg.seed, 0, step), recipe.batch, 1 if step < recipe.stills else cfg.frames)
         layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         with torch.autocast(x.device.type, torch.bfloat16):
             posterior = vae.encode(x.contiguous(memory_format=layout)).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         error = y - x
-        slopes = [error.diff(dim=d).abs().mean() for d in range(2, x.ndim)]
+        slopes = [error.diff(dim=d).abs().mean() for d in range(2, x.ndim) if x.shape[d] > 1]
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         mse = (error**2).mean()
         total = error.abs().mean() + 2 * mse + sum(slopes) + recipe.kl * kl
