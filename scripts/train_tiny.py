@@ -46,6 +46,8 @@ def main(cfg):
     train.train_denoiser(student, pool, cfg, cfg.device)
     if "guide" in cfg.stages:
         train.distil_guidance(student, pool, cfg, cfg.device)
+    if "decoder" in cfg.stages:
+        train.train_decoder(student, cfg, cfg.device)
     if ranks()[0] > 0:
         return  # the rest is one process's work
     facts = train.judge_accuracy(judge, student, cfg, cfg.device)

@@ -92,6 +92,64 @@ def test_prompts_stay_text(browser):
     assert max(heights) < 300  # 5,000 characters scroll
 
 
+def opened(browser):
+    """The dialog that a click opens as soon as its pictures are decoded."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    dialog = browser.find_element(By.TAG_NAME, "dialog")
+    WebDriverWait(browser, 10).until(lambda _: dialog.get_property("open"))
+    return dialog
+
+
+def shown(browser, role: str, sources: list[str]) -> list[bool]:
+    """Whether the dialog's pictures of one role have the pixels of these data URIs."""
+    return browser.execute_async_script(
+        "const [role, sources, done] = arguments;"
+        "const pixels = async src => { const i = new Image(), c = document.createElement('canvas'); i.src = src;"
+        "  await i.decode(); c.width = i.naturalWidth; c.height = i.naturalHeight;"
+        "  c.getContext('2d').drawImage(i, 0, 0); return c.toDataURL(); };"
+        "const same = async (img, uri) => await pixels(img.src) === await pixels(uri);"
+        "const found = [...document.querySelectorAll('dialog .' + role)];"
+        "Promise.all(found.map((img, i) => same(img, sources[i]))).then(done, done)",
+        role,
+        sources,
+    )
+
+
+def test_clips_are_compared_in_step(browser):
+    """Two clips of the same grey levels, already playing a while apart, differ nowhere once they are compared."""
+    import base64
+    import io
+    import time
+
+    import numpy as np
+    from PIL import Image
+    from selenium.webdriver.common.by import By
+
+    def clip(corner):
+        frames = [np.full((64, 64, 3), 30 * k, np.uint8) for k in range(8)]
+        frames[0][0, 0] = corner  # so that the browser cannot take them for one
+        out = io.BytesIO()
+        first, *rest = map(Image.fromarray, frames)
+        first.save(out, "webp", save_all=True, append_images=rest, duration=100, loop=0, lossless=True)
+        return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+    play = "const [i, uri] = arguments, img = document.querySelectorAll('.sample img')[i];"
+    play += "img.dataset.src = uri; img.src = uri;"
+    browser.execute_script(play, 0, clip(0))
+    time.sleep(0.35)
+    browser.execute_script(play, 2, clip(255))
+    time.sleep(0.2)
+    browser.find_elements(By.CSS_SELECTOR, ".sample")[2].click()
+    stage = opened(browser).find_element(By.CLASS_NAME, "difference")
+    for _ in range(5):
+        seen = np.asarray(Image.open(io.BytesIO(stage.screenshot_as_png)).convert("L"))
+        inside = seen[20:-20, 20:-20]
+        assert inside.size and inside.max() == 0
+        time.sleep(0.13)
+
+
 def test_click_compares_with_the_reference(browser):
     from selenium.webdriver.common.by import By
 
@@ -99,11 +157,10 @@ def test_click_compares_with_the_reference(browser):
     reference = browser.find_elements(By.CSS_SELECTOR, ".sample img")[0].get_attribute("data-src")
     own = sample.find_element(By.TAG_NAME, "img").get_attribute("data-src")
     sample.click()
-    dialog = browser.find_element(By.TAG_NAME, "dialog")
-    assert dialog.get_property("open")
+    dialog = opened(browser)
+    assert shown(browser, "mine", [reference, reference]) == [False, False]
     for role, source in (("theirs", reference), ("mine", own)):
-        found = [i.get_attribute("src") for i in dialog.find_elements(By.CLASS_NAME, role)]
-        assert found == [source, source] and source.startswith("data:image/png")
+        assert shown(browser, role, [source, source]) == [True, True] and source.startswith("data:image/png")
     assert dialog.find_element(By.CLASS_NAME, "name").text == "fora 14/50"
     assert " dB" in dialog.find_element(By.CLASS_NAME, "words").text
     assert dialog.find_element(By.CLASS_NAME, "prompt").text == PROMPTS[0]
@@ -159,12 +216,12 @@ def test_the_worst_stand_beside_their_references(browser):
     theirs, mine = browser.find_elements(By.CSS_SELECTOR, ".worst .set")[0].find_elements(By.CLASS_NAME, "sample")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mine)
     mine.click()
-    dialog = browser.find_element(By.TAG_NAME, "dialog")
+    dialog = opened(browser)
     assert dialog.find_element(By.CLASS_NAME, "name").text == "fora 14/50"
     for role, sample in (("theirs", theirs), ("mine", mine)):
         key = sample.find_element(By.TAG_NAME, "img").get_attribute("data-from")
         source = browser.find_element(By.ID, key).get_attribute("data-src")
-        assert dialog.find_element(By.CLASS_NAME, role).get_attribute("src") == source
+        assert shown(browser, role, [source, source]) == [True, True]
 
 
 def test_columns_sort(browser):

@@ -50,30 +50,50 @@ def train_vae(student: Student, cfg, device) -> None:
     """Reconstruct (L1 + squared error + gradients) under a small KL, then set the scale that whitens the latents."""
     recipe, vae = cfg.stages.vae, student.pipe.vae
 
-    def pictures(rng, count, frames=cfg.frames):
-        clips = world.render_clips(_scenes(rng, count, cfg), rng, frames)[0]
-        return student.enter(2 * clips.to(device) - 1).contiguous()
-
     def loss(step):
-        x = pictures(_rng(cfg.seed, 0, step), recipe.batch, 1 if step < recipe.stills else cfg.frames)
-        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        frames = 1 if step < recipe.stills else cfg.frames
+        x = _pictures(student, _rng(cfg.seed, 0, step), recipe.batch, frames, cfg, device)
         with torch.autocast(x.device.type, torch.bfloat16):
-            posterior = vae.encode(x.contiguous(memory_format=layout)).latent_dist
+            posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
-        error = y - x
-        slopes = [error.diff(dim=d).abs().mean() for d in range(2, x.ndim) if x.shape[d] > 1]
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        mse = (error**2).mean()
-        total = error.abs().mean() + 2 * mse + sum(slopes) + recipe.kl * kl
-        return total, {"psnr": float(10 * torch.log10(4 / mse.detach())), "kl": kl.detach()}
+        total, figures = _difference(y, x)
+        return total + recipe.kl * kl, figures | {"kl": kl.detach()}
 
     fit("vae", vae, loss, steps=recipe.steps, lr=recipe.lr, muon=_kernel, work=Path(cfg.shared))
     with torch.no_grad():  # the same on every rank: they must agree on the scale
-        x = pictures(np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames)
+        x = _pictures(student, np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
         latents = vae.encode(x).latent_dist.mode()
-        psnr = 10 * torch.log10(4 / ((vae.decode(latents).sample - x) ** 2).mean())
     student.whiten(latents)
-    print(f"vae: {psnr:.1f} dB on fresh pictures", flush=True)
+
+
+def train_decoder(student: Student, cfg, device) -> None:
+    """Go on with the VAE's decoder alone: what latents mean to the denoiser stays as it is."""
+    recipe, vae = cfg.stages.decoder, student.pipe.vae
+    for name, p in vae.named_parameters():
+        p.requires_grad_(name.startswith(("decoder", "post_quant")))
+
+    def loss(step):
+        x = _pictures(student, _rng(cfg.seed, 9, step), recipe.batch, cfg.frames, cfg, device)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(x).latent_dist.sample()
+            return _difference(vae.decode(latents).sample.float(), x)
+
+    fit("decoder", vae, loss, steps=recipe.steps, lr=recipe.lr, muon=_kernel, decay_from=0.2, work=Path(cfg.shared))
+
+
+def _pictures(student: Student, rng: np.random.Generator, count: int, frames: int, cfg, device) -> Tensor:
+    clips = world.render_clips(_scenes(rng, count, cfg), rng, frames)[0]
+    x = student.enter(2 * clips.to(device) - 1)
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+
+
+def _difference(y: Tensor, x: Tensor) -> tuple[Tensor, dict]:
+    error = y - x
+    mse = (error**2).mean()
+    slopes = [error.diff(dim=d).abs().mean() for d in range(2, x.ndim) if x.shape[d] > 1]
+    return error.abs().mean() + 2 * mse + sum(slopes), {"psnr": float(10 * torch.log10(4 / mse.detach()))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
