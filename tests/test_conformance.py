@@ -20,6 +20,7 @@ MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))
 UNSUPPORTED = {("deepcache", m): "is no U-Net" for m in MINIATURES if m != "tiny-sdxl"}
 UNSUPPORTED |= {(a, "tiny-sd3"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
 UNSUPPORTED |= {(a, "tiny-sdxl"): "diffusers caches nothing" for a in ALGOS if a.startswith("diffusers_")}
+UNSUPPORTED |= {(f"diffusers_{a}", "tiny-wan"): "would mix .* guidance branches" for a in ("pab", "fastercache")}
 UNSUPPORTED |= {(a, m): "cache-dit caches nothing" for a in ALGOS if "cachedit" in a for m in ("tiny-sd3", "tiny-sdxl")}
 MODULES, FRONT = ("fora", "foca", "hicache", "lagrange", "speca", "taylorseer"), ("cgtaylor", "dicache", "fbcache")
 UNSUPPORTED |= {(a, "tiny-sdxl"): "per-module caching does not know .*: use site=last_block" for a in MODULES}

@@ -24,6 +24,7 @@ class Peer:
     package: str
     runs_blocks = False
     watched = -1
+    knows_branches = True  # of guidance; False: its state is of whoever calls, which two calls a step would mix
 
     def switch_on(self, denoiser: nn.Module, session, undo: ExitStack) -> None:
         raise NotImplementedError
@@ -44,6 +45,8 @@ class Peer:
         undo.callback(query.register_forward_pre_hook(lambda *_: ran.append(True)).remove)
 
         def observe(*_):
+            if session.call > 0 and not self.knows_branches:
+                raise ValueError(f"{self} would mix this pipeline's two guidance branches: use our own algorithms")
             session.branch.observe(session.step, bool(ran))
             ran.clear()
 
@@ -65,6 +68,13 @@ class DiffusersCache(Peer):
     config: str
     arguments: dict = field(default_factory=dict)
     filled: dict = field(default_factory=dict)
+
+    def __str__(self):
+        return f"diffusers' {self.config}"
+
+    @property
+    def knows_branches(self) -> bool:
+        return self.config not in ("PyramidAttentionBroadcastConfig", "FasterCacheConfig")  # they count calls
 
     def __post_init__(self):
         given = dict(self.arguments) | dict.fromkeys(self.filled, 1)

@@ -251,7 +251,9 @@ def make_pool(student: Student, cfg, device) -> dict[str, Tensor]:
             rng = _rng(cfg.seed, 2, start)
             scenes = _scenes(rng, chunk, cfg)
             clips, _, cover = world.render_clips(scenes, rng, cfg.frames)
-            pieces["latents"].append(student.latents(2 * clips.to(device) - 1).cpu().bfloat16())
+            with torch.autocast(torch.device(device).type, torch.bfloat16):  # as they are kept
+                latents = student.latents(2 * clips.to(device) - 1)
+            pieces["latents"].append(latents.cpu().bfloat16())
             pieces["scenes"].append(torch.tensor([world.to_numbers(s) for s in scenes], dtype=torch.uint8))
             pieces["seen"].append(_semantics(scenes, cover, student.grid))
             if rank == 0 and start % 5000 == 0:
