@@ -63,8 +63,6 @@ for budget in $BUDGETS; do
     row hyca-$budget algo=hyca schedule.interval=$after5
     [ "$MODEL" != tiny-sd3 ] || continue   # neither diffusers nor cache-dit caches anything in it
     row diffusers_taylorseer-$budget algo=diffusers_taylorseer site.arguments.cache_interval=$after3
-    row diffusers_pab-$budget algo=diffusers_pab site.arguments.spatial_attention_block_skip_range=$after1
-    row diffusers_fastercache-$budget algo=diffusers_fastercache site.arguments.spatial_attention_block_skip_range=$after1
     gate diffusers_fbcache $budget algo=diffusers_fbcache key=site.arguments.threshold
     gate diffusers_magcache $budget algo=diffusers_magcache key=site.arguments.threshold \
         site.arguments.retention_ratio=0.1 site.arguments.max_skip_steps=10
@@ -72,6 +70,9 @@ for budget in $BUDGETS; do
         gate cachedit_$calibrator $budget algo=cachedit_$calibrator key=site.arguments.residual_diff_threshold \
             site.arguments.max_warmup_steps=4
     done
+    [ "$MODEL" != tiny-wan ] || continue   # these two would mix its two guidance calls
+    row diffusers_pab-$budget algo=diffusers_pab site.arguments.spatial_attention_block_skip_range=$after1
+    row diffusers_fastercache-$budget algo=diffusers_fastercache site.arguments.spatial_attention_block_skip_range=$after1
 done
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"

@@ -73,13 +73,14 @@ def test_passes_are_those_of_our_schedules(number):
 def test_every_run_composes_and_builds(compose, name):
     """On the paper's models, and on a miniature of each kind that is here."""
     miniatures = {"flux": "tiny-flux", "sd3-5": "tiny-sd3", "sdxl": "tiny-sdxl"}
+    miniatures |= {"wan14b": "tiny-wan", "hunyuan": "tiny-hunyuan"}
     for plan in paper.read_plans(name):
         small = miniatures.get(plan.model)
         shipped = small and (ROOT / "configs/model" / f"{small}.yaml").is_file()
         for each in [plan, *(paper.read_plans(name, small) if shipped else [])]:
             assert each.runs[0].words[0] == "algo=nocache" and len({run.name for run in each.runs}) == len(each.runs)
             assert each.baseline is None or each.baseline in {run.name for run in each.runs}
-            config = "video" if "14b" in each.model or each.model == "hunyuan" else "base"
+            config = "video" if "wan" in each.model or "hunyuan" in each.model else "base"
             for run in each.runs:
                 words = [f"model={each.model}", *run.words]
                 cfg = OmegaConf.to_container(compose(*words, config_name=config), resolve=True)
