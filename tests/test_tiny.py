@@ -1,5 +1,6 @@
 """The miniature world, its judge, its training loop and what is shipped."""
 
+import copy
 import json
 
 import numpy as np
@@ -217,6 +218,23 @@ def test_muon_treats_a_kernel_as_the_matrix_that_it_is():
         matrix.grad = kernel.grad.reshape(6, 36)
         ours.step(), theirs.step()
     assert torch.equal(kernel.detach().reshape(6, 36), matrix.detach())
+
+
+def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_pipes):
+    from conftest import recipe
+    from tiny.students import STUDENTS
+    from tiny.train import train_decoder
+
+    cfg = OmegaConf.create(recipe("wan") | {"shared": str(tmp_path)})
+    cfg.stages.decoder = {"steps": 2, "batch": 1, "lr": 1e-3}
+    pipe = copy.deepcopy(random_pipes("wan"))
+    student = STUDENTS[cfg.pipeline](pipe, OmegaConf.to_container(cfg.call), cfg.stages.denoiser.width)
+    clips = torch.rand(1, 9, 3, 64, 64)
+    before, weights = student.latents(clips), copy.deepcopy(pipe.vae.state_dict())
+    train_decoder(student, cfg, "cpu")
+    assert torch.equal(student.latents(clips), before)
+    moved = {k.split(".")[0] for k, v in pipe.vae.state_dict().items() if not torch.equal(v, weights[k])}
+    assert moved == {"decoder", "post_quant_conv"}
 
 
 SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.json"))
