@@ -33,6 +33,17 @@ def test_changes_are_those_of_an_uncached_run(random_pipe):
     assert x.shape == y.shape == (5,) and (x > 0).all()
 
 
+def test_changes_of_two_guidance_calls_a_step_are_those_of_the_first(random_pipes):
+    """The empty prompt in place of the caption makes both branches the same, so that one call a step must tell it all."""
+    arguments = {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 20}
+    job = Job("", 0, "", 0)
+    two = calibration.changes(random_pipes("wan"), job, 6, arguments | {"guidance_scale": 5.0})
+    one = calibration.changes(random_pipes("wan"), job, 6, arguments | {"guidance_scale": 1.0})
+    for a, b in zip(two, one, strict=True):
+        assert a.shape == (5,) and np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
 @pytest.mark.parametrize("r2", [0.79, 0.81])
 def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tmp_path, monkeypatch, r2):
     (tmp_path / "p.txt").write_text("a red ring\n")

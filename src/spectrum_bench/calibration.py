@@ -75,7 +75,8 @@ def changes(pipe, job, num_steps: int, arguments: dict) -> tuple[np.ndarray, np.
 
     rows = trajectory(pipe, job, num_steps, arguments, gate, LastBlock())
     output = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(rows, rows[1:], strict=False)]
-    return np.array(signal[:num_steps][1:]), np.array(output)
+    calls = len(signal) // num_steps  # a step: the first is the branch whose rows these are
+    return np.array(signal[::calls][1:]), np.array(output)
 
 
 def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[float], float]:
