@@ -34,7 +34,7 @@ def test_changes_are_those_of_an_uncached_run(random_pipe):
 
 
 def test_changes_of_two_guidance_calls_a_step_are_those_of_the_first(random_pipes):
-    """The empty prompt in place of the caption makes both branches the same, so that one call a step must tell it all."""
+    """The empty prompt in place of the caption makes both branches the same: one call a step must tell it all."""
     arguments = {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 20}
     job = Job("", 0, "", 0)
     two = calibration.changes(random_pipes("wan"), job, 6, arguments | {"guidance_scale": 5.0})

@@ -149,7 +149,8 @@ def test_vbenchs_standard_score_is_made_of_each_dimensions_own_prompts():
     found[8] = dict.fromkeys(found[8], math.nan)  # could not be scored
     rows = isolated.standard(found, asked)
     assert [math.isnan(row["vbench_standard"]) for row in rows] == [i in (8, *range(36, 40)) for i in range(40)]
-    means = {n: np.mean([f[n] for f, dims in zip(found, asked, strict=True) if n in dims and f[n] == f[n]]) for n in VBENCH}
+    pairs = list(zip(found, asked, strict=True))
+    means = {n: np.mean([f[n] for f, dims in pairs if n in dims and f[n] == f[n]]) for n in VBENCH}
     assert np.nanmean([row["vbench_standard"] for row in rows]) == pytest.approx(isolated.quality(means))
     for name in VBENCH:
         assert np.nanmean([row[f"standard_{name}"] for row in rows]) == pytest.approx(means[name])
@@ -197,7 +198,8 @@ def test_vbench_writes_as_it_goes(tmp_path, monkeypatch):
             if any(clip.endswith("4.mp4") for clip in clips):
                 raise SystemExit(137)
             each = [{"video_path": clip, "video_results": float(Path(clip).stem)} for clip in clips]
-            (Path(self.output_path) / f"{name}_eval_results.json").write_text(json.dumps({dimension_list[0]: [1, each]}))
+            results = json.dumps({dimension_list[0]: [1, each]})
+            (Path(self.output_path) / f"{name}_eval_results.json").write_text(results)
 
     package = SimpleNamespace(__file__=str(tmp_path / "vbench/__init__.py"), VBench=VBench)
     monkeypatch.setitem(sys.modules, "vbench", package)

@@ -196,8 +196,11 @@ def test_training_goes_on_exactly_where_it_stopped(tmp_path):
             y = model["head"](model["block"](model["kernel"](x.T[None]).mT.mean(1) + x))
             return ((y - x.sum(1, keepdim=True)) ** 2).mean(), {}
 
+        def muon(name, p):
+            return "head" not in name and p.ndim > 1
+
         folder.mkdir(exist_ok=True)
-        fit("toy", model, loss, steps=10, lr=1e-2, work=folder, muon=lambda name, p: "head" not in name and p.ndim > 1, save_every=5)
+        fit("toy", model, loss, steps=10, lr=1e-2, work=folder, muon=muon, save_every=5)
         return model
 
     whole = train(tmp_path / "a", 99)
@@ -222,6 +225,7 @@ def test_muon_treats_a_kernel_as_the_matrix_that_it_is():
 
 def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_pipes):
     from conftest import recipe
+
     from tiny.students import STUDENTS
     from tiny.train import train_decoder
 

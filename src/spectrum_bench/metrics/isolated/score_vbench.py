@@ -11,7 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 AT_ONCE = 100  # clips between two writes of the results; VBench loads a dimension's network anew for each
 
 
