@@ -3,14 +3,9 @@
 # quality figure comes of it.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:?name a model: flux, sd3-5, sdxl, hunyuan, wan14b or wan1-3b}; shift
-case $MODEL in
-    hunyuan | wan*) entry=src/text_to_video.py ;;
-    *) entry=src/text_to_image.py ;;
-esac
 OUT=${OUT:-output_samples_full_size/$MODEL} REPORT=${REPORT:-results/full_size/$MODEL} PROMPTS=${PROMPTS:-3}
-EXTRA=("$@")
-
-row() { echo; python $entry model="$MODEL" model.init=random total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@" "${EXTRA[@]}"; }
+EXTRA=(model.init=random "$@")
+source scripts/rows.sh
 
 row nocache algo=nocache
 row nocache-again algo=nocache

@@ -6,12 +6,10 @@
 # Thresholds are searched for on other prompts (src/budget.py), once: they are kept in $OUT/thresholds.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt   # these name cache-dit
 MODEL=${1:-tiny-flux}
-ENTRY=src/text_to_image.py; ! grep -q ^fps: "configs/model/$MODEL.yaml" || ENTRY=src/text_to_video.py
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-16 14 10}
 OUT=${OUT:-output_samples_image/$MODEL-methods} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/methods}
 mkdir -p "$OUT"
-
-row() { echo; python "$ENTRY" model="$MODEL" total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@" || [ $? = 3 ]; }   # 3: some samples failed; the table says so
+source scripts/rows.sh
 
 gate() {  # name, budget, words: a row at the threshold (or the key= given) that comes nearest to the budget
     local name=$1 budget=$2 found; shift 2

@@ -7,14 +7,13 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-64}
 OUT=${OUT:-output_samples_image/$MODEL-noise_floor} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/noise_floor}
+source scripts/rows.sh
 
-row() { echo; python src/text_to_image.py model="$MODEL" algo=nocache total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@"; }
-
-row reference
-row again
-row batch-of-2 runtime.batch_size=2 || true
-row another-attention runtime.attention=_native_math || true
-row compiled runtime.compile=true || true
+row reference algo=nocache
+row again algo=nocache
+row batch-of-2 algo=nocache runtime.batch_size=2 || true
+row another-attention algo=nocache runtime.attention=_native_math || true
+row compiled algo=nocache runtime.compile=true || true
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/reference"
 python src/report.py "$OUT"/*/ reference="$OUT/reference" out="$REPORT" rows=4

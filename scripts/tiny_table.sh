@@ -5,10 +5,8 @@
 #   PROMPTS=8 BUDGETS=slow OUT=... REPORT=... bash scripts/tiny_table.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux}
-ENTRY=src/text_to_image.py; ! grep -q ^fps: "configs/model/$MODEL.yaml" || ENTRY=src/text_to_video.py
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/$MODEL} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}}
-
-row() { echo; python "$ENTRY" model="$MODEL" total_prompt_num="$PROMPTS" output_base_path="$OUT" exp_name="$@" || [ $? = 3 ]; }   # 3: some samples failed; the table says so
+source scripts/rows.sh
 
 row nocache algo=nocache
 row nocache-again algo=nocache                                   # the noise floor

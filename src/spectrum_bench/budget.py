@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from .cli import check_values
+from .cli import checked
 from .generate import generate_all
 from .jobs import UserError, make_jobs, read_prompts
 from .models import identify, locate, open_pipeline
@@ -33,9 +33,7 @@ def main(cfg: DictConfig) -> None:
     Raises:
         UserError: an algorithm without a threshold, or one that cannot come near so many passes.
     """
-    check_values(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    plain.setdefault("site", None)
+    plain = checked(cfg)
     steps, target, model = plain["num_inference_steps"], plain["passes"], plain["model"]
     *path, last = plain["key"].split(".")
     owner = plain

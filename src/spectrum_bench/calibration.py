@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from scipy.cluster.vq import kmeans2
 
 from .cache import cached, denoisers
-from .cli import CALIBRATION, check_values
+from .cli import CALIBRATION, checked
 from .forecasters import SOLVERS
 from .gates import moved, observing
 from .generate import environment
@@ -213,8 +213,7 @@ def main(cfg: DictConfig) -> None:
     algo = cfg.algo.name
     if algo not in METHODS:
         raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
-    check_values(cfg)
-    plain, steps = OmegaConf.to_container(cfg, resolve=True), cfg.num_inference_steps
+    plain, steps = checked(cfg), cfg.num_inference_steps
     model = plain["model"]
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
     weights = identify(model)

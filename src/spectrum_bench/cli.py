@@ -80,8 +80,12 @@ def first_choice(config_name: str, word: str) -> list[str]:
     return [f"{override.get_key_element()}={next(override.sweep_string_iterator())}"]
 
 
-def check_values(cfg: DictConfig) -> None:
-    """Refuse values of the wrong kind, which would only show after the model is loaded."""
+def checked(cfg: DictConfig) -> dict:
+    """The configuration as plain values, with "site" None where the algorithm has none.
+
+    Raises:
+        UserError: a value of the wrong kind, which would only show after the model is loaded.
+    """
     import torch
     from diffusers.models.attention_dispatch import AttentionBackendName
 
@@ -124,6 +128,7 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"device={cfg.device} is none of cpu, cuda, cuda:<number>")
     if str(cfg.device).startswith("cuda") and int(cfg.device[5:] or 0) >= torch.cuda.device_count():
         raise UserError(f"device={cfg.device}: torch sees {torch.cuda.device_count()} GPUs; use device=cpu")
+    return {"site": None} | OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 def explain(config_name: str, error: Exception) -> str:

@@ -14,7 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import forecasters, gates, schedules
-from .cli import check_values
+from .cli import checked
 from .jobs import (
     DESCRIPTIVE,
     Job,
@@ -42,9 +42,7 @@ def main(cfg: DictConfig) -> None:
     from .models import identify, locate
 
     check_aliases(cfg)
-    check_values(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    plain.setdefault("site", None)
+    plain = checked(cfg)
     algorithm = build(plain)
     plain["labels"] = labels(plain)
     prompt_file = locate(cfg.prompt_file)

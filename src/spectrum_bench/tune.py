@@ -3,9 +3,9 @@
 import json
 from functools import lru_cache
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from .cli import check_values
+from .cli import checked
 from .forecasters import reuse
 from .generate import Algorithm, generate_all
 from .jobs import Job, UserError, make_jobs, read_prompts
@@ -22,9 +22,7 @@ def main(cfg: DictConfig) -> float:
     Raises:
         UserError: bad values, or an algorithm that does not fit the model.
     """
-    check_values(cfg)
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    plain.setdefault("site", None)
+    plain = checked(cfg)
     if not isinstance(plain["passes"], (int, float)) or plain["passes"] < 1:
         raise UserError(f"passes must be a number of at least 1, not {plain['passes']}")
     algorithm = build(plain)
