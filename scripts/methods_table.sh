@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirem
 MODEL=${1:-tiny-flux}
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-16 14 10}
 OUT=${OUT:-output_samples_image/$MODEL-methods} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/methods}
+for budget in $BUDGETS; do [[ $budget = 16 || $budget = 14 || $budget = 10 ]] || { echo "BUDGETS are of 16, 14 and 10" >&2; exit 2; }; done
 mkdir -p "$OUT"
 source scripts/rows.sh
 
@@ -28,7 +29,6 @@ for budget in $BUDGETS; do
         16) after1=3 after3=3 after5=4 flex=0.4 shortest=1 ;;    # 17, 18, 16 and 16 passes
         14) after1=4 after3=4 after5=5 flex=0.75 shortest=1 ;;   # 13, 14, 14 and 14
         10) after1=5 after3=6 after5=8 flex=3.0 shortest=2 ;;    # 10, 10, 10 and 10
-        *) echo "BUDGETS are of 16, 14 and 10" >&2; exit 2 ;;
     esac
     row steps-$budget algo=steps num_inference_steps=$budget
     row spectrum-$budget algo=spectrum flex_window=$flex

@@ -6,9 +6,9 @@
 # left out, one after the other here. Clips: ENTRY=src/text_to_video.py. What is there is not made again.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 ALGOS=${ALGOS:-fora,taylorseer,teacache,magcache,spectrum,reuse} ENTRY=${ENTRY:-src/text_to_image.py} OUT=${OUT:-output_samples_sweep}
-sweep() { python "$ENTRY" -m ${LAUNCHER:+hydra/launcher=$LAUNCHER} output_base_path="$OUT" "$@"; }
+sweep() { python "$ENTRY" -m ${LAUNCHER:+hydra/launcher=$LAUNCHER} output_base_path="$OUT" "$@" || [ $? = 3 ]; }   # 3: some samples failed; the table says so
 
 sweep algo=nocache exp_name=nocache "$@"
-sweep algo="$ALGOS" exp_name='${algo.name}' "$@" || [ $? = 3 ]   # 3: some samples failed; the table says so
+sweep algo="$ALGOS" exp_name='${algo.name}' "$@"
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 python src/report.py "$OUT"/*/ reference="$OUT/nocache" out="${REPORT:-$OUT-report}" baseline="${BASELINE:-${ALGOS##*,}}"

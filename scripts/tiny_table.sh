@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux}
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/$MODEL} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}}
 source scripts/rows.sh
+for budget in $BUDGETS; do [[ $budget = slow || $budget = fast ]] || { echo "BUDGETS are of slow and fast" >&2; exit 2; }; done
 
 row nocache algo=nocache
 row nocache-again algo=nocache                                   # the noise floor

@@ -3,7 +3,7 @@
 usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=<dir> [metrics=psnr,clip]
        python src/evaluate.py --check
 
-  <experiment dir>  a folder that a run has made: config.yaml, records.jsonl, samples/
+  <experiment dir>  a folder that a run has made: config.yaml, records.jsonl, samples/; or a folder of such
   reference=<dir>   the run to measure against: same model, prompts and seed, every step computed: algo=nocache
   metrics=...       which ones; left out: those that the model's configuration names
   --check           say of each metric whether all that it needs is here, and what to type if not
@@ -26,10 +26,10 @@ def main(argv: list[str]) -> None:
     if argv == ["--check"]:
         return check()
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
-    from spectrum_bench.experiments import check_reference, pairs, read_experiment
+    from spectrum_bench.experiments import check_reference, find_experiments, pairs, read_experiment
 
     reference = read_experiment(Path(options["reference"]))
-    experiments = [read_experiment(folder) for folder in folders]
+    experiments = [read_experiment(folder) for folder in find_experiments(folders)]
     for experiment in experiments:  # all of them before the first is scored
         check_reference(experiment, reference)
         pairs(experiment, reference)

@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"rows={options['rows']} is no number of prompts: write rows=16")
     if not options["margin"].replace(".", "", 1).isdecimal():
         raise UserError(f"margin={options['margin']} is no percentage: write margin=1")
-    from spectrum_bench.experiments import read_experiment
+    from spectrum_bench.experiments import find_experiments, read_experiment
     from spectrum_bench.formats import plain
-    from spectrum_bench.report import find_experiments, write_report
+    from spectrum_bench.report import write_report
     from spectrum_bench.tables import BUDGETS
 
     if options["align"] not in BUDGETS:

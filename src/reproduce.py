@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from spectrum_bench import arguments
-from spectrum_bench.jobs import UserError
+from spectrum_bench.jobs import UserError, finished
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,9 +41,27 @@ def main(argv: list[str]) -> None:
         return
     plans = [plan for name in experiments for plan in read_plans(name, model)]
     for plan in plans:
+        check_words(plan, words)
+    for plan in plans:
         folder = Path(out or "output_samples_paper") / plan.name / plan.model
         failed = run(plan, folder, [f"{key}={value}" for key, value in words.items()])
+        failed += [run.name for run in plan.runs if run.name not in failed and not finished(folder / run.name)]
         show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed)
+
+
+def check_words(plan, words: dict[str, str]) -> None:
+    """Refuse keys that would undo what makes the rows different, or hide them from the report.
+
+    Raises:
+        UserError: such a key.
+    """
+    common = set.intersection(*(set(run.words) for run in plan.runs))
+    own = {word.split("=")[0] for run in plan.runs for word in run.words if word not in common}
+    for key in words:
+        if key in own:
+            raise UserError(f"{key}= is what sets {plan.name}'s rows apart: change configs/experiment/{plan.name}.yaml")
+        if key in ("output_base_path", "exp_name"):
+            raise UserError(f"{key}= is the experiment's own: out=<folder> says where samples go")
 
 
 def run(plan, folder: Path, extra: list[str]) -> list[str]:
@@ -64,7 +82,8 @@ def run(plan, folder: Path, extra: list[str]) -> list[str]:
     common = [word for word in common if word.split("=")[0] not in given]
     for algo in plan.calibrate:
         print(f"\n{algo} must know of {plan.model}:", flush=True)
-        call("calibrate.py", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8")  # it says why it fails
+        same = [word for word in extra if word.startswith(("model.", "device=", "threads="))]
+        call("calibrate.py", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8", *same)  # it says why it fails
     failed = []
     for i, each in enumerate(plan.runs, 1):
         print(f"\n[{i}/{len(plan.runs)}] {each.name}", flush=True)

@@ -246,6 +246,26 @@ def test_full_and_skipped_steps_are_told_apart_by_the_clock(random_pipe, monkeyp
     assert figures["latency"] == expected
 
 
+@pytest.mark.parametrize("others, alone", [(10, False), (4, True)])
+def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkeypatch, others, alone):
+    """In twenty seconds of two processors this program takes one of them, and others so many seconds of the other."""
+    from collections import namedtuple
+    from types import SimpleNamespace
+
+    from spectrum_bench import generate
+    from spectrum_bench.jobs import Job
+
+    Times = namedtuple("Times", "user system idle iowait")
+    machine = iter([Times(0, 0, 0, 0), Times(15 + others, 5, 15 - others, 5)])
+    process = iter([(0, 0, 9), (15, 5, 9)])  # user, system, its children's
+    monkeypatch.setattr(generate.psutil, "cpu_times", lambda: next(machine))
+    monkeypatch.setattr(generate.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(process)))
+    algorithm = generate.Algorithm("x", schedules.full, forecasters.reuse, None)
+    shape = {"height": 64, "width": 64, "max_sequence_length": 16}
+    _, figures = generate.generate(random_pipe, Job("", 0, "a ring", 0), algorithm, num_steps=2, arguments=shape)
+    assert figures["alone"] is alone
+
+
 def test_another_number_of_steps_than_announced_raises(random_pipe):
     with (
         pytest.raises(RuntimeError, match="more than the 3 steps"),

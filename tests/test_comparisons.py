@@ -85,6 +85,29 @@ def test_a_baseline_must_name_one_row(home):
         comparisons.compare(build(home), "nobody")
 
 
+def test_a_folder_names_a_row_too(home):
+    baseline, found = comparisons.compare(build(home), str(home / "good"))
+    assert baseline.experiment.name == "good" and {d.row.experiment.name for d in found} == {"equal", "worse", "worst"}
+
+
+def test_methods_of_one_name_stay_apart(home):
+    table = build(home)
+    for row in table.rows:
+        row.name = "spectrum"
+    found = comparisons.compare(table, str(home / "good"))[1]
+    cells = {row.experiment.name: cells[0].text for row, cells in formats.difference_cells(table, found)}
+    assert len(cells) == len(set(cells.values())) == 3
+
+
+def test_what_was_not_measured_may_be_the_dearest(home):
+    rows = {row.experiment.name: row for row in build(home, align="latency").rows}
+    for row in rows.values():
+        row.figures["psnr_best"] = False
+    rows["good"].figures["latency_s"] = None
+    tables.mark_best(list(rows.values()), "latency_s")
+    assert rows["equal"].figures["psnr_best"] and not rows["worst"].figures["psnr_best"]
+
+
 def test_inside_the_noise_floor(home):
     table = build(home)
     rows = {row.experiment.name: row for row in table.rows}

@@ -46,7 +46,7 @@ def test_two_workers_make_what_one_makes(compose, more_words, tmp_path):
         r.computed_steps for r in two
     ]
     np.testing.assert_array_equal(pictures(tmp_path / "out/one"), pictures(tmp_path / "out/two"))
-    assert all(r.alone for r in one) and not any(r.alone for r in two)
+    assert not any(r.alone for r in two)
     out, _ = finish(start(*more_words, "exp_name=two", "ngpu=2"))
     assert "6 samples, 6 of them finished" in out
 

@@ -302,7 +302,7 @@ def test_pictures_too_small_for_a_metric(tmp_path):
         (["{spectrum}", "referense={reference}"], "no key referense: did you mean reference="),
         (["{spectrum}", "reference="], "reference= has no value"),
         (["{spectrum}", "--reference", "{reference}"], "no option --reference"),
-        (["/nowhere", "reference={reference}"], "/nowhere is no experiment directory"),
+        (["/nowhere", "reference={reference}"], "no experiment directory in /nowhere"),
         (["{spectrum}", "reference=/nowhere"], "/nowhere is no experiment directory"),
     ],
 )

@@ -152,6 +152,32 @@ def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):
         reproduce.run(plan, tmp_path, [])
 
 
+@pytest.mark.parametrize("word, words", [
+    ("num_inference_steps=20", "sets table1_flux's rows apart"),
+    ("exp_name=mine", "out=<folder>"),
+    ("output_base_path=/data", "out=<folder>"),
+])  # fmt: skip
+def test_words_that_would_spoil_an_experiment_are_refused(word, words, tmp_path, monkeypatch, capsys):
+    import reproduce
+
+    monkeypatch.setattr(reproduce, "call", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(UserError, match=words):
+        reproduce.main(["table1_flux", word, f"out={tmp_path}"])
+    with pytest.raises(UserError, match="there is no model=flxu: choose of flux, "):
+        reproduce.main(["table1_flux", "model=flxu"])
+
+
+def test_a_row_without_a_sample_is_told_and_left_out(tmp_path, monkeypatch):
+    import reproduce
+
+    monkeypatch.setattr(reproduce, "call", lambda *_: True)
+    monkeypatch.setattr(reproduce, "show", lambda plan, folder, out, failed: told.extend(failed))
+    told, folder = [], tmp_path / "table4_granularity/tiny-flux"
+    fabricate.experiment(folder / "nocache", ["a ring"], fabricate.pictures(["a ring"]))
+    reproduce.main(["table4_granularity", "model=tiny-flux", f"out={tmp_path}"])
+    assert len(told) == 4 and "nocache" not in told
+
+
 def test_what_a_model_was_not_measured_for_is_measured_first(tmp_path, monkeypatch):
     import reproduce
 
@@ -159,8 +185,9 @@ def test_what_a_model_was_not_measured_for_is_measured_first(tmp_path, monkeypat
     assert plan.calibrate == ("teacache",) and paper.read_plans("table1_flux")[0].calibrate == ()
     calls = []
     monkeypatch.setattr(reproduce, "call", lambda *words: calls.append(words) or True)
-    reproduce.run(plan, tmp_path, [])
-    assert calls[0] == ("calibrate.py", "algo=teacache", "model=sd3-5", "total_prompt_num=8") and len(calls) == 17
+    reproduce.run(plan, tmp_path, ["device=cpu", "model.repo=/here", "ngpu=2"])
+    asked = ("calibrate.py", "algo=teacache", "model=sd3-5", "total_prompt_num=8", "device=cpu", "model.repo=/here")
+    assert calls[0] == asked and len(calls) == 17
 
 
 def test_the_list_of_experiments():

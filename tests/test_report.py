@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from spectrum_bench import evaluation, formats, plots, report, tables
-from spectrum_bench.experiments import read_experiment
+from spectrum_bench.experiments import find_experiments, read_experiment
 from spectrum_bench.jobs import UserError
 
 PROMPTS = [*fabricate.captions(6), *fabricate.HOSTILE]
@@ -293,7 +294,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(home, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "new" / "folder"
-    experiments = [read_experiment(f) for f in report.find_experiments([home])]
+    experiments = [read_experiment(f) for f in find_experiments([home])]
     report.write_report(experiments, read_experiment(home / "nocache"), out, rows=20)
     return out
 
@@ -339,10 +340,54 @@ def test_many_pictures_are_smaller(tmp_path):
 
 
 def test_find_experiments(home, tmp_path):
-    assert len(report.find_experiments([home])) == 6
-    assert report.find_experiments([home / "fora"]) == [home / "fora"]
+    assert len(find_experiments([home])) == 6
+    assert find_experiments([home / "fora"]) == [home / "fora"]
     with pytest.raises(UserError, match="no experiment directory in"):
-        report.find_experiments([tmp_path])
+        find_experiments([tmp_path])
+
+
+def test_a_run_without_samples_is_left_out(tmp_path, capsys):
+    for name in ("nocache", "fora"):
+        fabricate.experiment(tmp_path / "runs" / name, PROMPTS[:2], PICTURES[:2])
+    (tmp_path / "runs/compiled").mkdir()
+    (tmp_path / "runs/compiled/config.yaml").write_text("exp_name: compiled\n")
+    (tmp_path / "runs/empty").mkdir()
+    (tmp_path / "runs/empty/records.jsonl").write_text("")
+    assert find_experiments([tmp_path / "runs"]) == [tmp_path / "runs/fora", tmp_path / "runs/nocache"]
+    assert capsys.readouterr().err.count("left out: ") == 2
+    with pytest.raises(UserError, match="no sample in .*empty: run the experiment first"):
+        find_experiments([tmp_path / "runs/empty"])
+
+
+def test_rows_are_prompts_not_samples(tmp_path):
+    """Two seeds of four prompts: rows=1 shows the two pictures of one."""
+    for name, images in (("nocache", PICTURES[:8]), ("fora", fabricate.noisy(PICTURES[:8], 9))):
+        folder = fabricate.experiment(tmp_path / name, PROMPTS[:8], images, "nocache" if name == "nocache" else name)
+        records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        for i, record in enumerate(records):
+            record |= {"prompt_index": i // 2, "prompt": PROMPTS[i // 2], "seed": i % 2}
+        (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    score(tmp_path, "fora")
+    html = report.page(build(tmp_path, "fora"), {}, rows=1)
+    assert html.count(" · seed 0</span>") == html.count(" · seed 1</span>") == 1
+
+
+def test_a_pooled_metric_needs_the_same_samples_in_every_row():
+    """VBench's standard score weighs a clip by how many there are: one that is lost changes all the others."""
+
+    def read(values):
+        scores = {(i, 0): {"vbench_standard": v, "vbench_standard_reference": 0.5} for i, v in enumerate(values)}
+        return scores, {"metrics": {"vbench_standard": {"mean": 0.5}}}
+
+    nan = float("nan")
+    whole = [read([0.5, 0.6, nan]), read([0.4, 0.7, nan])]  # nothing is asked of the third
+    tables.leave_out_uneven(whole)
+    assert whole[0][0][1, 0]["vbench_standard"] == 0.6 and whole[0][1]["metrics"]["vbench_standard"] == {"mean": 0.5}
+    uneven = [read([0.5, 0.6, nan]), read([0.4, nan, nan])]
+    tables.leave_out_uneven(uneven)
+    for scores, summary in uneven:
+        assert all(math.isnan(row["vbench_standard"]) for row in scores.values())
+        assert "some rows lack samples" in summary["metrics"]["vbench_standard"]["unavailable"]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,20 @@ def test_a_sweep_through_a_launcher(words, tmp_path, launcher):  # noqa: F811
         assert [r.prompt for r in records] == ["a red ring", "a blue star"]
 
 
+def test_a_run_that_fails_does_not_end_a_sweep(words, tmp_path):  # noqa: F811
+    """The second method does not fit the model: one line, exit code 1, and the others are there."""
+    given = [w for w in words if "exp_name" not in w]
+    done = sweep("text_to_image.py", "algo=reuse,deepcache,nocache", *given)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: FluxTransformer2DModel is no U-Net: use site=last_block or tail_residual"
+    ]
+    for name in ("reuse", "nocache"):
+        assert len(read_records(tmp_path / f"out/tiny-flux_{name}")) == 2
+    done = sweep("text_to_image.py", "algo=reuse,nocahce", *given)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "did you mean nocache?" in done.stderr
+
+
 def test_a_search_keeps_to_its_budget(words, tmp_path):  # noqa: F811
     """A gap that grows slowly takes more passes; the best trial is one that takes no more than it may."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from .jobs import UserError
 
+INTERRUPTED = 130  # exit code
+
 
 def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict]:
     """Folders and options of `argv`. A default of None marks a key that must be given.
@@ -54,4 +56,4 @@ def run(main) -> None:
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None

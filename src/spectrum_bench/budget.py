@@ -9,7 +9,7 @@ from .cli import checked
 from .generate import generate_all
 from .jobs import UserError, make_jobs, read_prompts
 from .models import identify, locate, open_pipeline
-from .run import build
+from .run import build, check_aliases
 from .schedules import plan
 
 
@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
     Raises:
         UserError: an algorithm without a threshold, or one that cannot come near so many passes.
     """
+    check_aliases(cfg)
     plain = checked(cfg)
     steps, target, model = plain["num_inference_steps"], plain["passes"], plain["model"]
     *path, last = plain["key"].split(".")
@@ -43,6 +44,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"algo={cfg.algo.name} has no {plain['key']}: its passes follow from its own numbers")
     if not (isinstance(target, (int, float)) and 1 <= target <= steps):
         raise UserError(f"passes must be a number from 1 to num_inference_steps={steps}, not {target}")
+    if not (isinstance(plain["tries"], int) and plain["tries"] > 0):
+        raise UserError(f"tries must be a whole number of at least 1, not {plain['tries']}")
     algorithm = build(plain)
     pipe = None
     if plan(algorithm.schedule, steps) is None:

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .arguments import fail
+from .arguments import INTERRUPTED, fail
 from .jobs import UserError
 from .models import LOADERS, ROOT
 
@@ -28,6 +30,10 @@ def calibrated(method: str, key: str, default=None, *, _root_):
     return json.loads(path.read_text(encoding="utf-8")).get(key, default) if path.exists() else default
 
 
+class Ended(Exception):
+    """A run of a sweep has ended with this exit code. Hydra makes the others and then raises the first."""
+
+
 OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
 
 
@@ -37,15 +43,26 @@ def hydra_entry(config_name: str, main: Callable):
     @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
     def job(cfg):
         try:
-            return main(cfg)  # a sweeper that searches wants its value
-        except (UserError, OmegaConfBaseException) as error:
-            fail(error)
+            try:
+                return main(cfg)  # a sweeper that searches wants its value
+            except (UserError, OmegaConfBaseException) as error:
+                fail(error)
+        except SystemExit as end:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and end.code != INTERRUPTED:
+                raise Ended(end.code) from None
+            raise
 
     def entry():
         check_words(config_name, sys.argv[1:])
         inherited = os.environ.get("PYTHONPATH")  # jobs of a launcher find us by it
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *([inherited] if inherited else [])])
-        job()
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints what ends a sweep as if it were a bug
+        try:
+            job()
+        except Ended as end:
+            raise SystemExit(end.args[0]) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(UserError(explain(config_name, error)))
 
     return entry
 
@@ -103,7 +120,11 @@ def checked(cfg: DictConfig) -> dict:
         value = OmegaConf.select(cfg, key, default=least)
         if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
             raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
-    folders = str(cfg.get("exp_name", "none")).split("/")
+    for key in {"exp_name", "output_base_path", "prompt_file"} & cfg.keys():
+        if cfg[key] is None:
+            raise UserError(f"{key} is null: name one")
+        cfg[key] = str(cfg[key])  # exp_name=20261122 is one
+    folders = cfg.get("exp_name", "none").split("/")
     if not all(re.fullmatch(r"[\w=,.+@ -]+", folder) and folder != ".." for folder in folders):
         raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
     if cfg.seed + cfg.get("samples_per_prompt", 1) > 2**63:
@@ -119,6 +140,9 @@ def checked(cfg: DictConfig) -> dict:
     frames = cfg.model.get("num_frames", 1)
     if not (isinstance(frames, int) and frames > 0 and frames % 4 == 1):
         raise UserError(f"model.num_frames must be 1 more than a multiple of 4 (the VAE's step in time), not {frames}")
+    fps = cfg.model.get("fps", 1)
+    if not (isinstance(fps, (int, float)) and 0 < fps <= 240):
+        raise UserError(f"model.fps must be a number of frames a second, not {fps}")
     if not isinstance(cfg.runtime.compile, bool):
         raise UserError(f"runtime.compile={cfg.runtime.compile} is neither true nor false")
     backends = [backend.value for backend in AttentionBackendName]

@@ -3,6 +3,7 @@
 import csv
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -30,12 +31,14 @@ class Difference:
 
 
 def compare(table: Table, name: str) -> tuple[Row, list[Difference]]:
-    """The row that `name` calls (a row's name or its experiment's), and every other method's difference from it.
+    """The row that `name` calls (its name, its experiment's or that one's folder), and the other methods' differences
+    from it.
 
     Raises:
         UserError: no row, or more than one, is called that.
     """
-    found = [row for row in table.rows if name in (row.name, row.experiment.name)]
+    by_folder = [row for row in table.rows if row.experiment.folder.resolve() == Path(name).resolve()]
+    found = by_folder or [row for row in table.rows if name in (row.name, row.experiment.name)]
     if len(found) != 1:
         names = ", ".join(row.experiment.name for row in table.rows)
         raise UserError(f"baseline={name} names {len(found)} rows: choose of {names}")

@@ -101,9 +101,8 @@ class Worker:
             sample=next(iter(files)),
             model=self.cfg["model"]["name"],
             num_inference_steps=self.cfg["num_inference_steps"],
-            alone=self.alone,
             **self.cfg["labels"],
-            **figures,
+            **figures | {"alone": self.alone and figures["alone"]},
             **environment(self.device, torch.get_num_threads()),
         )
         if latents:

@@ -146,13 +146,14 @@ def by_frame(scorer: Callable, sample: np.ndarray, reference: np.ndarray) -> flo
 def latent_errors(experiment: Experiment, reference: Experiment) -> dict | None:
     """RMSE of the latents against the reference's after each step, mean over the prompts whose latents both kept (the
     Spectrum paper's Tables 5 and 8). None if there are none, or the steps differ."""
-    each = []
+    each, prompts = [], set()
     for mine, theirs in pairs(experiment, reference):
         a, b = experiment.latents(mine), reference.latents(theirs)
         if a is not None and b is not None and a.shape == b.shape:
             difference = (a.astype(np.float64) - b).reshape(len(a), -1)
             each.append(np.sqrt((difference**2).mean(1)))
-    return {"prompts": len(each), "rmse": [float(v) for v in np.mean(each, 0)]} if each else None
+            prompts.add(mine.prompt_index)
+    return {"prompts": len(prompts), "rmse": [float(v) for v in np.mean(each, 0)]} if each else None
 
 
 def summarise(rows: list[dict], names: list[str], missing: dict[str, str]) -> dict:

@@ -1,6 +1,7 @@
 """Experiment directories as evaluation and report see them: configuration, records, pictures, pairs."""
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,28 @@ class Experiment:
         except (OSError, SyntaxError, RuntimeError) as error:  # Pillow's and ffmpeg's answers to damaged files
             reason = str(error).split("\n")[0]
             raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
+
+
+def find_experiments(folders: list[Path]) -> list[Path]:
+    """The folders that are experiment directories, and the experiment directories in those that are not. A run that
+    has made no sample is left out, with a line that says so: its row is missing, the others' table is not.
+
+    Raises:
+        UserError: a folder is neither, or no run has made a sample.
+    """
+    found = []
+    for folder in folders:
+        each = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+        runs = [f for f in each if (f / "config.yaml").is_file() or (f / "records.jsonl").is_file()]
+        if not runs:
+            raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
+        found += [folder] if folder in runs else runs
+    made = {folder: (records := folder / "records.jsonl").is_file() and records.stat().st_size > 0 for folder in found}
+    if not any(made.values()):
+        raise UserError(f"no sample in {', '.join(map(str, found))}: run the experiment first")
+    for folder in (folder for folder, any_sample in made.items() if not any_sample):
+        print(f"left out: {folder} has no sample", file=sys.stderr)
+    return [folder for folder in found if made[folder]]
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -80,9 +80,9 @@ def markdown(table: Table) -> str:
 def difference_cells(table: Table, differences: list[Difference]) -> list[tuple[Row, list[Cell]]]:
     """A row a method, a cell a metric: mean difference, interval, corrected p, wins; bold if more than chance."""
     out = []
-    for row in dict.fromkeys(d.row.name for d in differences):
-        mine = {d.metric: d for d in differences if d.row.name == row}
-        out.append((next(iter(mine.values())).row, [_difference(mine.get(name), name) for name in table.metrics]))
+    for row in table.rows:  # two may have one name
+        if mine := {d.metric: d for d in differences if d.row is row}:
+            out.append((row, [_difference(mine.get(name), name) for name in table.metrics]))
     return out
 
 
@@ -107,9 +107,10 @@ def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
 
 
 def latents(table: Table) -> str:
-    """Markdown: RMSE of the latents after every tenth step, as in the Spectrum paper's Tables 5 and 8."""
+    """Markdown: RMSE of the latents after every tenth step and the last, as in the Spectrum paper's Tables 5 and 8."""
     rows = [row for row in table.rows if row.latents]
-    steps = range(10, max(len(row.latents) for row in rows) + 1, 10)
+    last = max(len(row.latents) for row in rows)
+    steps = [*range(10, last, 10), last]
     lines = ["| Latents' RMSE after step | Passes | " + " | ".join(map(str, steps)) + " |"]
     lines.append("|---|--:|" + "--:|" * len(steps))
     for row in rows:

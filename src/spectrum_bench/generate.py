@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from .cache import cached, denoisers
@@ -18,6 +19,8 @@ from .jobs import Job, UserError
 from .models import ROOT
 from .schedules import Schedule
 from .sites import Site
+
+CROWD = 0.2  # share of the machine's processors that others may keep busy while a CPU's latency is measured
 
 
 class NotFinite(RuntimeError):
@@ -58,6 +61,14 @@ class Laps:
         return [a.elapsed_time(b) / 1e3 for a, b in pairs]
 
 
+def processor_seconds() -> tuple[float, float]:
+    """Since the machine started: what programs other than this one have used, and all that there was."""
+    times = psutil.cpu_times()
+    guests = getattr(times, "guest", 0) + getattr(times, "guest_nice", 0)  # counted as user's already
+    there = sum(times) - guests
+    return there - times.idle - getattr(times, "iowait", 0) - sum(psutil.Process().cpu_times()[:2]), there
+
+
 def generate(
     pipe,
     job: Job,
@@ -81,13 +92,13 @@ def generate(
 
     Returns:
         The picture (H, W, 3) or clip (F, H, W, 3), uint8, and the figures of a Record: computed_steps, nfe, latency,
-        peak_memory_bytes, cache_bytes.
+        alone, peak_memory_bytes, cache_bytes.
 
     Raises:
         RuntimeError: the pipeline takes another number of steps than it was told, or its output is not finite.
     """
     device = pipe._execution_device
-    laps = Laps(device)
+    laps, before = Laps(device), processor_seconds()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with cached(
@@ -127,6 +138,7 @@ def generate(
     if session.step != num_steps:
         raise RuntimeError(f"the pipeline took {session.step} steps, not num_inference_steps={num_steps}")
     text, *between, decode = laps.seconds()
+    others, there = np.subtract(processor_seconds(), before)
     steps = between[::2]  # every other lap is the callback
     computed = session.computed_steps
     full = [s for i, s in enumerate(steps) if i in computed]
@@ -144,6 +156,7 @@ def generate(
             "full_step": statistics.median(full),
             "skipped_step": statistics.median(skipped) if skipped else None,
         },
+        "alone": device.type == "cuda" or bool(others <= CROWD * there),
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         "cache_bytes": session.cache_bytes,
     }

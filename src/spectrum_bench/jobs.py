@@ -51,7 +51,7 @@ class Record:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     git_sha: str = "unknown"
-    alone: bool = True  # whether the device did nothing else for us meanwhile; only then is the latency one
+    alone: bool = True  # whether the device did little else meanwhile; only then is the latency one
 
 
 @dataclass

@@ -57,10 +57,13 @@ def read_plans(name: str, model: str | None = None) -> list[Plan]:
     """The experiment on each of its models, or on `model` instead.
 
     Raises:
-        UserError: there is no such experiment.
+        UserError: there is no such experiment, or no such model.
     """
     if name not in names():
         raise UserError(f"there is no experiment {name}: choose of {', '.join(names())}")
+    models = sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
+    if model and model not in models:
+        raise UserError(f"there is no model={model}: choose of {', '.join(models)}")
     node = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
     return [_plan(name, node, m) for m in ([model] if model else node["models"])]
 

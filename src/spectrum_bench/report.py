@@ -23,21 +23,6 @@ THUMBNAIL = 256  # px; larger samples are shown smaller, and coded with loss
 EXACT, LOSSY = 2**24, 2**26  # most pixels in all of a page's pictures, with and without loss: about 50 MB either way
 
 
-def find_experiments(folders: list[Path]) -> list[Path]:
-    """The folders that are experiment directories, and the experiment directories in those that are not.
-
-    Raises:
-        UserError: a folder is neither.
-    """
-    found = []
-    for folder in folders:
-        inside = sorted(path.parent for path in folder.glob("*/records.jsonl"))
-        if not (folder / "records.jsonl").is_file() and not inside:
-            raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
-        found += [folder] if (folder / "records.jsonl").is_file() else inside
-    return found
-
-
 def write_report(
     experiments: list[Experiment],
     reference: Experiment,
@@ -93,7 +78,10 @@ def drawn(table: tables.Table) -> list[str]:
 def page(table: tables.Table, drawings: dict[str, bytes], rows: int, compared: tuple | None = None) -> str:
     """The report as one HTML file. Every string goes through autoescape; only our own drawings do not."""
     records, furthest = table.rows[0].records, worst(table)
-    count = len(records[:rows]) * len(table.rows) + sum(2 * len(found) for found in furthest.values())
+    prompts = list(dict.fromkeys(r.prompt_index for r in records))[:rows]
+    seeds = len({r.seed for r in records}) > 1
+    gridded = [r for r in records if r.prompt_index in prompts]  # the first ones
+    count = len(gridded) * len(table.rows) + sum(2 * len(found) for found in furthest.values())
     shown = {}
 
     def cell(k, i):  # pixels only where a sample is first shown; elsewhere the page takes them from there
@@ -102,7 +90,10 @@ def page(table: tables.Table, drawings: dict[str, bytes], rows: int, compared: t
         shown[k, i] = picture(table.rows[k], i, count) | {"key": f"{k}-{i}"}
         return shown[k, i]
 
-    grid = [(r.prompt, [cell(k, i) for k in range(len(table.rows))]) for i, r in enumerate(records[:rows])]
+    grid = [
+        (f"{r.prompt} · seed {r.seed}" if seeds else r.prompt, [cell(k, i) for k in range(len(table.rows))])
+        for i, r in enumerate(gridded)
+    ]
     first = table.rows[0].experiment.picture(records[0])
     plots = [
         inline(quality_speed(table.rows, [name])["svg"].decode(), f"{METRICS[name].label} against speed")

@@ -14,6 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from . import forecasters, gates, schedules
+from .arguments import INTERRUPTED
 from .cli import checked
 from .jobs import (
     DESCRIPTIVE,
@@ -49,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     prompts = read_prompts(prompt_file, cfg.total_prompt_num)
     plain["prompts_sha256"] = hashlib.sha256(prompt_file.read_bytes()).hexdigest()
     plain["model"]["weights"] = identify(plain["model"])
-    folder = Path(cfg.output_base_path) / cfg.exp_name
+    folder = Path(plain["output_base_path"]) / plain["exp_name"]
     claim(folder, plain)
 
     with only_run(folder):
@@ -67,7 +68,7 @@ def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
     wanted = {job.id for job in jobs}
     failed = set() if plain["retry_failed"] else {failure.id for failure in read_failures(folder)}
     kept = {path.stem for path in folder.glob("latents/*.safetensors")}
-    done = finished(folder) - ({job.id for job in jobs[: plain["keep_latents"]]} - kept)
+    done = finished(folder) - ({job.id for job in jobs if job.prompt_index < plain["keep_latents"]} - kept)
     missing = [job for job in jobs if job.id not in done and job.id not in failed]
     print(describe(algorithm, plain))
     print(f"{len(jobs)} samples, {len(done & wanted)} of them finished, in {folder}")
@@ -78,7 +79,7 @@ def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
                 show_progress(run_jobs, missing, plain, folder)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on from here", file=sys.stderr)
-            code = 130
+            code = INTERRUPTED
         finally:
             records = collect_records(folder)
     except OSError as error:  # a full disk, say

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -63,6 +64,7 @@ def shown(rows: list[Row]) -> list[str]:
     return [name for name in METRICS if all(name in row.metrics for row in rows)]
 
 
+NAN = math.nan
 # What methods are compared at: with no more of it than a row has, no other row may be better for that one to be bold.
 BUDGETS = {"passes": "passes", "latency": "latency_s", "memory": "cache_bytes"}
 
@@ -81,11 +83,12 @@ def build(experiments: list[Experiment], reference: Experiment, align: str = "pa
     if not others:
         raise UserError(f"nothing to compare: name experiment directories other than the reference {reference.folder}")
     read = [(e, *read_scores(e, reference)) for e in others]
+    leave_out_uneven([(scores, summary) for _, scores, summary in read])
     keys = sorted(set.intersection(*(set(scores) for _, scores, _ in read)))
     if not keys:
         raise UserError("the experiments have no sample in common: make them with the same prompt_file and seed")
     rows = [make_row(e, role(e, reference), keys, scores, summary) for e, scores, summary in read]
-    own = {m: rows[0].scores.get(METRICS[m].own, [float("nan")] * len(keys)) for m in shown(rows)}
+    own = {m: rows[0].scores.get(METRICS[m].own, [NAN] * len(keys)) for m in rows[0].metrics}
     first = Row(reference, "reference", [reference.by_key[k] for k in keys], own, rows[0].summary)
     for row in (first, *rows):
         measure(row, first)
@@ -97,6 +100,20 @@ def build(experiments: list[Experiment], reference: Experiment, align: str = "pa
     rows.sort(key=lambda r: (order.index(r.role), -(r.figures[budget] or 0), -(r.figures.get("psnr") or 0)))
     dropped = {e.name: len(scores) - len(keys) for e, scores, _ in read if len(scores) > len(keys)}
     return Table([first, *rows], footnotes([first, *rows], dropped, align))
+
+
+def leave_out_uneven(read: list[tuple[dict, dict]]) -> None:
+    """A pooled metric weighs samples by how many there are: where rows lack different ones it compares nothing."""
+    for name in (metric.name for metric in METRICS.values() if metric.pooled):
+        have = {
+            frozenset(key for key, row in scores.items() if not math.isnan(row.get(name, NAN))) for scores, _ in read
+        }
+        if len(have) > 1:
+            for scores, summary in read:
+                for row in scores.values():
+                    row |= {name: NAN, METRICS[name].own: NAN}
+                if name in summary["metrics"]:
+                    summary["metrics"][name] = {"unavailable": f"{name}: some rows lack samples that others have"}
 
 
 def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, dict]:
@@ -115,7 +132,7 @@ def read_scores(experiment: Experiment, reference: Experiment) -> tuple[dict, di
         raise UserError(f"{experiment.folder} was scored before it or its reference was last changed: {command}")
     rows = {}
     for line in csv.DictReader(io.StringIO(text)):
-        numbers = {k: float(v) if v else float("nan") for k, v in line.items() if k != "id"}
+        numbers = {k: float(v) if v else NAN for k, v in line.items() if k != "id"}
         rows[int(numbers["prompt_index"]), int(numbers["seed"])] = numbers
     return rows, summary
 
@@ -130,7 +147,7 @@ def role(experiment: Experiment, reference: Experiment) -> str:
 def make_row(experiment, role: str, keys: list, scores: dict, summary: dict) -> Row:
     names = [name for name in summary["metrics"] if name in METRICS]
     wanted = [*names, *(METRICS[name].own for name in names if METRICS[name].own), "identical"]
-    columns = {name: [scores[k].get(name, float("nan")) for k in keys] for name in wanted}
+    columns = {name: [scores[k].get(name, NAN) for k in keys] for name in wanted}
     return Row(experiment, role, [experiment.by_key[k] for k in keys], columns, summary)
 
 
@@ -148,8 +165,9 @@ def measure(row: Row, reference: Row) -> None:
     f["cache_bytes"] = max(r.cache_bytes for r in row.records)
     f["peak_memory_bytes"] = max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None)
     shared = not any(r.alone for r in row.records)
-    why["latency_s"] = why["speedup"] = "workers shared the device: no latency" if shared else "not measured"
-    why["skipped_step_s"] = "no step is skipped"
+    busy = "the device did other work meanwhile: no latency" if shared else "not measured"
+    why["latency_s"] = why["speedup"] = busy
+    why["skipped_step_s"] = busy if f["passes"] < f["steps"] else "no step is skipped"
     f["speedup"], against = None, _median(reference, "total")
     devices = {r.device for r in (*row.records, *reference.records)}
     if len(devices) > 1:
@@ -213,11 +231,15 @@ def mark_best(rows: list[Row], budget: str) -> None:
                 metric.worse(row.figures[name], r.figures[name])
                 and not tied(np.subtract(row.scores[name], r.scores[name]), row.prompts)
                 for r in scored
-                if (r.figures[budget] or 0) <= (row.figures[budget] or 0)
+                if _cost(r, budget) <= _cost(row, budget)
             )
         ]
         for row in winners if len(winners) < len(scored) else ():
             row.figures[f"{name}_best"] = True
+
+
+def _cost(row: Row, budget: str) -> float:
+    return math.inf if row.figures[budget] is None else row.figures[budget]  # what was not measured may be any
 
 
 def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]:
@@ -239,9 +261,11 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
     ]
     if len(set(reference.prompts)) < 10:
         notes.append("So few prompts make for rough intervals and ties.")
-    lost = [(row.experiment.name, len(read_failures(row.experiment.folder)), len(row.records)) for row in rows]
+    lost = [
+        (row.experiment.name, len(read_failures(row.experiment.folder)), len(row.experiment.records)) for row in rows
+    ]
     if any(n for _, n, _ in lost):
-        words = ", ".join(f"{name} {n} of {n + made}" for name, n, made in lost if n)
+        words = ", ".join(f"{name} {n} of {n + kept}" for name, n, kept in lost if n)
         notes.append(f"Samples that failed, with their reasons in the experiments' failures: {words}.")
     for name in shown(rows):
         scored = [

@@ -7,11 +7,11 @@ from omegaconf import DictConfig
 
 from .cli import checked
 from .forecasters import reuse
-from .generate import Algorithm, generate_all
+from .generate import Algorithm, NotFinite, generate_all
 from .jobs import Job, UserError, make_jobs, read_prompts
 from .metrics.pixel import psnr
 from .models import identify, locate, open_pipeline
-from .run import build, describe, labels
+from .run import build, check_aliases, describe, labels
 from .schedules import full
 
 
@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> float:
     Raises:
         UserError: bad values, or an algorithm that does not fit the model.
     """
+    check_aliases(cfg)
     plain = checked(cfg)
     if not isinstance(plain["passes"], (int, float)) or plain["passes"] < 1:
         raise UserError(f"passes must be a number of at least 1, not {plain['passes']}")
@@ -31,7 +32,10 @@ def main(cfg: DictConfig) -> float:
     kept = {key: plain[key] for key in ("model", "device", "threads", "num_inference_steps")}
     kept["weights"] = identify(plain["model"])
     pipe, references = reference_samples(json.dumps(kept), tuple(jobs))
-    samples, figures = zip(*generate_all(pipe, jobs, algorithm, plain), strict=True)
+    try:
+        samples, figures = zip(*generate_all(pipe, jobs, algorithm, plain), strict=True)
+    except NotFinite:
+        return -plain["num_inference_steps"]  # as bad as can be; the search goes on
     passes = sum(f["nfe"] for f in figures) / len(jobs)
     quality = sum(map(psnr, samples, references)) / len(jobs)
     value = quality if passes <= plain["passes"] else plain["passes"] - passes

@@ -95,8 +95,8 @@ def check(scene: Scene, *frames: Seen) -> dict[str, float]:
 
     things: as many as the caption names, with those colours and shapes; sizes: and of those sizes; relation: and
     lying as it says (NaN where the caption names one thing); background; motion: the first thing goes that way from
-    the first frame to the last (NaN where the caption names none); caption: all of it. A clip's things are those of
-    its middle frame.
+    the first frame to the last (NaN where the caption names none, or there is one frame); caption: all of
+    it. A clip's things are those of its middle frame.
     """
     middle = frames[len(frames) // 2]
     found = {(t.colour, t.shape): (t, x, y) for t, x, y in middle.things}
@@ -108,7 +108,7 @@ def check(scene: Scene, *frames: Seen) -> dict[str, float]:
     if scene.relation:
         first, second = (found.get((t.colour, t.shape)) for t in scene.things)
         relation = things and _towards(second[1:], first[1:], RELATIONS[scene.relation]) > 0
-    if scene.motion:
+    if scene.motion and len(frames) > 1:
         ends = [_find(scene.things[0], frame) for frame in (frames[0], frames[-1])]
         motion = None not in ends and _towards(*ends, MOTIONS[scene.motion]) > TRAVEL[0] / 2
     whole = things and sizes and background and relation != 0 and motion != 0

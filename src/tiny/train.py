@@ -327,7 +327,10 @@ def train_denoiser(student: Student, pool: dict[str, Tensor], cfg, device) -> No
 def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> None:
     """Teach the guidance embedding: at scale g the student's one pass gives v_empty + g (v_caption - v_empty) of its
     former self (Meng et al. 2023, arXiv:2210.03142, section 3.1), as FLUX.1-dev was distilled."""
-    recipe = cfg.stages.guide
+    recipe, work = cfg.stages.guide, Path(cfg.work)
+    before, after = (work / f"{stage}.safetensors" for stage in ("denoiser", "guide"))
+    if after.exists() and after.stat().st_mtime < before.stat().st_mtime:
+        after.unlink()  # of a denoiser that has been trained further since
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     nothing = student.conditions([""] * recipe.batch)
     student.denoiser.requires_grad_(True)
@@ -353,7 +356,7 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> N
         lr=recipe.lr,
         decay_from=0.3,
         muon=_hidden,
-        work=Path(cfg.work),
+        work=work,
     )
 
 

@@ -37,6 +37,7 @@ class Metric:
     unrelated: float | None = None  # pictures of different prompts must, on average, be worse than this
     details: tuple[str, ...] = ()
     about: str = ""
+    pooled: bool = False  # a sample's score depends on which others there are
 
     def scorer(self, config: dict) -> Callable:
         module, function = self.fn.split(":")
@@ -95,6 +96,7 @@ METRICS = {
             unit="share", details=tuple(f"standard_{name}" for name in VBENCH),
             about="VBench (standard): the Quality Score with each dimension on the prompts that VBench has for it, as "
             "published scores are; still clips are not filtered for temporal_flickering",
+            pooled=True,
         ),
         Metric(
             "caption", "single", "Caption %", True, "caption:make_caption", 1, factor=100, unit="share", unrelated=0.5,

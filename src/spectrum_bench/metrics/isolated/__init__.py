@@ -146,13 +146,13 @@ def _tokenizer() -> Path:
     return Path(path if isinstance(path, str) else f"{constants.HF_HUB_CACHE}/models--bert-base-uncased/vocab.txt")
 
 
-def make_vbench(config: dict):
+def make_vbench(config: dict, name: str = "vbench"):
     """VBench's quality dimensions (Huang et al. 2024, arXiv:2311.17982) on clips of any prompt; their Quality Score."""
     if not (config.get("model") or {}).get("fps"):
-        raise MetricUnavailable("vbench", "these are pictures", "it scores clips")
+        raise MetricUnavailable(name, "these are pictures", "it scores clips")
     home = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
     _there(
-        "vbench",
+        name,
         (
             home / "dino_model" / "facebookresearch_dino_main" / "hubconf.py",
             home / "dino_model" / "dino_vitbase16_pretrain.pth",
@@ -175,7 +175,7 @@ def make_vbench(config: dict):
 
 def make_vbench_standard(config: dict):
     """As published: of each clip only the dimensions that VBench asks of its prompt."""
-    every = make_vbench(config)
+    every = make_vbench(config, "vbench_standard")
 
     def scores(items):
         asked = prompts_of_dimensions()
