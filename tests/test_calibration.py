@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from spectrum_bench import calibration
 from spectrum_bench.jobs import Job, UserError
+from spectrum_bench.models import identify
 
 
 def test_a_polynomial_is_found_again():
@@ -31,6 +33,15 @@ def test_changes_are_those_of_an_uncached_run(random_pipe):
     expected = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(seen, seen[1:], strict=False)]
     np.testing.assert_allclose(y, expected, rtol=1e-5)
     assert x.shape == y.shape == (5,) and (x > 0).all()
+
+
+def test_constants_of_shipped_miniatures_are_of_their_weights(compose):
+    found = [path for path in calibration.CALIBRATION.glob("*/tiny-*.json")]
+    assert len(found) > 10
+    for path in found:
+        model = OmegaConf.to_container(compose(f"model={path.stem}"), resolve=True)["model"]
+        measured = json.loads(path.read_text()).get("weights")  # none of a signal that is taken as it is
+        assert measured in (None, identify(model)), path
 
 
 def test_changes_of_two_guidance_calls_a_step_are_those_of_the_first(random_pipes):

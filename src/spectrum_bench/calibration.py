@@ -214,7 +214,7 @@ def main(cfg: DictConfig) -> None:
     if algo not in METHODS:
         raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
     plain, steps = checked(cfg), cfg.num_inference_steps
-    if steps < 10:
+    if steps < 4:
         raise UserError(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
     model = plain["model"]
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)

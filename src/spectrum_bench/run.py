@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import forecasters, gates, schedules
 from .arguments import INTERRUPTED
-from .cli import checked
+from .cli import calibrated, checked
 from .jobs import (
     DESCRIPTIVE,
     Job,
@@ -50,6 +50,9 @@ def main(cfg: DictConfig) -> None:
     prompts = read_prompts(prompt_file, cfg.total_prompt_num)
     plain["prompts_sha256"] = hashlib.sha256(prompt_file.read_bytes()).hexdigest()
     plain["model"]["weights"] = identify(plain["model"])
+    if calibrated(plain["algo"]["name"], "weights", _root_=cfg) not in (None, plain["model"]["weights"]):
+        words = f"algo={plain['algo']['name']} model={plain['model']['name']}"
+        print(f"its constants are of other weights: python src/calibrate.py {words}", file=sys.stderr)
     folder = Path(plain["output_base_path"]) / plain["exp_name"]
     claim(folder, plain)
 
