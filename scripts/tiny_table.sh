@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares the algorithms on a miniature: samples, scores, table and page.
 #   bash scripts/tiny_table.sh              tiny-flux, 64 prompts, two budgets, a report each: what results/tiny/flux holds
-#   bash scripts/tiny_table.sh tiny-sd3     another one
+#   bash scripts/tiny_table.sh tiny-sd3     another one; not tiny-sdxl, which has no modules: methods_table.sh
 #   PROMPTS=8 BUDGETS=slow OUT=... REPORT=... bash scripts/tiny_table.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux}

@@ -47,7 +47,7 @@ class Record:
     nfe: int  # passes through the whole network; two-call guidance counts once per step
     latency: dict[str, float | None]  # text denoise decode total full_step skipped_step
     peak_memory_bytes: int | None
-    cache_bytes: int  # most that the forecaster's buffers held at a time
+    cache_bytes: int  # most that was kept for forecasts and decisions at a time
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     git_sha: str = "unknown"
