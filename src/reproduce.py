@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from spectrum_bench import arguments
-from spectrum_bench.jobs import UserError, finished
+from spectrum_bench.jobs import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return
+    from spectrum_bench.experiments import has_samples
     from spectrum_bench.paper import names, read_plans
 
     experiments = [word for word in argv if "=" not in word]
@@ -45,7 +46,9 @@ def main(argv: list[str]) -> None:
     for plan in plans:
         folder = Path(out or "output_samples_paper") / plan.name / plan.model
         failed = run(plan, folder, [f"{key}={value}" for key, value in words.items()])
-        failed += [run.name for run in plan.runs if run.name not in failed and not finished(folder / run.name)]
+        failed += [run.name for run in plan.runs if run.name not in failed and not has_samples(folder / run.name)]
+        if plan.runs[0].name in failed:
+            raise UserError(f"{plan.name}: the reference has no sample: see {folder / plan.runs[0].name}/failures")
         show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed)
 
 

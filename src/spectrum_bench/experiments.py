@@ -92,12 +92,18 @@ def find_experiments(folders: list[Path]) -> list[Path]:
         if not runs:
             raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
         found += [folder] if folder in runs else runs
-    made = {folder: (records := folder / "records.jsonl").is_file() and records.stat().st_size > 0 for folder in found}
-    if not any(made.values()):
+    made = [folder for folder in found if has_samples(folder)]
+    if not made:
         raise UserError(f"no sample in {', '.join(map(str, found))}: run the experiment first")
-    for folder in (folder for folder, any_sample in made.items() if not any_sample):
-        print(f"left out: {folder} has no sample", file=sys.stderr)
-    return [folder for folder in found if made[folder]]
+    for folder in found:
+        if folder not in made:
+            print(f"left out: {folder} has no sample", file=sys.stderr)
+    return made
+
+
+def has_samples(folder: Path) -> bool:
+    records = folder / "records.jsonl"
+    return records.is_file() and records.stat().st_size > 0
 
 
 def read_experiment(folder: Path) -> Experiment:
