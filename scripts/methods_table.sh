@@ -2,7 +2,7 @@
 # Every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, a table and page a budget.
 #   bash scripts/methods_table.sh             tiny-flux, 64 prompts: what results/tiny/flux/methods holds
 #   bash scripts/methods_table.sh tiny-sd3    another one
-#   PROMPTS=8 BUDGETS=14 OUT=... REPORT=... bash scripts/methods_table.sh
+#   PROMPTS=8 BUDGETS=14 ROWS=2 OUT=... REPORT=... bash scripts/methods_table.sh
 # Thresholds are searched for on other prompts (src/budget.py), once: they are kept in $OUT/thresholds.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt   # these name cache-dit
 MODEL=${1:-tiny-flux}

@@ -3,7 +3,7 @@
 #   bash scripts/reproduce.sh tiny               on the miniatures, 16 prompts each, two cores and no GPU
 #   bash scripts/reproduce.sh full               as the paper has them: python src/reproduce.py lists the GPU hours
 #   bash scripts/reproduce.sh tiny table1_flux fig5_lambda
-#   PROMPTS=64 bash scripts/reproduce.sh tiny
+#   PROMPTS=64 ROWS=2 bash scripts/reproduce.sh tiny      ROWS: prompts whose pictures the pages show
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 SIZE=${1:?tiny or full}; shift
 NAMES=${*:-$(cd configs/experiment && printf '%s\n' *.yaml | sed 's/\.yaml$//')}
@@ -21,5 +21,5 @@ for name in $NAMES; do
     if [ ! -f "configs/model/$model.yaml" ]; then
         echo "$name: $model is not here yet" && continue
     fi
-    python src/reproduce.py "$name" model="$model" total_prompt_num="${PROMPTS:-16}"
+    python src/reproduce.py "$name" model="$model" total_prompt_num="${PROMPTS:-16}" rows="${ROWS:-6}"
 done

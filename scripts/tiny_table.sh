@@ -2,7 +2,7 @@
 # Compares the algorithms on a miniature: samples, scores, table and page.
 #   bash scripts/tiny_table.sh              tiny-flux, 64 prompts, two budgets, a report each: what results/tiny/flux holds
 #   bash scripts/tiny_table.sh tiny-sd3     another one; not tiny-sdxl, which has no modules: methods_table.sh
-#   PROMPTS=8 BUDGETS=slow OUT=... REPORT=... bash scripts/tiny_table.sh
+#   PROMPTS=8 BUDGETS=slow ROWS=2 OUT=... REPORT=... bash scripts/tiny_table.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux}
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-slow fast} OUT=${OUT:-output_samples_image/$MODEL} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}}
@@ -41,5 +41,5 @@ echo
 python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
 for budget in $BUDGETS; do
     echo
-    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget"
+    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget" rows="${ROWS:-16}"
 done

@@ -7,6 +7,7 @@ usage: python src/reproduce.py                                    list them, wit
   model=...             another model than the paper's: its miniature needs no GPU
   out=...               where samples go; output_samples_paper/<experiment>/<model> if left out
   report=...            where the report goes; results/<model>/<experiment> if left out
+  rows=6                most prompts that the page shows pictures of
   key=value             anything else goes to every run: total_prompt_num=8 ngpu=2 device=cpu ...
 
 What is there already is not made again: after an interruption the same command goes on.
@@ -31,7 +32,9 @@ def main(argv: list[str]) -> None:
 
     experiments = [word for word in argv if "=" not in word]
     words = dict(word.split("=", 1) for word in argv if "=" in word)
-    model, out, report = (words.pop(key, None) for key in ("model", "out", "report"))
+    model, out, report, rows = (words.pop(key, None) for key in ("model", "out", "report", "rows"))
+    if not (rows or "6").isdecimal() or int(rows or 6) < 1:
+        raise UserError(f"rows={rows} is no number of prompts: write rows=6")
     if not experiments:
         for name in names():
             for plan in read_plans(name, model):
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> None:
         failed += [run.name for run in plan.runs if run.name not in failed and not has_samples(folder / run.name)]
         if plan.runs[0].name in failed:
             raise UserError(f"{plan.name}: the reference has no sample: see {folder / plan.runs[0].name}/failures")
-        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed)
+        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed, int(rows or 6))
 
 
 def check_words(plan, words: dict[str, str]) -> None:
@@ -103,8 +106,8 @@ def call(script: str, *words: str) -> bool:
     return subprocess.run([sys.executable, str(ROOT / "src" / script), *words]).returncode in (0, 3)
 
 
-def show(plan, folder: Path, out: Path | None, failed: list[str]) -> None:
-    """Score the runs, write the report, and what the paper printed beside it.
+def show(plan, folder: Path, out: Path | None, failed: list[str], rows: int) -> None:
+    """Score the runs, write the report with pictures of so many prompts, and what the paper printed beside it.
 
     Raises:
         UserError: some runs failed; the report is of the others.
@@ -120,7 +123,7 @@ def show(plan, folder: Path, out: Path | None, failed: list[str]) -> None:
     out = out or output_folder(plan)
     reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)
     list(evaluate(others, reference))
-    table = write_report(others, reference, out, rows=6, baseline=None if plan.baseline in failed else plan.baseline)
+    table = write_report(others, reference, out, rows, baseline=None if plan.baseline in failed else plan.baseline)
     print(plain(table))
     if any(run.cited for run in plan.runs):
         text = side_by_side(table, plan)

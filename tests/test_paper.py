@@ -165,13 +165,15 @@ def test_words_that_would_spoil_an_experiment_are_refused(word, words, tmp_path,
         reproduce.main(["table1_flux", word, f"out={tmp_path}"])
     with pytest.raises(UserError, match="there is no model=flxu: choose of flux, "):
         reproduce.main(["table1_flux", "model=flxu"])
+    with pytest.raises(UserError, match="rows=none is no number of prompts"):
+        reproduce.main(["table1_flux", "rows=none"])
 
 
 def test_a_row_without_a_sample_is_told_and_left_out(tmp_path, monkeypatch):
     import reproduce
 
     monkeypatch.setattr(reproduce, "call", lambda *_: True)
-    monkeypatch.setattr(reproduce, "show", lambda plan, folder, out, failed: told.extend(failed))
+    monkeypatch.setattr(reproduce, "show", lambda plan, folder, out, failed, rows: told.extend(failed))
     told, folder = [], tmp_path / "table4_granularity/tiny-flux"
     fabricate.experiment(folder / "nocache", ["a ring"], fabricate.pictures(["a ring"]))
     reproduce.main(["table4_granularity", "model=tiny-flux", f"out={tmp_path}"])
