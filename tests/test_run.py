@@ -316,6 +316,7 @@ def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, ran
         return random_pipe
 
     monkeypatch.setattr(architectures, "random_pipeline", build)
+    monkeypatch.setattr("spectrum_bench.generate.CROWD", 1.0)  # other tests run beside this one
     words = [*words, "model.init=random", "model.repo=nowhere/at-all", "device=cpu"]
     for algo in ("nocache", "spectrum"):
         run.main(compose(f"algo={algo}", *words, f"exp_name={algo}"))
