@@ -29,6 +29,8 @@ UNSUPPORTED |= {(a, "tiny-sdxl"): "has no front blocks .*: use another algo" for
 UNSUPPORTED |= {("clusca", "tiny-sdxl"): "per-module caching", ("hyca", "tiny-sdxl"): "no constants for hyca"}
 WORDS = {"sencache": ["schedule.threshold=1"]}  # at its authors' threshold it skips none of so few steps
 STEPS = 14
+A = ("a large red ring on a gray background",)
+B = ("a small blue star on a navy background", "a large green cross on a teal background")
 
 
 @cache
@@ -58,18 +60,24 @@ def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS):
     return out, session, algorithm
 
 
+@cache
+def uncached(model: str) -> torch.Tensor:
+    """Prompt A by the plain pipeline; diffusers' cache_context leaves its own registry at this first call."""
+    return run(model, "nocache", A)[0]
+
+
 @pytest.mark.parametrize("model", MINIATURES)
 @pytest.mark.parametrize("algo", ALGOS)
 def test_every_algorithm(algo, model):
-    """A, B, A with other prompts, seed, batch and number of steps between; branches apart; nothing left behind."""
-    a = ("a large red ring on a gray background",)
+    """A, B, A, where B is two other prompts at once with another seed and number of steps; branches apart; a batch of
+    two is two samples; nothing left behind."""
     if (algo, model) in UNSUPPORTED:
         with pytest.raises((ValueError, UserError), match=UNSUPPORTED[algo, model]) as error:
-            run(model, algo, a)
+            run(model, algo, A)
         assert "\n" not in str(error.value)
         return
     network = next(iter(denoisers(pipeline(model)).values()))
-    run(model, "nocache", a)  # diffusers' cache_context leaves its own registry at the first call
+    plain = uncached(model)
 
     def inventory():
         return [
@@ -78,35 +86,24 @@ def test_every_algorithm(algo, model):
         ]
 
     before = inventory()
-    first, one, algorithm = run(model, algo, a)
-    run(model, algo, ("a small blue star on a navy background", "a large green cross on a teal background"), 7, 9)
-    again, two, _ = run(model, algo, a)
+    first, one, algorithm = run(model, algo, A)
+    both, _, _ = run(model, algo, B, seed=7, steps=STEPS - 2)
+    again, two, _ = run(model, algo, A)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
     assert inventory() == before and torch.isfinite(first).all()
     mask = schedules.plan(algorithm.schedule, STEPS)
     if mask is not None:
         assert one.computed_steps == mask.nonzero()[0].tolist()
-    plain, _, _ = run(model, "nocache", a)
     if algo in ("nocache", "steps"):
         assert torch.equal(first, plain) and one.cache_bytes == 0
     elif len(one.computed_steps) < STEPS:
         assert not torch.equal(first, plain) and one.cache_bytes > 0
     else:
         assert torch.equal(first, plain)
-
-
-@pytest.mark.parametrize("model", MINIATURES)
-@pytest.mark.parametrize("algo", [a for a in ALGOS if not a.startswith(("diffusers_", "cachedit_"))])
-def test_a_batch_of_two_is_two_samples_where_no_gate_looks_at_both(algo, model):
-    """Gates decide once for a batch: there the first prompt may only be told from a batch of itself twice."""
-    if (algo, model) in UNSUPPORTED:
+    assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
+    if mask is None or algo == "clusca":  # a gate decides once for a batch; clusca's random tokens differ
         return
-    prompts = ("a large red ring on a gray background", "a small blue star on a navy background")
-    both, session, algorithm = run(model, algo, prompts)
-    if schedules.plan(algorithm.schedule, STEPS) is None or algo == "clusca":  # clusca: its random tokens differ
-        assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
-        return
-    for i, prompt in enumerate(prompts):
-        alone, _, _ = run(model, algo, (prompt,), seed=i)
+    for i, prompt in enumerate(B):
+        alone, _, _ = run(model, algo, (prompt,), seed=7 + i, steps=STEPS - 2)
         scale = float(alone.abs().max())
         np.testing.assert_allclose(both[i : i + 1], alone, rtol=0, atol=2e-2 * scale)
