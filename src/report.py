@@ -21,8 +21,7 @@ OPTIONS = {"reference": None, "out": None, "baseline": "", "align": "passes", "m
 
 def main(argv: list[str]) -> None:
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
-    if not options["rows"].isdecimal() or int(options["rows"]) < 1:
-        raise UserError(f"rows={options['rows']} is no number of prompts: write rows=16")
+    rows = arguments.count("rows", options["rows"])
     if not options["margin"].replace(".", "", 1).isdecimal():
         raise UserError(f"margin={options['margin']} is no percentage: write margin=1")
     from spectrum_bench.experiments import find_experiments, read_experiment
@@ -36,9 +35,7 @@ def main(argv: list[str]) -> None:
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
     out = Path(options["out"])
     choices = {key: options[key] for key in ("align", "baseline")}
-    table = write_report(
-        experiments, reference, out, int(options["rows"]), margin=float(options["margin"]) / 100, **choices
-    )
+    table = write_report(experiments, reference, out, rows, margin=float(options["margin"]) / 100, **choices)
     print(plain(table))
     print(f"\nTables, plot and page: {(out / 'index.html').resolve()}")
 

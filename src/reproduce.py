@@ -32,15 +32,12 @@ def main(argv: list[str]) -> None:
 
     experiments = [word for word in argv if "=" not in word]
     words = dict(word.split("=", 1) for word in argv if "=" in word)
-    model, out, report, rows = (words.pop(key, None) for key in ("model", "out", "report", "rows"))
-    if not (rows or "6").isdecimal() or int(rows or 6) < 1:
-        raise UserError(f"rows={rows} is no number of prompts: write rows=6")
+    model, out, report = (words.pop(key, None) for key in ("model", "out", "report"))
+    rows = arguments.count("rows", words.pop("rows", "6"))
     if not experiments:
         for name in names():
             for plan in read_plans(name, model):
-                cost = (
-                    f"{plan.gpu_hours:6g} GPU hours" if plan.prompt_file else 16 * " "
-                )  # what the paper's own model costs
+                cost = f"{plan.gpu_hours:6g} GPU hours" if plan.prompt_file else 16 * " "  # of the paper's own model
                 print(f"{name:20} {plan.model:10} {len(plan.runs):3} runs  {cost}  {plan.title}")
         return
     plans = [plan for name in experiments for plan in read_plans(name, model)]
@@ -52,7 +49,7 @@ def main(argv: list[str]) -> None:
         failed += [run.name for run in plan.runs if run.name not in failed and not has_samples(folder / run.name)]
         if plan.runs[0].name in failed:
             raise UserError(f"{plan.name}: the reference has no sample: see {folder / plan.runs[0].name}/failures")
-        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed, int(rows or 6))
+        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed, rows)
 
 
 def check_words(plan, words: dict[str, str]) -> None:

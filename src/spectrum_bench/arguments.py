@@ -43,6 +43,17 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
     return folders, options
 
 
+def count(key: str, value: str) -> int:
+    """The whole number of at least 1 that an option holds.
+
+    Raises:
+        UserError: it holds none.
+    """
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{key}={value} is no number of prompts: write {key}=16")
+    return int(value)
+
+
 def fail(error: Exception) -> NoReturn:
     """Print the error as one line and exit with 1."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
