@@ -18,8 +18,5 @@ for name in $NAMES; do
         *) echo "name tiny or full, not $SIZE" >&2; exit 2 ;;
     esac
     [ "$SIZE" = tiny ] || continue
-    if [ ! -f "configs/model/$model.yaml" ]; then
-        echo "$name: $model is not here yet" && continue
-    fi
     python src/reproduce.py "$name" model="$model" total_prompt_num="${PROMPTS:-16}" rows="${ROWS:-6}"
 done
