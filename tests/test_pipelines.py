@@ -1,15 +1,19 @@
 """The five pipelines of the paper, small and random, through the same sites: what is skipped, forecast and left."""
 
+import copy
 from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 from conftest import recipe
+from diffusers import WanPipeline
 
-from spectrum_bench import forecasters, gates, schedules
+from spectrum_bench import calibration, forecasters, gates, schedules
 from spectrum_bench.anatomy import stacks
 from spectrum_bench.cache import cached, denoisers
+from spectrum_bench.jobs import UserError
+from spectrum_bench.peers import DiffusersCache
 from spectrum_bench.sites import LastBlock, Modules, OutputResidual, StackResidual, TailResidual
 
 STEPS = 6
@@ -156,16 +160,19 @@ def test_batched_guidance_is_one_branch_of_two_halves(random_pipes, name):
         torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-3, atol=1e-3)
 
 
-def test_two_denoisers_keep_their_own_features(random_pipes):
-    """A pipeline like Wan2.2's: one network for high noise, another for low. The second begins with a computed step."""
-    import copy
-
-    from diffusers import WanPipeline
-
+@pytest.fixture
+def two(random_pipes):
+    """A pipeline like Wan2.2's: one network for high noise, another for low."""
     one = random_pipes("wan")
     second = copy.deepcopy(one.transformer)
     pipe = WanPipeline(**one.components | {"transformer_2": second, "boundary_ratio": 0.8})
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_two_denoisers_keep_their_own_features(two):
+    """The second begins with a computed step."""
+    pipe = two
     plain = sample(pipe, "wan")
     out, session = run(pipe, "wan", LastBlock(), schedules.full)
     assert torch.equal(out, plain)
@@ -175,6 +182,20 @@ def test_two_denoisers_keep_their_own_features(random_pipes):
     assert starts["transformer", 0] == starts["transformer", 1] == [0]
     assert starts["transformer_2", 0] == starts["transformer_2", 1] and len(starts["transformer_2", 0]) == 1
     assert starts["transformer_2", 0][0] > 0
+
+
+def test_what_a_peer_holds_in_both_denoisers_counts(two, random_pipes):
+    rule = DiffusersCache("FirstBlockCacheConfig", {"threshold": 10.0})
+    _, one = run(random_pipes("wan"), "wan", rule, gates.observed, forecasters.reuse)
+    _, both = run(two, "wan", rule, gates.observed, forecasters.reuse)
+    assert len(one.branches) == 2 and len(both.branches) == 4 and both.cache_bytes == 2 * one.cache_bytes > 0
+
+
+def test_two_denoisers_are_not_measured_as_one(two, compose, monkeypatch):
+    monkeypatch.setattr(calibration, "open_pipeline", lambda plain: (two, "cpu"))
+    words = ("model=tiny-wan", "algo=magcache", "num_inference_steps=6", "total_prompt_num=1")
+    with pytest.raises(UserError, match="tiny-wan runs transformer and transformer_2 by turns"):
+        calibration.main(compose(*words, config_name="calibrate"))
 
 
 def skipping(pipe, name, site, gate, forecaster):

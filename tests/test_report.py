@@ -128,6 +128,15 @@ def test_nothing_measured(tmp_path):
     assert [c.note for c in cells if c.note][:2] == ["not measured", "not measured"]
 
 
+def test_the_gpus_peak_stands_below_the_cache(tmp_path):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS[:2], PICTURES[:2])
+    noisy, peak = fabricate.noisy(PICTURES[:2], 9), 35 * 2**30
+    fabricate.experiment(tmp_path / "fora", PROMPTS[:2], noisy, "fora", 14, peak_memory_bytes=peak)
+    score(tmp_path, "fora")
+    rows = formats.body(build(tmp_path, "fora"))
+    assert [(row[-1].text, row[-1].small) for row in rows] == [("0 KiB", ""), ("112 KiB", "GPU peak 35.0 GiB")]
+
+
 def test_notes(home):
     notes = "\n".join(build(home).notes)
     for words in (

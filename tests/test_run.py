@@ -304,6 +304,14 @@ def test_entry_scripts_run_from_anywhere(words, tmp_path):
     assert len(jobs.read_records(Path(tmp_path, "out/x"))) == 2
 
 
+def test_the_name_that_upstreams_users_type_is_sdxl():
+    """Words are left to it, a model= among them."""
+    for word, name in (("algo=spectrum", "sdxl"), ("model=tiny-sdxl", "tiny-sdxl")):
+        words = [sys.executable, str(ROOT / "src/text_to_image_sdxl.py"), word, "--cfg", "job"]
+        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert yaml.safe_load(shown)["model"]["name"] == name
+
+
 def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, random_pipe, monkeypatch):
     """model.init=random builds the architecture and needs no folder; its pictures get dashes, not figures."""
     from spectrum_bench import architectures, evaluation, tables
@@ -311,16 +319,16 @@ def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, ran
 
     asked = []
 
-    def build(name, *, dtype, device):
-        asked.append((name, dtype, device))
+    def build(name, *, dtype, device, vae_dtype):
+        asked.append((name, dtype, device, vae_dtype))
         return random_pipe
 
     monkeypatch.setattr(architectures, "random_pipeline", build)
     monkeypatch.setattr("spectrum_bench.generate.CROWD", 1.0)  # other tests run beside this one
-    words = [*words, "model.init=random", "model.repo=nowhere/at-all", "device=cpu"]
+    words = [*words, "model.init=random", "model.repo=nowhere/at-all", "+model.vae_dtype=float16", "device=cpu"]
     for algo in ("nocache", "spectrum"):
         run.main(compose(f"algo={algo}", *words, f"exp_name={algo}"))
-    assert asked == [("tiny-flux", "float32", "cpu")] * 2
+    assert asked == [("tiny-flux", "float32", "cpu", "float16")] * 2
     reference, spectrum = (read_experiment(tmp_path / "out" / name) for name in ("nocache", "spectrum"))
     for summary in evaluation.evaluate([reference, spectrum], reference):
         assert all("random weights" in found["unavailable"] for found in summary["metrics"].values())

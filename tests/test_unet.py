@@ -4,9 +4,11 @@ from collections import Counter
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from test_pipelines import MASK, TAYLOR, run, sample
 
 from spectrum_bench import forecasters, schedules
+from spectrum_bench.sites import LastBlock
 from spectrum_bench.unet import Shallow
 
 REUSE = forecasters.reuse
@@ -90,3 +92,14 @@ def test_what_it_cannot_do_is_said(pipe, random_pipes):
     for wrong in (Shallow(block=2), Shallow(block=-1), Shallow(layer=2), Shallow(layer=0.5)):
         with pytest.raises(ValueError, match="must be a whole number from 0 to 1"):
             run(pipe, "sdxl", wrong, MASK, REUSE)
+
+
+def test_a_unet_without_a_middle(pipe):
+    """SSD-1B and its like have none."""
+    config = {key: value for key, value in pipe.unet.config.items() if not key.startswith("_")}
+    unet = UNet2DConditionModel(**config | {"mid_block_type": None})
+    small = type(pipe)(**pipe.components | {"unet": unet})
+    small.set_progress_bar_config(disable=True)
+    assert torch.equal(run(small, "sdxl", LastBlock(), schedules.full)[0], sample(small, "sdxl"))
+    skipped, session = run(small, "sdxl", LastBlock(), MASK, REUSE)
+    assert session.computed_steps == [0, 1, 4] and torch.isfinite(skipped).all() and unet.mid_block is None

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from spectrum_bench import evaluation, media, report, run
+from spectrum_bench.cli import checked
 from spectrum_bench.experiments import read_experiment
 from spectrum_bench.jobs import UserError, read_records
 from spectrum_bench.metrics import pixel
@@ -147,3 +148,7 @@ def test_frames_that_the_vae_cannot_make_are_refused():
 
     with pytest.raises(UserError, match="num_frames must be 1 more than a multiple of 4"):
         run.main(composed("model.num_frames=10", config_name="video"))
+    other = composed("model.num_frames=19", "+model.frame_stride=6", config_name="video")  # Mochi's
+    assert checked(other)["model"]["num_frames"] == 19
+    with pytest.raises(UserError, match="1 more than a multiple of 6"):
+        checked(composed("model.num_frames=9", "+model.frame_stride=6", config_name="video"))

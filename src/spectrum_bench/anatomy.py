@@ -123,7 +123,7 @@ def stacks(denoiser: nn.Module) -> list[str]:
         ValueError: ANATOMY names none, and no module list holds blocks that diffusers has registered.
     """
     if anatomy(denoiser).stacks is not None:
-        return list(anatomy(denoiser).stacks)
+        return [name for name in anatomy(denoiser).stacks if getattr(denoiser, name) is not None]  # no mid block
     TransformerBlockRegistry._register()
     known = tuple(TransformerBlockRegistry._registry)
     found = [

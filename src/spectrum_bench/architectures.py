@@ -32,7 +32,7 @@ def architecture(name: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def random_pipeline(name: str, *, dtype: str, device: str):
+def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None = None):
     """A diffusers pipeline of the full size with random weights, made on `device` in `dtype`; no network, no copy.
 
     For latency and memory only. What it draws is noise and says nothing about quality; nor do decisions that depend
@@ -43,6 +43,7 @@ def random_pipeline(name: str, *, dtype: str, device: str):
         name: of a file in configs/architectures.
         dtype: name of a torch dtype, for all parts but those that the file names.
         device: "cuda", "cpu", or "meta" for shapes without memory.
+        vae_dtype: the VAE's, whatever the file says.
 
     Raises:
         UserError: no such architecture.
@@ -51,7 +52,7 @@ def random_pipeline(name: str, *, dtype: str, device: str):
     import torch
 
     given = architecture(name)
-    own = given.get("dtype", {})
+    own = given.get("dtype", {}) | ({"vae": vae_dtype} if vae_dtype else {})
     with _seeded(torch.device(device)):
         parts = {
             part: _build(config, dtype=getattr(torch, own.get(part, dtype)), device=device)

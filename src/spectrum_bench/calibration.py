@@ -220,6 +220,8 @@ def main(cfg: DictConfig) -> None:
     prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
     weights = identify(model)
     pipe, device = open_pipeline(plain)
+    if len(denoisers(pipe)) > 1:
+        raise UserError(f"{model['name']} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
     try:
         found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg)
     except ValueError as error:  # what the algorithm observes does not exist in this denoiser

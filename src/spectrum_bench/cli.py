@@ -116,6 +116,7 @@ def checked(cfg: DictConfig) -> dict:
         "runtime.batch_size": 1,
         "total_prompt_num": 1,
         "num_inference_steps": 1,
+        "model.frame_stride": 1,
     }.items():
         value = OmegaConf.select(cfg, key, default=least)
         if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
@@ -137,9 +138,12 @@ def checked(cfg: DictConfig) -> dict:
     for key in ("width", "height"):
         if not (isinstance(cfg.model[key], int) and cfg.model[key] > 0 and cfg.model[key] % 16 == 0):
             raise UserError(f"model.{key} must be a positive multiple of 16 pixels, not {cfg.model[key]}")
-    frames = cfg.model.get("num_frames", 1)
-    if not (isinstance(frames, int) and frames > 0 and frames % 4 == 1):
-        raise UserError(f"model.num_frames must be 1 more than a multiple of 4 (the VAE's step in time), not {frames}")
+    frames, stride = cfg.model.get("num_frames", 1), cfg.model.get("frame_stride", 4)
+    if not (isinstance(frames, int) and frames > 0 and (frames - 1) % stride == 0):
+        raise UserError(
+            f"model.num_frames must be 1 more than a multiple of {stride} (the VAE's step in time; another one's is "
+            f"model.frame_stride), not {frames}"
+        )
     fps = cfg.model.get("fps", 1)
     if not (isinstance(fps, (int, float)) and 0 < fps <= 240):
         raise UserError(f"model.fps must be a number of frames a second, not {fps}")

@@ -51,6 +51,7 @@ def cells(row: Row, metrics: list[str]) -> list[Cell]:
 
     low, high = f.get("speedup_low"), f.get("speedup_high")
     speedups = f"[{low:.2f}, {high:.2f}]" if low is not None and row.role != "reference" else ""
+    peak = f"GPU peak {_bytes(f['peak_memory_bytes'])}" if f["peak_memory_bytes"] else ""
     name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
     share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
     detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
@@ -64,7 +65,7 @@ def cells(row: Row, metrics: list[str]) -> list[Cell]:
         number("speedup", lambda v: f"{v:.2f}×", speedups),
         *(score(name) for name in metrics),
         number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
-        Cell(_bytes(f["cache_bytes"]), value=f["cache_bytes"]),
+        Cell(_bytes(f["cache_bytes"]), peak, value=f["cache_bytes"]),
     ]
 
 
@@ -209,6 +210,8 @@ def _runtime(row: Row) -> str:
 
 
 def _bytes(count: int) -> str:
+    if count >= 2**30:
+        return f"{count / 2**30:.1f} GiB"
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 

@@ -1,6 +1,7 @@
 """Finding a model's weights and loading its pipeline."""
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
@@ -91,8 +92,11 @@ def load_pipeline(model: dict, device: str):
 
     Args:
         model: settings of configs/model: init, the name of one of LOADERS; repo, a folder in diffusers' format or a
-            Hugging Face repository id; dtype, a torch dtype's name, of all parts but a VAE with a `vae_dtype` of its
-            own; vae_tiling; scheduler, settings that replace its own.
+            Hugging Face repository id; variant, of weights whose file names bear one; dtype, a torch dtype's name, of
+            all parts but a VAE with a `vae_dtype` of its own; vae_tiling; scheduler, settings that replace its own.
+
+    Raises:
+        UserError: files are missing, or the pipeline has no callback_on_step_end.
     """
     import diffusers
     import transformers
@@ -100,6 +104,8 @@ def load_pipeline(model: dict, device: str):
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipe = LOADERS[model["init"]](model, device)
+    if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+        raise UserError(f"{type(pipe).__name__} has no callback_on_step_end: nobody can tell when its steps end")
     if model.get("vae_tiling"):
         pipe.vae.enable_tiling()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.get("scheduler", {}))
@@ -114,8 +120,9 @@ def _pretrained(model: dict, device: str):
     folder = find_weights(model["repo"])
     kinds = {"default": model["dtype"], "vae": model.get("vae_dtype", model["dtype"])}
     dtype = {part: getattr(torch, kind) for part, kind in kinds.items()}
+    which = {"variant": model.get("variant"), "use_safetensors": True, "local_files_only": True}
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
         raise UserError(f"{folder} cannot be loaded ({error}): fetch {model['repo']} again") from None
     return pipe.to(device)
@@ -125,7 +132,7 @@ def _random(model: dict, device: str):
     """The full-size architecture with random weights: for times and memory, which need no others."""
     from .architectures import random_pipeline
 
-    return random_pipeline(model["name"], dtype=model["dtype"], device=device)
+    return random_pipeline(model["name"], dtype=model["dtype"], device=device, vae_dtype=model.get("vae_dtype"))
 
 
 LOADERS = {"pretrained": _pretrained, "random": _random}

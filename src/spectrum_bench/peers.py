@@ -51,7 +51,8 @@ class Peer:
             ran.clear()
 
         undo.callback(denoiser.register_forward_hook(observe).remove)
-        session.held = lambda: sum(tensor.untyped_storage().nbytes() for tensor in held(denoiser))
+        others = session.held  # of a pipeline with two denoisers
+        session.held = lambda: others() + sum(tensor.untyped_storage().nbytes() for tensor in held(denoiser))
 
 
 @dataclass(frozen=True)
