@@ -43,6 +43,7 @@ for budget in $BUDGETS; do
     gate easycache $budget algo=easycache
     if [ "$MODEL" = tiny-sdxl ]; then   # a U-Net has neither modules nor front blocks
         row deepcache-$budget algo=deepcache schedule.interval=$after1
+        row fora-$budget algo=fora site=last_block schedule.interval=$after1
         continue
     fi
     row fora-$budget algo=fora schedule.interval=$after1

@@ -28,6 +28,10 @@ UNSUPPORTED |= {(a, "tiny-sdxl"): "token-wise caching does not know .*: use site
 UNSUPPORTED |= {(a, "tiny-sdxl"): "has no front blocks .*: use another algo" for a in FRONT}
 UNSUPPORTED |= {("clusca", "tiny-sdxl"): "per-module caching", ("hyca", "tiny-sdxl"): "no constants for hyca"}
 WORDS = {"sencache": ["schedule.threshold=1"]}  # at its authors' threshold it skips none of so few steps
+SITES = sorted(
+    p.stem for p in Path(CONFIGS, "site").glob("*.yaml") if not p.stem.startswith(("diffusers_", "cachedit_"))
+)
+BLOCKS_ALONE = ("alternating", "clusters", "modules", "tail_residual", "tokens")
 STEPS = 14
 A = ("a large red ring on a gray background",)
 B = ("a small blue star on a navy background", "a large green cross on a teal background")
@@ -40,13 +44,13 @@ def pipeline(model: str):
     return load_pipeline(OmegaConf.to_container(composed(f"model={model}"), resolve=True)["model"], "cpu")
 
 
-def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS):
+def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words=()):
     from conftest import composed
 
     pipe = pipeline(model)
-    words = [f"model={model}", f"algo={algo}", f"num_inference_steps={steps}", *WORDS.get(algo, [])]
-    plain = {"site": None} | OmegaConf.to_container(composed(*words), resolve=True)
-    algorithm = build(plain)
+    words = [f"model={model}", f"algo={algo}", f"num_inference_steps={steps}", *WORDS.get(algo, []), *words]
+    config = {"site": None} | OmegaConf.to_container(composed(*words), resolve=True)
+    algorithm = build(config)
     rules = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
     with torch.no_grad(), cached(pipe, **rules, num_steps=steps) as session:
         out = pipe(
@@ -55,15 +59,34 @@ def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS):
             generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
             output_type="latent",
             callback_on_step_end=session.callback,
-            **plain["model"]["arguments"],
+            **config["model"]["arguments"],
         )[0]
     return out, session, algorithm
 
 
 @cache
-def uncached(model: str) -> torch.Tensor:
-    """Prompt A by the plain pipeline; diffusers' cache_context leaves its own registry at this first call."""
-    return run(model, "nocache", A)[0]
+def plain(model: str) -> torch.Tensor:
+    """Prompt A by the pipeline itself; diffusers' cache_context leaves its own registry at this first call."""
+    from conftest import composed
+
+    arguments = OmegaConf.to_container(composed(f"model={model}"), resolve=True)["model"]["arguments"]
+    generator = [torch.Generator().manual_seed(0)]
+    with torch.no_grad():
+        return pipeline(model)(
+            list(A), num_inference_steps=STEPS, generator=generator, output_type="latent", **arguments
+        )[0]
+
+
+@pytest.mark.parametrize("model", MINIATURES)
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_that_never_skips_gives_the_plain_pipelines_bits(site, model):
+    reference = plain(model)
+    if model == "tiny-sdxl" and site in BLOCKS_ALONE or model != "tiny-sdxl" and site == "shallow":
+        with pytest.raises(ValueError, match="per-module|token-wise|front blocks|is no U-Net"):
+            run(model, "reuse", A, words=[f"site={site}", "schedule=full"])
+        return
+    out, session, _ = run(model, "reuse", A, words=[f"site={site}", "schedule=full"])
+    assert torch.equal(out, reference) and session.computed_steps == list(range(STEPS))
 
 
 @pytest.mark.parametrize("model", MINIATURES)
@@ -77,7 +100,7 @@ def test_every_algorithm(algo, model):
         assert "\n" not in str(error.value)
         return
     network = next(iter(denoisers(pipeline(model)).values()))
-    plain = uncached(model)
+    reference = plain(model)
 
     def inventory():
         return [
@@ -95,11 +118,11 @@ def test_every_algorithm(algo, model):
     if mask is not None:
         assert one.computed_steps == mask.nonzero()[0].tolist()
     if algo in ("nocache", "steps"):
-        assert torch.equal(first, plain) and one.cache_bytes == 0
+        assert torch.equal(first, reference) and one.cache_bytes == 0
     elif len(one.computed_steps) < STEPS:
-        assert not torch.equal(first, plain) and one.cache_bytes > 0
+        assert not torch.equal(first, reference) and one.cache_bytes > 0
     else:
-        assert torch.equal(first, plain)
+        assert torch.equal(first, reference)
     assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
     if mask is None or algo == "clusca":  # a gate decides once for a batch; clusca's random tokens differ
         return

@@ -280,5 +280,5 @@ def test_a_shipped_miniature_draws_what_captions_say(compose, folder):
     rows = [check(world.parse(c), *judge.read(clip)) for c, clip in zip(captions, clips, strict=True)]
     reached = json.loads((folder / "score.json").read_text())
     for part in ("things", "background"):
-        assert np.mean([r[part] for r in rows]) >= reached[part] - 0.35
+        assert np.mean([r[part] for r in rows]) >= max(reached[part] - 0.35, reached[part] / 2)
     assert np.mean([r["background"] for r in rows]) >= 0.8
