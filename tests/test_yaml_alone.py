@@ -124,8 +124,9 @@ def test_a_pipeline_that_tells_no_steps_end_is_refused(tmp_path):
 
 def test_weights_of_a_variant_are_loaded_by_its_name(random_pipe, tmp_path):
     random_pipe.save_pretrained(tmp_path, variant="fp16")
-    model = {"init": "pretrained", "repo": str(tmp_path), "dtype": "float32"}
+    model = {"init": "pretrained", "repo": str(tmp_path), "dtype": "float32", "scheduler": {"shift": 5.0}}
     loaded = load_pipeline(model | {"variant": "fp16"}, "cpu")
+    assert loaded.scheduler.config.shift == 5.0 != random_pipe.scheduler.config.shift
     assert torch.equal(loaded.transformer.x_embedder.weight, random_pipe.transformer.x_embedder.weight)
     with pytest.raises(UserError, match="cannot be loaded"):
         load_pipeline(model, "cpu")
