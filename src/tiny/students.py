@@ -170,7 +170,7 @@ class HunyuanStudent(VideoStudent):
         self.pipe.vae.register_to_config(scaling_factor=round(float(1 / z.square().mean().sqrt()), 4))
 
     def latents(self, pixels):
-        z = self.pipe.vae.encode(self.enter(pixels)).latent_dist.mode()  # (B, 8, 3, 16, 16)
+        z = self.pipe.vae.encode(self.enter(pixels)).latent_dist.mode()  # (B, 4, 3, 16, 16)
         return z * self.pipe.vae.config.scaling_factor
 
     def predict(self, x, level, conditions, guidance):
