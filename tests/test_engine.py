@@ -193,3 +193,22 @@ def test_a_remake_that_fails_is_a_failure(tmp_path):
 def test_workers_that_only_die_end_the_run(tmp_path):
     with pytest.raises(UserError, match="workers died in a row: see .*workers.log"):
         pull(tmp_path, lambda job, toy: True, n=50)
+
+
+def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path):
+    from spectrum_bench.generate import _git_sha
+
+    def git(*arguments):
+        line = ["-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        subprocess.run(["git", *line], check=True)
+
+    for name in ("results", "src"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("one")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    (tmp_path / "results/a").write_text("two")
+    assert len(_git_sha(tmp_path)) == 12
+    (tmp_path / "src/a").write_text("two")
+    assert _git_sha(tmp_path).endswith("-dirty")

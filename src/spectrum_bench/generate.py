@@ -195,14 +195,14 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _git_sha() -> str:
+def _git_sha(root: Path = ROOT) -> str:
+    """The commit, "-dirty" if a file of it has been changed since; reports in results/ are what a run leaves."""
+
     def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
 
     try:
-        return (
-            git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
-            or "unknown"
-        )
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "") or "unknown"
     except OSError:
         return "unknown"
