@@ -3,9 +3,9 @@
 # quality figure comes of it.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:?name a model: flux, sd3-5, sdxl, hunyuan, wan14b or wan1-3b}; shift
-GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-')   # "NVIDIA H200": results/h200
+GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-' || true)
 GPU=${GPU#nvidia-} OUT=${OUT:-output_samples_full_size/$MODEL} PROMPTS=${PROMPTS:-3}
-REPORT=${REPORT:-results/${GPU:-full_size}/$MODEL}
+REPORT=${REPORT:-results/${GPU:-full_size}/$MODEL}   # "NVIDIA H200": results/h200
 EXTRA=(model.init=random "$@")
 source scripts/rows.sh
 

@@ -44,10 +44,10 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
 
 
 def count(key: str, value: str) -> int:
-    """The whole number of at least 1 that an option holds.
+    """How many prompts an option asks for, at least 1.
 
     Raises:
-        UserError: it holds none.
+        UserError: it is no whole number.
     """
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"{key}={value} is no number of prompts: write {key}=16")
