@@ -20,6 +20,13 @@ def recipe(name: str) -> dict:
         return OmegaConf.to_container(hydra.compose(name), resolve=True)
 
 
+def no_identity(denoiser: torch.nn.Module) -> None:
+    """Undo adaLN-Zero, under which a new block is the identity."""
+    for parameter in denoiser.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.xavier_uniform_(parameter)
+
+
 @pytest.fixture(scope="session")
 def random_pipes():
     """Name of a recipe -> a pipeline of that miniature's sizes with random weights: for plumbing, never for quality."""
@@ -31,9 +38,7 @@ def random_pipes():
     def make(name: str):
         torch.manual_seed(0)
         pipe = parts.build(recipe(name))
-        for parameter in parts.denoiser(pipe).parameters():  # undo adaLN-Zero, under which a block is the identity
-            if parameter.ndim >= 2:
-                torch.nn.init.xavier_uniform_(parameter)
+        no_identity(parts.denoiser(pipe))
         pipe.vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
         pipe.set_progress_bar_config(disable=True)
         return pipe

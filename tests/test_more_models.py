@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from conftest import no_identity
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import Tensor, nn
 
@@ -284,9 +285,7 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
 def build(name: str, config: dict) -> nn.Module:
     torch.manual_seed(0)
     model = getattr(diffusers, name.partition(":")[0])(**config).eval()
-    for parameter in model.parameters():  # some start at zero, under which a block would be the identity
-        if parameter.ndim >= 2:
-            nn.init.xavier_uniform_(parameter)
+    no_identity(model)
     return model
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import composed
+from conftest import composed, no_identity
 
 from spectrum_bench import jobs, media, run
 from spectrum_bench.jobs import UserError
@@ -85,9 +85,7 @@ def test_a_new_pipeline_runs_by_a_yaml(name, tmp_path):
         part: getattr(diffusers, kind)(**config)
         for part, (kind, config) in dict(scheduler=scheduler, vae=vae, transformer=transformer).items()
     }
-    for parameter in built["transformer"].parameters():  # undo what makes a new block the identity
-        if parameter.ndim >= 2:
-            torch.nn.init.xavier_uniform_(parameter)
+    no_identity(built["transformer"])
     save(name, tmp_path / "weights", built)
     (tmp_path / "p.txt").write_text("a red ring\na blue star\n")
     model = {"name": "new", "repo": str(tmp_path / "weights"), "init": "pretrained", "dtype": "float32"}
