@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from torch import nn
 
 from spectrum_bench.jobs import read_prompts
@@ -239,6 +240,17 @@ def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_
     assert torch.equal(student.latents(clips), before)
     moved = {k.split(".")[0] for k, v in pipe.vae.state_dict().items() if not torch.equal(v, weights[k])}
     assert moved == {"decoder", "post_quant_conv"}
+
+
+def test_a_miniature_can_start_from_a_shipped_one():
+    from conftest import recipe
+
+    folder = ROOT / "assets/tiny/wan"
+    pipe = parts.build(recipe("wan") | {"start": "assets/tiny/wan"})
+    shipped = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    before = pipe.transformer.state_dict()
+    assert before.keys() == shipped.keys() and all(torch.equal(v, shipped[k].float()) for k, v in before.items())
+    assert pipe.vae.config.latents_std == json.loads((folder / "vae/config.json").read_text())["latents_std"]
 
 
 SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.json"))

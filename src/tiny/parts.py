@@ -3,11 +3,14 @@
 from collections import Counter
 
 import diffusers
+import torch
 import transformers
 from diffusers import DiffusionPipeline
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTokenizer, LlamaTokenizer, T5Tokenizer
+
+from spectrum_bench.models import ROOT
 
 from . import world
 
@@ -78,12 +81,15 @@ TOKENIZERS = {
 
 
 def build(cfg: dict) -> DiffusionPipeline:
-    """The pipeline that configs/train/*.yaml describes, with random weights.
+    """The pipeline that configs/train/*.yaml describes, with random weights, or with those of the folder `start`.
 
     Args:
-        cfg: "pipeline", the class; "parts", for each part its class as `_class_name` and its sizes. A text encoder
-            gets a tokenizer of its own, which makes sequences of its `length` tokens.
+        cfg: "start", a pipeline's folder or None; "pipeline", the class; "parts", for each part its class as
+            `_class_name` and its sizes. A text encoder gets a tokenizer of its own, which makes sequences of its
+            `length` tokens.
     """
+    if cfg["start"]:
+        return getattr(diffusers, cfg["pipeline"]).from_pretrained(ROOT / cfg["start"], dtype=torch.float32)
     words = WORDS + (MOVING_WORDS if cfg["frames"] > 1 else [])
     parts = {}
     for name, sizes in cfg["parts"].items():
