@@ -3,8 +3,8 @@
     python scripts/train_tiny.py --config-name sd3                                   # one process
     torchrun --nproc-per-node 2 scripts/train_tiny.py --config-name sd3              # two, gradients averaged
     python scripts/train_tiny.py --config-name sd3 device=cuda stages.denoiser.batch=512   # a GPU
-    python scripts/train_tiny.py --config-name wan start=assets/tiny/wan stages.vae.steps=0 stages.text.steps=0
-                                     # its denoiser trained further, on new clips with seed=43
+    python scripts/train_tiny.py --config-name wan start=assets/tiny/wan stages.vae.steps=0 stages.text.steps=0 \\
+        seed=43 root=further     # what is shipped, its denoiser trained further, on clips of another seed
 
 The recipes are in configs/train. Every stage keeps a checkpoint; run the command again to go on.
 """

@@ -68,6 +68,8 @@ def train_vae(student: Student, cfg, device) -> None:
         return total + recipe.kl * kl, figures | {"kl": kl.detach()}
 
     fit("vae", vae, loss, steps=recipe.steps, lr=recipe.lr, muon=_kernel, work=Path(cfg.shared))
+    if not recipe.steps:  # of a miniature that is trained further: its denoiser knows the scale
+        return
     with torch.no_grad():  # the same on every rank: they must agree on the scale
         x = _pictures(student, np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
         latents = vae.encode(x).latent_dist.mode()
