@@ -19,7 +19,7 @@ from PIL import Image
 from spectrum_bench import jobs, run
 from spectrum_bench.cli import check_words
 from spectrum_bench.jobs import UserError
-from spectrum_bench.models import ROOT, find_weights
+from spectrum_bench.models import ROOT, find_weights, fingerprint
 
 HOSTILE = [
     "a/b/../../etc/passwd",
@@ -222,6 +222,22 @@ def test_a_pipeline_without_one_of_its_parts(weights, tmp_path):
     shutil.rmtree(copy / "text_encoder_2")
     with pytest.raises(UserError, match="has no text_encoder_2"):
         find_weights(str(copy))
+
+
+def test_weights_are_told_by_all_that_a_pipeline_is_loaded_from(weights, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(weights, copy)
+    before = fingerprint(copy)
+    assert before == fingerprint(weights)
+    (copy / "README.md").write_text("no part of it")
+    assert fingerprint(copy) == before
+    changes = ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "vae/diffusion_pytorch_model.safetensors")
+    for name in changes:
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert fingerprint(copy) != before, name
+        (copy / name).write_bytes(data)
+    assert fingerprint(copy) == before
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"\xff" * 64 + b[64:], lambda b: b""])

@@ -8,6 +8,7 @@ from pathlib import Path
 from .jobs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+PIPELINE_FILES = {".safetensors", ".json", ".txt", ".model"}  # tokenizers have the last two
 
 
 def locate(path: str) -> Path:
@@ -38,8 +39,7 @@ def find_weights(repo: str) -> Path:
             raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
-    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    for part in (name for name, kind in parts.items() if isinstance(kind, list) and kind[0]):
+    for part in parts(folder):
         if not (folder / part).is_dir():
             raise UserError(f"{folder} has no {part}, which its model_index.json names: fetch {repo} again")
     for file in sorted(folder.rglob("*.safetensors")):
@@ -50,16 +50,23 @@ def find_weights(repo: str) -> Path:
     return folder
 
 
+def parts(folder: Path) -> list[str]:
+    """The folders of a diffusers pipeline: what its model_index.json names."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+
+
 def fingerprint(folder: Path) -> str:
-    """What tells a pipeline's weights from others under the same name: the hub's commit, or a hash of the files.
+    """What tells a pipeline from others under the same name: the hub's commit, or a hash of its parts' files, weights,
+    scheduler and tokenizers.
 
     Of each file name, size and 8 MiB at either end are hashed: all of a miniature, and of a large model enough.
     """
     if folder.parent.name == "snapshots":
         return folder.name
     digest = hashlib.sha256()
-    for part in sorted(p for p in folder.iterdir() if p.is_dir() and (p / "config.json").exists()):
-        for path in sorted([*part.rglob("*.safetensors"), *part.rglob("*.json")]):
+    for part in sorted(parts(folder)):
+        for path in sorted(p for p in (folder / part).rglob("*") if p.suffix in PIPELINE_FILES):
             size = path.stat().st_size
             with path.open("rb") as file:
                 digest.update(f"{path.relative_to(folder)} {size}\n".encode() + file.read(2**23))
@@ -84,6 +91,8 @@ def open_pipeline(cfg: dict) -> tuple:
     device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         torch.set_num_threads(cfg["threads"])
+    else:  # events of cuda:1 would else be noted on cuda:0
+        torch.cuda.set_device(torch.device(device).index or 0)
     return load_pipeline(cfg["model"], device), device
 
 
@@ -96,14 +105,18 @@ def load_pipeline(model: dict, device: str):
             all parts but a VAE with a `vae_dtype` of its own; vae_tiling; scheduler, settings that replace its own.
 
     Raises:
-        UserError: files are missing, or the pipeline has no callback_on_step_end.
+        UserError: files are missing, or the pipeline has no known denoiser or no callback_on_step_end.
     """
     import diffusers
     import transformers
 
+    from .cache import denoisers
+
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipe = LOADERS[model["init"]](model, device)
+    if not denoisers(pipe):
+        raise UserError(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
     if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
         raise UserError(f"{type(pipe).__name__} has no callback_on_step_end: nobody can tell when its steps end")
     if model.get("vae_tiling"):
