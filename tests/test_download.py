@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
@@ -37,6 +38,7 @@ SHARD = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 NEEDED = {
     "model_index.json": json.dumps(INDEX).encode(),
     "scheduler/scheduler_config.json": b'{"a": 1}',  # no two are the same: the cache would keep one of them
+    "tokenizer/tokenizer_config.json": b'{"e": 1}',
     "tokenizer/vocab.json": b'{"b": 1}',
     "tokenizer/merges.txt": b"#version: 0.2\n",
     "tokenizer/spiece.model": b"pieces",
@@ -256,8 +258,13 @@ def test_after_ctrl_c_whole_files_are_kept(hub, start, download, tmp_path, monke
 def test_a_gated_model_says_how_to_log_in(hub, download):
     hub.gated.add(FLUX)
     code, out, errors = download("model=flux")
-    assert (code, out) == (1, [])
-    assert errors == [f"error: model=flux: {FLUX} is gated: accept its licence on {hub.url}/{FLUX}, then hf auth login"]
+    total = downloads.human(sum(map(len, NEEDED.values())))
+    listed = f"model=flux from {FLUX} (gated): {total} in {len(NEEDED)} files, {total} missing"
+    login = f"{FLUX} is gated: accept its licence on {hub.url}/{FLUX}, then hf auth login"
+    assert (code, out, errors) == (1, [listed], [f"error: model=flux: {login}"])
+    code, out, errors = download("model=flux", "--dry-run")  # needs no account
+    assert (code, errors) == (0, []) and (out[0], out[-1]) == (listed, f"  {login}")
+    assert {line.split()[-1] for line in out[1:-1]} == set(NEEDED) and hub.sent() == []
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_fetched(hub, download):
@@ -265,6 +272,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(hub, download):
     code, _, errors = download("model=flux")
     assert code == 1 and len(errors) == 1 and "is too small by" in errors[0] and "10 PB to fetch" in errors[0]
     assert hub.sent() == ["model_index.json"]
+
+
+def test_what_has_come_already_needs_no_room(tmp_path, monkeypatch):
+    file = downloads.WebFile("http://a/b.pt", tmp_path / "b.pt", 1000, "")
+    file.part.write_bytes(b"a" * 900)
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
+    downloads.check_space([file])
+    file.part.write_bytes(b"a" * 899)
+    with pytest.raises(UserError, match="too small by 1 B"):
+        downloads.check_space([file])
 
 
 def test_one_failure_does_not_lose_the_others(hub, start, checkout, tmp_path, monkeypatch):

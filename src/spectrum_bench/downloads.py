@@ -64,6 +64,11 @@ class HubFile:
     def folder(self) -> Path:
         return Path(HF_HUB_CACHE)
 
+    @property
+    def left(self) -> int:
+        """Bytes still to come. One that was cut off starts again."""
+        return self.size
+
     def is_here(self) -> bool:
         blob = self.folder / f"models--{self.repo.replace('/', '--')}" / "blobs" / self.blob
         return blob.exists() or isinstance(try_to_load_from_cache(self.repo, self.name, revision=self.commit), str)
@@ -91,6 +96,15 @@ class WebFile:
     def name(self) -> str:
         return str(self.path)
 
+    @property
+    def part(self) -> Path:
+        """What has come so far."""
+        return self.path.with_name(f"{self.path.name}.part")
+
+    @property
+    def left(self) -> int:
+        return self.size - (self.part.stat().st_size if self.part.exists() else 0)
+
     def is_here(self) -> bool:
         if not self.path.is_file():
             return False
@@ -102,7 +116,7 @@ class WebFile:
         if self.path.is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.part")
+        part = self.part
         with open(part, "ab") as file:  # goes on where an earlier run was cut off
             if file.tell() < self.size:
                 plain = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed
@@ -134,6 +148,7 @@ class Plan:
     source: str
     files: list
     missing: list
+    refused: Exception | None = None  # why none of it can be fetched: no access to a gated repository
 
 
 def choices() -> dict[str, list[str]]:
@@ -200,7 +215,7 @@ def run(wanted: list[tuple[str, str]], dry_run: bool) -> list[str]:
     plans = [plan for plan in plans if plan]
     for plan in plans:
         show(plan, every_file=dry_run)
-    check_space([file for plan in plans for file in plan.missing])
+    check_space([file for plan in plans if dry_run or not plan.refused for file in plan.missing])
     for plan in plans if not dry_run else ():
         attempt(plan.title, partial(fetch, plan))
     if failed and len(wanted) > 1:
@@ -209,6 +224,8 @@ def run(wanted: list[tuple[str, str]], dry_run: bool) -> list[str]:
 
 
 def fetch(plan: Plan) -> None:
+    if plan.refused:
+        raise plan.refused
     for file in plan.files:  # those that are here too: a new commit's files may be in the cache under an older one
         file.fetch()
     print(f"{plan.title}: all here")
@@ -227,11 +244,17 @@ def plan_model(name: str) -> Plan:
     listed = [file.rfilename for file in info.siblings]
     if "model_index.json" not in listed:
         raise UserError(f"{repo} is no diffusers pipeline (no model_index.json): name one in configs/model/{name}.yaml")
-    # Past the cache, which a dry run leaves alone. A gated repository refuses here, before anything is fetched.
-    index = get_session().get(hf_hub_url(repo, "model_index.json", revision=info.sha), headers=build_hf_headers())
-    hf_raise_for_status(index)
-    files = hub_files(repo, info, pipeline_files(listed, index.json(), model.get("variant")))
-    return make_plan(f"model={name}", files, f" from {repo}{' (gated)' if info.gated else ''}")
+    # Past the cache, which a dry run leaves alone.
+    answer = get_session().get(hf_hub_url(repo, "model_index.json", revision=info.sha), headers=build_hf_headers())
+    refused = None
+    try:
+        hf_raise_for_status(answer)
+        index = answer.json()
+    except GatedRepoError as error:  # which files it has is public all the same: parts are the folders with settings
+        index = {path.split("/")[0]: ["part"] for path in listed if re.fullmatch(r"[^/]+/\w*config\.json", path)}
+        refused = error
+    files = hub_files(repo, info, pipeline_files(listed, index, model.get("variant")))
+    return make_plan(f"model={name}", files, f" from {repo}{' (gated)' if info.gated else ''}", refused)
 
 
 def plan_metric(name: str) -> Plan:
@@ -256,8 +279,8 @@ def plan_prompts(name: str) -> Plan:
     return make_plan(f"prompts={name}", [file])
 
 
-def make_plan(title: str, files: list, source: str = "") -> Plan:
-    return Plan(title, source, files, [file for file in files if not file.is_here()])
+def make_plan(title: str, files: list, source: str = "", refused: Exception | None = None) -> Plan:
+    return Plan(title, source, files, [file for file in files if not file.is_here()], refused)
 
 
 def hub_files(repo: str, info, names: list[str]) -> list[HubFile]:
@@ -307,7 +330,7 @@ def check_space(files: list) -> None:
         place = next(folder for folder in (file.folder, *file.folder.absolute().parents) if folder.exists())
         disk = place.stat().st_dev
         places.setdefault(disk, place)
-        needed[disk] += file.size
+        needed[disk] += file.left
     for disk, place in places.items():
         free = shutil.disk_usage(place).free
         if needed[disk] > free:
@@ -322,8 +345,12 @@ def show(plan: Plan, every_file: bool) -> None:
     total, missing = (sum(file.size for file in files) for files in (plan.files, plan.missing))
     count = len(plan.files)
     print(f"{plan.title}{plan.source}: {human(total)} in {count} file{'s' * (count > 1)}, {human(missing)} missing")
-    for file in plan.files if every_file else ():
+    if not every_file:
+        return
+    for file in plan.files:
         print(f"  {'missing' if file in plan.missing else 'here':7}  {human(file.size):>7}  {file.name}")
+    if plan.refused:
+        print(f"  {explain(plan.refused)}")
 
 
 def explain(error: Exception) -> str:
