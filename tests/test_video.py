@@ -1,6 +1,7 @@
 """Clips from prompt to page: lossless files, scores by frame, a page that plays them."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -24,6 +25,17 @@ def test_a_clip_comes_back_bit_for_bit(tmp_path, shape):
     assert list(files) == [".mp4", ".preview.mp4"] and files == media.encode(pixels, fps=8)
     (tmp_path / "a.mp4").write_bytes(files[".mp4"])
     assert np.array_equal(media.read(tmp_path / "a.mp4"), pixels)
+
+
+def test_a_clip_that_ffmpeg_could_not_write_whole_is_no_clip():
+    """A limit on the size of files stands for a full disk; ffmpeg's end says nothing of either."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="could not write a whole clip"):
+            media.encode(clip(9, 64, 64), fps=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_other_readers_see_the_same_pixels(tmp_path):
@@ -138,6 +150,12 @@ def test_clips_with_loss_or_damage_are_refused(experiments, tmp_path):
         with pytest.raises(UserError, match="is damaged") as error:
             spectrum.picture(record)
         assert "\n" not in str(error.value)
+    middle = len(whole) // 2  # ffmpeg decodes a wrong byte without a word
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(UserError, match="has changed since it was made|is damaged"):
+        spectrum.picture(record)
+    file.write_bytes(whole)
+    assert spectrum.picture(record).shape == (9, 64, 64, 3)
     file.unlink()
     with pytest.raises(UserError, match="no sample"):
         spectrum.picture(record)

@@ -1,5 +1,6 @@
 """Runs jobs on one device or many, and yields what came of each: a Record, or a Failure."""
 
+import hashlib
 import os
 import sys
 import time
@@ -99,6 +100,7 @@ class Worker:
             prompt=job.prompt,
             seed=job.seed,
             sample=next(iter(files)),
+            sha256=hashlib.sha256(next(iter(files.values()))).hexdigest(),
             model=self.cfg["model"]["name"],
             num_inference_steps=self.cfg["num_inference_steps"],
             **self.cfg["labels"],

@@ -68,7 +68,7 @@ class Experiment:
         """
         path = self.folder / record.sample
         try:
-            return media.read(path)
+            pixels = media.read(path)
         except FileNotFoundError:
             raise UserError(f"no sample {path}: run the experiment again, it makes only what is missing") from None
         except ValueError as error:
@@ -76,6 +76,9 @@ class Experiment:
         except (OSError, SyntaxError, RuntimeError) as error:  # Pillow's and ffmpeg's answers to damaged files
             reason = str(error).split("\n")[0]
             raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
+        if record.sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+            raise UserError(f"{path} has changed since it was made: delete it and run again")
+        return pixels
 
 
 def find_experiments(folders: list[Path]) -> list[Path]:

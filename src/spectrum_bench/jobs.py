@@ -52,6 +52,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     git_sha: str = "unknown"
     alone: bool = True  # whether the device did little else meanwhile; only then is the latency one
+    sha256: str | None = None  # of the sample's file
 
 
 @dataclass

@@ -16,7 +16,11 @@ FOR_LOOKING = ["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"]
 
 
 def encode(pixels: np.ndarray, fps: int | None) -> dict[str, bytes]:
-    """A sample's files by suffix: (H, W, 3) uint8 gives ".png"; (F, H, W, 3) ".mp4" and a small ".preview.mp4"."""
+    """A sample's files by suffix: (H, W, 3) uint8 gives ".png"; (F, H, W, 3) ".mp4" and a small ".preview.mp4".
+
+    Raises:
+        OSError: the clip, read again, is not what it was made from.
+    """
     if pixels.ndim == 3:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, format="PNG")
@@ -48,8 +52,17 @@ def _video(pixels: np.ndarray, fps: int, codec: str, pixel_format: str, options:
         writer.send(None)
         for frame in np.ascontiguousarray(pixels):
             writer.send(frame)
-        writer.close()
+        writer.close()  # which says nothing of what ffmpeg could not write
+        if options is LOSSLESS and not _holds(path, pixels):
+            raise OSError(f"ffmpeg could not write a whole clip: is there room in {tempfile.gettempdir()}?")
         return path.read_bytes()
+
+
+def _holds(path: Path, pixels: np.ndarray) -> bool:
+    try:
+        return np.array_equal(read(path), pixels)
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def read(path: Path) -> np.ndarray:
@@ -57,7 +70,8 @@ def read(path: Path) -> np.ndarray:
 
     Raises:
         ValueError: not RGB PNG, or a clip coded with loss.
-        OSError, SyntaxError, RuntimeError: missing or damaged.
+        OSError, SyntaxError, RuntimeError: missing, or damaged so that it cannot be decoded. (H.264 has no checksum:
+            that is what a Record's sha256 is for.)
     """
     if path.suffix == ".png":
         with Image.open(path) as image:
