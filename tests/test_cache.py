@@ -266,9 +266,19 @@ def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkey
     assert figures["alone"] is alone
 
 
+@pytest.mark.parametrize("others, alone", [(3, False), (1, True)])
+def test_a_latency_is_one_if_nobody_elses_model_is_on_the_gpu(monkeypatch, others, alone):
+    """Of 80 GiB we hold 20; others, our own context among them, so many."""
+    from spectrum_bench import generate
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((60 - others) * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20 * 2**30)
+    assert generate.alone(torch.device("cuda"), (0.0, 0.0)) is alone
+
+
 def test_another_number_of_steps_than_announced_raises(random_pipe):
     with (
-        pytest.raises(RuntimeError, match="more than the 3 steps"),
+        pytest.raises(ValueError, match="more than the 3 steps"),
         cached(random_pipe, schedule=schedules.full, forecaster=TAYLOR, site=None, num_steps=3) as session,
     ):
         sample(random_pipe, steps=4, callback=session.callback)

@@ -108,7 +108,10 @@ class Session:
     def begin_call(self, name: str, latent: Tensor, timestep: Tensor) -> None:
         """A denoiser is about to run on `latent` at `timestep`: find its branch."""
         if self.step >= self.num_steps:
-            raise RuntimeError(f"the pipeline takes more than the {self.num_steps} steps it was announced with")
+            raise ValueError(
+                f"the pipeline takes more than the {self.num_steps} steps that it was asked for; a "
+                "scheduler with two passes a step, such as Heun's, or with warm-up, as PNDM's, does so"
+            )
         self.call += 1
         key = (name, self.call)
         if key not in self.branches:
@@ -155,7 +158,7 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
         num_steps: the call's `num_inference_steps`.
 
     Raises:
-        ValueError: a schedule without step 0, or a denoiser that the site does not know.
+        ValueError: a schedule without step 0, a denoiser that the site does not know, or more steps than `num_steps`.
     """
     session = Session(schedule, forecaster, num_steps)
     session.timestep = lambda: pipe.current_timestep

@@ -144,6 +144,8 @@ def checked(cfg: DictConfig) -> dict:
             f"model.num_frames must be 1 more than a multiple of {stride} (the VAE's step in time; another one's is "
             f"model.frame_stride), not {frames}"
         )
+    if "num_frames" in cfg.model and "fps" not in cfg.model:
+        raise UserError(f"model={cfg.model.name} has num_frames but no fps: write into its YAML how fast its clips run")
     fps = cfg.model.get("fps", 1)
     if not (isinstance(fps, (int, float)) and 0 < fps <= 240):
         raise UserError(f"model.fps must be a number of frames a second, not {fps}")

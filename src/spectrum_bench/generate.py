@@ -21,6 +21,7 @@ from .schedules import Schedule
 from .sites import Site
 
 CROWD = 0.2  # share of the machine's processors that others may keep busy while a CPU's latency is measured
+STRANGERS = 2 * 2**30  # bytes of a GPU's memory that others may hold; our own context, some 0.5 GiB, counts as theirs
 
 
 class NotFinite(RuntimeError):
@@ -69,6 +70,15 @@ def processor_seconds() -> tuple[float, float]:
     return there - times.idle - getattr(times, "iowait", 0) - sum(psutil.Process().cpu_times()[:2]), there
 
 
+def alone(device: torch.device, before: tuple[float, float]) -> bool:
+    """Whether the device was ours alone: nobody else's model is on the GPU; the CPU did little else since `before`."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free - torch.cuda.memory_reserved(device) <= STRANGERS
+    others, there = np.subtract(processor_seconds(), before)
+    return bool(others <= CROWD * there)
+
+
 def generate(
     pipe,
     job: Job,
@@ -95,7 +105,8 @@ def generate(
         alone, peak_memory_bytes, cache_bytes.
 
     Raises:
-        RuntimeError: the pipeline takes another number of steps than it was told, or its output is not finite.
+        ValueError: the pipeline takes another number of steps than it was told.
+        NotFinite: its output is not finite.
     """
     device = pipe._execution_device
     laps, before = Laps(device), processor_seconds()
@@ -136,9 +147,9 @@ def generate(
             started.remove()
         laps.mark()
     if session.step != num_steps:
-        raise RuntimeError(f"the pipeline took {session.step} steps, not num_inference_steps={num_steps}")
+        raise ValueError(f"the pipeline took {session.step} steps, not num_inference_steps={num_steps}")
     text, *between, decode = laps.seconds()
-    others, there = np.subtract(processor_seconds(), before)
+    to_itself = alone(device, before)
     steps = between[::2]  # every other lap is the callback
     computed = session.computed_steps
     full = [s for i, s in enumerate(steps) if i in computed]
@@ -156,7 +167,7 @@ def generate(
             "full_step": statistics.median(full),
             "skipped_step": statistics.median(skipped) if skipped else None,
         },
-        "alone": device.type == "cuda" or bool(others <= CROWD * there),
+        "alone": to_itself,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         "cache_bytes": session.cache_bytes,
     }
