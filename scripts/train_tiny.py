@@ -71,6 +71,10 @@ def export(pipe, out: Path):
     shutil.rmtree(part, ignore_errors=True)
     pipe.to(torch.bfloat16).save_pretrained(part, safe_serialization=True)
     pipe.to(torch.float32)
+    for file in part.rglob("*.json"):  # of one that was trained further: the folder that it was loaded from
+        settings = json.loads(file.read_text())
+        if settings.pop("_name_or_path", None):
+            file.write_text(json.dumps(settings, indent=2) + "\n")
     out.mkdir(parents=True, exist_ok=True)
     for piece in part.iterdir():
         old = out / piece.name
