@@ -23,7 +23,7 @@ for budget in $BUDGETS; do
         tiny-sd3-fast) threshold=0.328 ;;
         tiny-hunyuan-slow) threshold=0.115 ;;
         tiny-hunyuan-fast) threshold=0.178 ;;
-        tiny-wan-slow) threshold=0.128 ;;
+        tiny-wan-slow) threshold=0.133 ;;
         tiny-wan-fast) threshold=0.205 ;;
         *) threshold=0.15 ;;
     esac
