@@ -21,8 +21,8 @@ for budget in $BUDGETS; do
         tiny-flux-fast) threshold=0.185 ;;
         tiny-sd3-slow) threshold=0.191 ;;
         tiny-sd3-fast) threshold=0.328 ;;
-        tiny-hunyuan-slow) threshold=0.115 ;;
-        tiny-hunyuan-fast) threshold=0.178 ;;
+        tiny-hunyuan-slow) threshold=0.191 ;;
+        tiny-hunyuan-fast) threshold=0.294 ;;
         tiny-wan-slow) threshold=0.133 ;;
         tiny-wan-fast) threshold=0.205 ;;
         *) threshold=0.15 ;;
