@@ -284,6 +284,17 @@ def test_another_number_of_steps_than_announced_raises(random_pipe):
         sample(random_pipe, steps=4, callback=session.callback)
 
 
+def test_a_pipeline_without_a_denoiser_raises():
+    class StableCascade:
+        prior = torch.nn.Linear(2, 2)
+
+    with (
+        pytest.raises(ValueError, match="StableCascade has neither transformer nor unet"),
+        cached(StableCascade(), schedule=schedules.full, forecaster=TAYLOR, site=None, num_steps=3),
+    ):
+        pass
+
+
 def test_an_unknown_denoiser_raises():
     class Pipe:
         transformer = torch.nn.Sequential(torch.nn.Linear(2, 2))

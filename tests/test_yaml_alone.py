@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import composed, no_identity
 
-from spectrum_bench import jobs, media, models, run
+from spectrum_bench import jobs, media, run
 from spectrum_bench.cli import checked
 from spectrum_bench.jobs import UserError
 from spectrum_bench.models import ROOT, load_pipeline
@@ -119,17 +119,6 @@ def test_a_pipeline_that_tells_no_steps_end_is_refused(tmp_path):
     save("PixArtAlphaPipeline", tmp_path, built)
     with pytest.raises(UserError, match="PixArtAlphaPipeline has no callback_on_step_end"):
         load_pipeline({"init": "pretrained", "repo": str(tmp_path), "dtype": "float32"}, "cpu")
-
-
-def test_a_pipeline_without_a_known_denoiser_is_refused(monkeypatch):
-    class StableCascade:
-        prior, scheduler = torch.nn.Linear(2, 2), None
-
-        def __call__(self, callback_on_step_end=None): ...
-
-    monkeypatch.setitem(models.LOADERS, "pretrained", lambda model, device: StableCascade())
-    with pytest.raises(UserError, match="StableCascade has neither transformer nor unet"):
-        load_pipeline({"init": "pretrained"}, "cpu")
 
 
 def test_clips_without_a_pace_are_refused():

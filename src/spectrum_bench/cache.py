@@ -158,8 +158,11 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
         num_steps: the call's `num_inference_steps`.
 
     Raises:
-        ValueError: a schedule without step 0, a denoiser that the site does not know, or more steps than `num_steps`.
+        ValueError: a schedule without step 0, a pipeline without a denoiser or with one that the site does not know,
+            or more steps than `num_steps`.
     """
+    if not denoisers(pipe):
+        raise ValueError(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
     session = Session(schedule, forecaster, num_steps)
     session.timestep = lambda: pipe.current_timestep
     with ExitStack() as undo:

@@ -105,18 +105,14 @@ def load_pipeline(model: dict, device: str):
             all parts but a VAE with a `vae_dtype` of its own; vae_tiling; scheduler, settings that replace its own.
 
     Raises:
-        UserError: files are missing, or the pipeline has no known denoiser or no callback_on_step_end.
+        UserError: files are missing, or the pipeline has no callback_on_step_end.
     """
     import diffusers
     import transformers
 
-    from .cache import denoisers
-
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipe = LOADERS[model["init"]](model, device)
-    if not denoisers(pipe):
-        raise UserError(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
     if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
         raise UserError(f"{type(pipe).__name__} has no callback_on_step_end: nobody can tell when its steps end")
     if model.get("vae_tiling"):
