@@ -31,7 +31,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from .jobs import UserError, read_prompts, write_atomically
-from .models import ROOT, locate
+from .models import ROOT, SETTINGS, locate, parts
 
 MODELS = ROOT / "configs" / "model"
 CATALOGUE = ROOT / "configs" / "downloads.yaml"
@@ -42,7 +42,6 @@ PLACES = {
     "vbench": os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench",
 }
 
-SETTINGS = {".json", ".txt", ".model"}  # of a pipeline's parts, tokenizers included
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # loading one can run any code
 WEIGHTS = re.compile(  # model.safetensors, model.fp16-00001-of-00002.safetensors, model.safetensors.index.fp16.json
     r"[^.]+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors | [^.]+\.safetensors\.index(?:\.(\w+))?\.json", re.VERBOSE
@@ -116,19 +115,18 @@ class WebFile:
         if self.path.is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.part
-        with open(part, "ab") as file:  # goes on where an earlier run was cut off
+        with open(self.part, "ab") as file:  # goes on where an earlier run was cut off
             if file.tell() < self.size:
                 plain = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed
                 http_get(self.url, file, resume_size=file.tell(), headers=plain, displayed_filename=self.path.name)
-        found = checksum(part)
+        found = checksum(self.part)
         if found != self.sha256:
-            part.unlink()
+            self.part.unlink()
             raise UserError(
                 f"{self.url} has sha256 {found[:8]}…, not {self.sha256[:8]}…, and was thrown away: try again; if that "
                 "repeats, the file has changed there and configs/downloads.yaml must name another"
             )
-        part.replace(self.path)
+        self.part.replace(self.path)
 
 
 class PromptList(WebFile):
@@ -302,7 +300,7 @@ def pipeline_files(listed: list[str], index: dict, variant: str | None = None) -
         UserError: a part is missing, or has no such safetensors.
     """
     wanted = []
-    for part in (name for name, kind in index.items() if isinstance(kind, list) and kind[0]):
+    for part in parts(index):
         paths = [path for path in map(PurePosixPath, sorted(listed)) if str(path.parent) == part]
         variants = {}
         for path in paths:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .jobs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PIPELINE_FILES = {".safetensors", ".json", ".txt", ".model"}  # tokenizers have the last two
+SETTINGS = {".json", ".txt", ".model"}  # of a pipeline's parts, tokenizers included
 
 
 def locate(path: str) -> Path:
@@ -39,7 +39,7 @@ def find_weights(repo: str) -> Path:
             raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
-    for part in parts(folder):
+    for part in parts(_index(folder)):
         if not (folder / part).is_dir():
             raise UserError(f"{folder} has no {part}, which its model_index.json names: fetch {repo} again")
     for file in sorted(folder.rglob("*.safetensors")):
@@ -50,10 +50,13 @@ def find_weights(repo: str) -> Path:
     return folder
 
 
-def parts(folder: Path) -> list[str]:
-    """The folders of a diffusers pipeline: what its model_index.json names."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+def parts(index: dict) -> list[str]:
+    """The folders of a diffusers pipeline, by its model_index.json."""
     return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+
+
+def _index(folder: Path) -> dict:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
 
 
 def fingerprint(folder: Path) -> str:
@@ -65,8 +68,8 @@ def fingerprint(folder: Path) -> str:
     if folder.parent.name == "snapshots":
         return folder.name
     digest = hashlib.sha256()
-    for part in sorted(parts(folder)):
-        for path in sorted(p for p in (folder / part).rglob("*") if p.suffix in PIPELINE_FILES):
+    for part in sorted(parts(_index(folder))):
+        for path in sorted(p for p in (folder / part).rglob("*") if p.suffix in SETTINGS | {".safetensors"}):
             size = path.stat().st_size
             with path.open("rb") as file:
                 digest.update(f"{path.relative_to(folder)} {size}\n".encode() + file.read(2**23))
