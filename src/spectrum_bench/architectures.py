@@ -18,9 +18,9 @@ def architecture(name: str) -> dict:
     """What configs/architectures/<name>.json says.
 
     Returns:
-        The pipeline's `_class_name`, its `parts` (class and configuration of each), `options` of its constructor and
-        `dtype` of the parts that are not as the rest, where there are any; `parameters` as published for each model;
-        `source` and `unchecked`: what the values were checked against, and which were not.
+        The pipeline's `_class_name`, its `parts` (class and configuration of each) and, where there are any, `options`
+        of its constructor; `parameters` as published for each model; `source` and `unchecked`: what the values were
+        checked against, and which were not.
 
     Raises:
         UserError: no such file.
@@ -41,9 +41,9 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
 
     Args:
         name: of a file in configs/architectures.
-        dtype: name of a torch dtype, for all parts but those that the file names.
+        dtype: name of a torch dtype.
         device: "cuda", "cpu", or "meta" for shapes without memory.
-        vae_dtype: the VAE's, whatever the file says.
+        vae_dtype: the VAE's, if it is another.
 
     Raises:
         UserError: no such architecture.
@@ -52,7 +52,7 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
     import torch
 
     given = architecture(name)
-    own = given.get("dtype", {}) | ({"vae": vae_dtype} if vae_dtype else {})
+    own = {"vae": vae_dtype or dtype}
     with _seeded(torch.device(device)):
         parts = {
             part: _build(config, dtype=getattr(torch, own.get(part, dtype)), device=device)
