@@ -1,7 +1,9 @@
-"""What the README tells people to type must work."""
+"""What the README tells people to type must work, and what the scripts type."""
 
 import re
 import shlex
+import shutil
+import subprocess
 
 import pytest
 
@@ -22,23 +24,68 @@ COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in b
 COMMANDS += re.findall(r"`((?:python|bash) [^`]+)`", README)
 
 
+def check(words: list[str]) -> None:
+    """Fail unless `words`, which follow `python`, name an entry script and keys and values that it knows."""
+    script, *words = words
+    if script in ("src/text_to_image.py", "src/text_to_video.py"):
+        check_words("video" if "video" in script else "base", words)
+    elif script in ("src/calibrate.py", "src/tune.py", "src/budget.py"):
+        check_words(script[4:-3], words)
+    elif script == "src/evaluate.py" and words != ["--check"]:
+        arguments.parse(words, "", evaluate.OPTIONS)
+    elif script == "src/report.py":
+        arguments.parse(words, "", report.OPTIONS)
+    elif script == "src/reproduce.py":
+        assert not words or paper.read_plans(words[0])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_scripts_and_keys_that_exist(command):
     words = shlex.split(command)
     if words[0] in ("python", "bash"):
         assert (ROOT / words[1]).is_file()
-    if words[1:2] == ["src/text_to_image.py"] and "algo=damped" not in words:
-        check_words("base", words[2:])
-    if words[1:2] == ["src/text_to_video.py"]:
-        check_words("video", words[2:])
-    if words[1:2] and words[1] in ("src/calibrate.py", "src/tune.py"):
-        check_words(words[1][4:-3], words[2:])
-    if words[1:2] == ["src/evaluate.py"] and words[2:] != ["--check"]:
-        arguments.parse(words[2:], "", evaluate.OPTIONS)
-    if words[1:2] == ["src/report.py"]:
-        arguments.parse(words[2:], "", report.OPTIONS)
-    if words[1:2] == ["src/reproduce.py"]:
-        assert not words[2:] or paper.read_plans(words[2])
+    if words[0] == "python" and "algo=damped" not in words:
+        check(words[1:])
+
+
+FULL_SIZE = [
+    f"bash scripts/full_size.sh {model}" for model in ("flux", "sd3-5", "sdxl", "hunyuan", "wan14b", "wan1-3b")
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "runs"),
+    [
+        *((command, 7) for command in FULL_SIZE),
+        ("bash scripts/tiny_table.sh tiny-flux", 22),
+        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 12),
+        ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 36),
+        ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 15),
+        ("bash scripts/noise_floor.sh tiny-sd3", 5),
+        ("bash scripts/reproduce.sh tiny", 0),
+        ("bash scripts/sweep_methods.sh model=tiny-flux total_prompt_num=8", 2),
+        ("bash scripts/sweep_spectrum.sh model=tiny-flux", 2),
+    ],
+)
+def test_scripts_name_keys_that_exist(command, runs, tmp_path):
+    """A script runs in a copy whose python notes what it is asked to do, and answers a search for a threshold."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("configs", "tests", "requirements.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    stand_in = tmp_path / ".venv/bin/python"
+    stand_in.write_text(
+        'printf "%q " "$@" >> asked; echo >> asked\n'
+        'case "$*" in *key=*) printf "%s\\n" "$@" | sed -n "s/^key=\\(.*\\)/\\1=0.1/p" ;;'
+        " src/budget.py*) echo schedule.threshold=0.1 ;; esac\n"
+    )
+    stand_in.chmod(0o755)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    asked = [shlex.split(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    asked = [words for words in asked if words[:2] != ["-m", "pip"]]
+    for words in asked:
+        check(words)
+    assert len([words for words in asked if words[0].startswith("src/text_to")]) == runs
 
 
 def test_the_algorithm_in_twenty_lines(compose, weights, tmp_path, monkeypatch):
