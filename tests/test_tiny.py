@@ -261,6 +261,21 @@ def test_a_miniature_can_start_from_a_shipped_one(tmp_path):
     assert torch.equal(pipe.vae.state_dict()["quant_conv.bias"], vae["quant_conv.bias"])
 
 
+def test_a_start_with_other_patches_takes_over_the_blocks():
+    from conftest import recipe
+
+    cfg = recipe("wan") | {"start": "assets/tiny/wan"}
+    shipped = parts.build(cfg).transformer
+    cfg["parts"]["transformer"]["patch_size"] = [1, 4, 4]
+    coarse = parts.build(cfg).transformer
+    other = {k for k, v in coarse.state_dict().items() if v.shape != shipped.state_dict()[k].shape}
+    assert other == {"patch_embedding.weight", "proj_out.weight", "proj_out.bias"}
+    assert all(torch.equal(v, coarse.state_dict()[k]) for k, v in shipped.state_dict().items() if k not in other)
+    assert not coarse.proj_out.weight.any() and coarse.patch_embedding.weight.any()
+    x, text = torch.randn(1, 16, 3, 8, 8), torch.randn(1, 20, 128)
+    assert coarse(x, torch.tensor([500.0]), text).sample.shape == x.shape
+
+
 SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.json"))
 REAL = {  # what the full-size model's own scheduler_config.json says
     "flux": {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},

@@ -94,7 +94,7 @@ def test_a_run_makes_clips(experiments):
         assert file.suffix == ".mp4" and media.read(file).shape == (9, 64, 64, 3)
         assert file.with_suffix(".preview.mp4").stat().st_size > 0
         assert record.computed_steps == [0, 1, 2, 3, 4, 6] and record.nfe == 6
-        assert record.cache_bytes == 2 * 6 * 48 * 128 * 4  # two guidance branches
+        assert record.cache_bytes == 2 * 6 * 192 * 128 * 4  # two guidance branches
     config = read_experiment(experiments / "spectrum").config
     assert config["model"]["scheduler"] == {"flow_shift": 3.0} and config["model"]["fps"] == 16
 

@@ -86,22 +86,27 @@ def build(cfg: dict) -> DiffusionPipeline:
     Args:
         cfg: "start", a pipeline's folder or None; "pipeline", the class; "parts", for each part its class as
             `_class_name` and its sizes. A text encoder gets a tokenizer of its own, which makes sequences of its
-            `length` tokens.
+            `length` tokens. Of a started pipeline only the denoiser goes by "parts": it takes over every weight that
+            fits, so that finer patches begin with blocks that know the world.
     """
     if cfg["start"]:
-        return getattr(diffusers, cfg["pipeline"]).from_pretrained(ROOT / cfg["start"], dtype=torch.float32)
+        pipe = getattr(diffusers, cfg["pipeline"]).from_pretrained(ROOT / cfg["start"], dtype=torch.float32)
+        name = "unet" if hasattr(pipe, "unet") else "transformer"
+        known, model = denoiser(pipe).state_dict(), _model(cfg["parts"][name])
+        zero_modulation(model)
+        fits = {k: known[k] for k, v in model.state_dict().items() if k in known and known[k].shape == v.shape}
+        model.load_state_dict(fits, strict=False)
+        pipe.register_modules(**{name: model})
+        return pipe
     words = WORDS + (MOVING_WORDS if cfg["frames"] > 1 else [])
     parts = {}
     for name, sizes in cfg["parts"].items():
-        sizes = dict(sizes)
-        cls = sizes.pop("_class_name")
         if name.startswith("text_encoder"):
-            length = sizes.pop("length")
-            tokenizer = TOKENIZERS[cls](words, length)
+            tokenizer = TOKENIZERS[sizes["_class_name"]](words, sizes["length"])
             parts[name.replace("text_encoder", "tokenizer")] = tokenizer
-            parts[name] = _text_encoder(cls, tokenizer, length, sizes)
+            parts[name] = _text_encoder(tokenizer, **sizes)
         else:
-            parts[name] = getattr(diffusers, cls)(**sizes)
+            parts[name] = _model(sizes)
     pipe = getattr(diffusers, cfg["pipeline"])(**parts)
     zero_modulation(denoiser(pipe))
     return pipe
@@ -111,11 +116,15 @@ def denoiser(pipe) -> nn.Module:
     return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
-def _text_encoder(cls: str, tokenizer, length: int, sizes: dict) -> nn.Module:
-    model = getattr(transformers, cls)
+def _model(sizes: dict) -> nn.Module:
+    return getattr(diffusers, sizes["_class_name"])(**{k: v for k, v in sizes.items() if k != "_class_name"})
+
+
+def _text_encoder(tokenizer, _class_name: str, length: int, **sizes) -> nn.Module:
+    model = getattr(transformers, _class_name)
     specials = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     known = {k: v for k, v in specials.items() if v is not None}
-    if "T5" not in cls:  # T5 knows distances, not places
+    if "T5" not in _class_name:  # T5 knows distances, not places
         known["max_position_embeddings"] = length
     return model(model.config_class(vocab_size=len(tokenizer), **known, **sizes))
 

@@ -125,8 +125,6 @@ class SDXLStudent(Student):
 
 
 class VideoStudent(Student):
-    grid = 4
-
     def enter(self, pixels):
         return pixels.transpose(1, 2)
 
@@ -157,6 +155,8 @@ class WanStudent(VideoStudent):
 
 
 class HunyuanStudent(VideoStudent):
+    grid = 4
+
     @torch.no_grad()
     def conditions(self, captions):
         states, pooled, mask = self.pipe.encode_prompt(
