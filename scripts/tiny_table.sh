@@ -23,8 +23,8 @@ for budget in $BUDGETS; do
         tiny-sd3-fast) threshold=0.328 ;;
         tiny-hunyuan-slow) threshold=0.191 ;;
         tiny-hunyuan-fast) threshold=0.294 ;;
-        tiny-wan-slow) threshold=0.133 ;;
-        tiny-wan-fast) threshold=0.205 ;;
+        tiny-wan-slow) threshold=0.143 ;;
+        tiny-wan-fast) threshold=0.22 ;;
         *) threshold=0.15 ;;
     esac
     row steps-$budget algo=steps num_inference_steps=$steps
