@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 import report
-from spectrum_bench import arguments, forecasters, jobs, paper, run
+from spectrum_bench import architectures, arguments, forecasters, jobs, paper, run
 from spectrum_bench.cli import check_words
 from spectrum_bench.models import ROOT
 
@@ -27,6 +27,7 @@ COMMANDS += re.findall(r"`((?:python|bash) [^`]+)`", README)
 def check(words: list[str]) -> None:
     """Fail unless `words`, which follow `python`, name an entry script and keys and values that it knows."""
     script, *words = words
+    assert (ROOT / script).is_file()
     if script in ("src/text_to_image.py", "src/text_to_video.py"):
         check_words("video" if "video" in script else "base", words)
     elif script in ("src/calibrate.py", "src/tune.py", "src/budget.py"):
@@ -48,9 +49,7 @@ def test_commands_name_scripts_and_keys_that_exist(command):
         check(words[1:])
 
 
-FULL_SIZE = [
-    f"bash scripts/full_size.sh {model}" for model in ("flux", "sd3-5", "sdxl", "hunyuan", "wan14b", "wan1-3b")
-]
+FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(architectures.FOLDER.glob("*.json"))]
 
 
 @pytest.mark.parametrize(

@@ -161,12 +161,13 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
         ValueError: a schedule without step 0, a pipeline without a denoiser or with one that the site does not know,
             or more steps than `num_steps`.
     """
-    if not denoisers(pipe):
+    networks = denoisers(pipe)
+    if not networks:
         raise ValueError(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
     session = Session(schedule, forecaster, num_steps)
     session.timestep = lambda: pipe.current_timestep
     with ExitStack() as undo:
-        for name, denoiser in denoisers(pipe).items():
+        for name, denoiser in networks.items():
 
             def begin(module, args, kwargs, name=name):
                 session.begin_call(name, argument(module, 0, args, kwargs), argument(module, "timestep", args, kwargs))

@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTokenizer, LlamaTokenizer, T5Tokenizer
 
+from spectrum_bench.cache import denoisers
 from spectrum_bench.models import ROOT
 
 from . import world
@@ -91,8 +92,8 @@ def build(cfg: dict) -> DiffusionPipeline:
     """
     if cfg["start"]:
         pipe = getattr(diffusers, cfg["pipeline"]).from_pretrained(ROOT / cfg["start"], dtype=torch.float32)
-        name = "unet" if hasattr(pipe, "unet") else "transformer"
-        known, model = denoiser(pipe).state_dict(), _model(cfg["parts"][name])
+        [(name, before)] = denoisers(pipe).items()
+        known, model = before.state_dict(), _model(**cfg["parts"][name])
         zero_modulation(model)
         fits = {k: known[k] for k, v in model.state_dict().items() if k in known and known[k].shape == v.shape}
         model.load_state_dict(fits, strict=False)
@@ -106,18 +107,19 @@ def build(cfg: dict) -> DiffusionPipeline:
             parts[name.replace("text_encoder", "tokenizer")] = tokenizer
             parts[name] = _text_encoder(tokenizer, **sizes)
         else:
-            parts[name] = _model(sizes)
+            parts[name] = _model(**sizes)
     pipe = getattr(diffusers, cfg["pipeline"])(**parts)
     zero_modulation(denoiser(pipe))
     return pipe
 
 
 def denoiser(pipe) -> nn.Module:
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    [network] = denoisers(pipe).values()
+    return network
 
 
-def _model(sizes: dict) -> nn.Module:
-    return getattr(diffusers, sizes["_class_name"])(**{k: v for k, v in sizes.items() if k != "_class_name"})
+def _model(_class_name: str, **sizes) -> nn.Module:
+    return getattr(diffusers, _class_name)(**sizes)
 
 
 def _text_encoder(tokenizer, _class_name: str, length: int, **sizes) -> nn.Module:
