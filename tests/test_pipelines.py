@@ -122,7 +122,7 @@ def test_a_skipped_step_runs_no_block_and_forecasts_what_enters_the_epilogue(ran
             torch.testing.assert_close(h[step], expected, rtol=1e-4, atol=1e-4 * float(h[1].abs().max()))
     rows = {tuple(b.buffers["stack"].rows[0].shape) for b in session.branches.values()}
     batch = 2 if name in ("sd3", "sdxl") else 1
-    shape = {"sdxl": (batch, 48, 16, 16), "hunyuan": (1, 48, 128), "wan": (1, 192, 128)}.get(name, (batch, 64, 128))
+    shape = {"sdxl": (batch, 48, 16, 16), "hunyuan": (1, 192, 128), "wan": (1, 192, 128)}.get(name, (batch, 64, 128))
     assert rows == {shape}
 
 

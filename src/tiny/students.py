@@ -155,8 +155,6 @@ class WanStudent(VideoStudent):
 
 
 class HunyuanStudent(VideoStudent):
-    grid = 4
-
     @torch.no_grad()
     def conditions(self, captions):
         states, pooled, mask = self.pipe.encode_prompt(
