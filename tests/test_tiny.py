@@ -276,6 +276,29 @@ def test_a_start_with_other_patches_takes_over_the_blocks():
     assert coarse(x, torch.tensor([500.0]), text).sample.shape == x.shape
 
 
+def test_a_score_is_of_the_same_captions_whatever_the_seed_of_training():
+    from conftest import recipe
+
+    from tiny.train import caption_score
+
+    class Pipe:
+        def set_progress_bar_config(self, disable):
+            self.asked = []
+
+        def __call__(self, captions, **kwargs):
+            self.asked += captions
+            return [torch.zeros(len(captions), 3, 64, 64)]
+
+    judge, asked = load_judge(ROOT / "assets/tiny/flux/judge"), []
+    for seed in (1, 2):
+        cfg = OmegaConf.create(recipe("flux") | {"seed": seed})
+        cfg.stages.score.captions = 4
+        pipe = Pipe()
+        assert caption_score(pipe, judge, cfg)["captions"] == 4
+        asked.append(pipe.asked)
+    assert asked[0] == asked[1] and len(set(asked[0])) == 4 and all(world.held_out(c) for c in asked[0])
+
+
 SHIPPED = sorted(p.parent for p in (ROOT / "assets/tiny").glob("*/model_index.json"))
 REAL = {  # what the full-size model's own scheduler_config.json says
     "flux": {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096},

@@ -128,7 +128,7 @@ def train_judge(student: Student, cfg, device) -> Judge:
 
 def judge_accuracy(judge: Judge, student: Student, cfg, device) -> dict:
     """How often the judge reads a held-out caption right, from pictures as they are drawn and through the VAE."""
-    rng = np.random.default_rng((cfg.seed, 6))
+    rng = np.random.default_rng((cfg.stages.score.seed, 6))
     rows = {"rendered": [], "through_the_vae": []}
     for _ in range(0, cfg.stages.score.judged, 20):
         scenes = _scenes(rng, 20, cfg, held=True)
@@ -376,8 +376,8 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> N
 @torch.no_grad()
 def caption_score(pipe, judge: Judge, cfg) -> dict[str, float]:
     """Share of held-out captions that the pipeline's pictures or clips follow, by the judge, called as the model is."""
-    recipe, rng = cfg.stages.score, _rng(cfg.seed, 7, 0)
-    scenes = _scenes(rng, recipe.captions, cfg, held=True)
+    recipe = cfg.stages.score
+    scenes = _scenes(_rng(recipe.seed, 7, 0), recipe.captions, cfg, held=True)
     rows = []
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(scenes), 20):
