@@ -21,7 +21,7 @@ for budget in $BUDGETS; do
         tiny-flux-fast) threshold=0.185 ;;
         tiny-sd3-slow) threshold=0.191 ;;
         tiny-sd3-fast) threshold=0.328 ;;
-        tiny-hunyuan-slow) threshold=0.191 ;;
+        tiny-hunyuan-slow) threshold=0.178 ;;
         tiny-hunyuan-fast) threshold=0.294 ;;
         tiny-wan-slow) threshold=0.143 ;;
         tiny-wan-fast) threshold=0.22 ;;
