@@ -21,7 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from spectrum_bench import arguments, downloads
+from spectrum_bench.commands import words as arguments
+from spectrum_bench.sampling import downloads
 
 
 def main(argv: list[str]) -> None:

@@ -53,7 +53,7 @@ def make_up(folder: Path) -> int:
 
 
 def record(folder: Path) -> int:
-    from spectrum_bench.jobs import read_records, save_record
+    from spectrum_bench.sampling.records import read_records, save_record
 
     for each in read_records(folder):
         save_record(folder, each)
@@ -61,28 +61,28 @@ def record(folder: Path) -> int:
 
 
 def score(folder: Path) -> int:
-    from spectrum_bench.evaluation import evaluate
-    from spectrum_bench.experiments import read_experiment
+    from spectrum_bench.scoring.evaluation import evaluate
+    from spectrum_bench.scoring.experiments import read_experiment
 
     reference, *others = (read_experiment(folder / f"method{i}") for i in range(METHODS))
     return len(list(evaluate(others, reference, "psnr")))
 
 
 def resume(folder: Path) -> int:
-    from spectrum_bench.jobs import finished
+    from spectrum_bench.sampling.records import finished
 
     return len(finished(folder))
 
 
 def gather(folder: Path) -> int:
-    from spectrum_bench.jobs import collect_records
+    from spectrum_bench.sampling.records import collect_records
 
     return len(collect_records(folder))
 
 
 def report(folder: Path) -> int:
-    from spectrum_bench.experiments import read_experiment
-    from spectrum_bench.report import find_experiments, write_report
+    from spectrum_bench.reporting.page import find_experiments, write_report
+    from spectrum_bench.scoring.experiments import read_experiment
 
     experiments = [read_experiment(each) for each in find_experiments([folder])]
     reference = next(e for e in experiments if e.name == "method0")

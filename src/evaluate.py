@@ -16,8 +16,8 @@ Writes into each experiment directory
 
 from pathlib import Path
 
-from spectrum_bench import arguments
-from spectrum_bench.jobs import UserError
+from spectrum_bench.commands import words as arguments
+from spectrum_bench.errors import UserError
 
 OPTIONS = {"reference": None, "metrics": ""}
 
@@ -26,15 +26,15 @@ def main(argv: list[str]) -> None:
     if argv == ["--check"]:
         return check()
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
-    from spectrum_bench.experiments import check_reference, find_experiments, pairs, read_experiment
+    from spectrum_bench.scoring.experiments import check_reference, find_experiments, pairs, read_experiment
 
     reference = read_experiment(Path(options["reference"]))
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
     for experiment in experiments:  # all of them before the first is scored
         check_reference(experiment, reference)
         pairs(experiment, reference)
-    from spectrum_bench.evaluation import evaluate
-    from spectrum_bench.metrics import chosen
+    from spectrum_bench.scoring.evaluation import evaluate
+    from spectrum_bench.scoring.metrics import chosen
 
     for experiment in experiments:
         try:
@@ -53,8 +53,9 @@ def main(argv: list[str]) -> None:
 
 def check() -> None:
     """One line a metric: ready, or what is missing and what to type."""
-    from spectrum_bench.metrics import METRICS, MetricUnavailable
-    from spectrum_bench.metrics.isolated import is_made
+    from spectrum_bench.errors import MetricUnavailable
+    from spectrum_bench.scoring.metrics import METRICS
+    from spectrum_bench.scoring.metrics.isolated import is_made
 
     for name, metric in METRICS.items():
         config = {"model": {"judge": "assets/tiny/flux/judge"} | ({"fps": 16} if "vbench" in name else {})}

@@ -13,8 +13,8 @@ usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [key=val
 
 from pathlib import Path
 
-from spectrum_bench import arguments
-from spectrum_bench.jobs import UserError
+from spectrum_bench.commands import words as arguments
+from spectrum_bench.errors import UserError
 
 OPTIONS = {"reference": None, "out": None, "baseline": "", "align": "passes", "margin": "1", "rows": "16"}
 
@@ -24,10 +24,10 @@ def main(argv: list[str]) -> None:
     rows = arguments.count("rows", options["rows"])
     if not options["margin"].replace(".", "", 1).isdecimal():
         raise UserError(f"margin={options['margin']} is no percentage: write margin=1")
-    from spectrum_bench.experiments import find_experiments, read_experiment
-    from spectrum_bench.formats import plain
-    from spectrum_bench.report import write_report
-    from spectrum_bench.tables import BUDGETS
+    from spectrum_bench.reporting.formats import plain
+    from spectrum_bench.reporting.page import write_report
+    from spectrum_bench.reporting.tables import BUDGETS
+    from spectrum_bench.scoring.experiments import find_experiments, read_experiment
 
     if options["align"] not in BUDGETS:
         raise UserError(f"align={options['align']} is none of {', '.join(BUDGETS)}")

@@ -17,8 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spectrum_bench import arguments
-from spectrum_bench.jobs import UserError
+from spectrum_bench.commands import words as arguments
+from spectrum_bench.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return
-    from spectrum_bench.experiments import has_samples
-    from spectrum_bench.paper import names, read_plans
+    from spectrum_bench.reporting.paper import names, read_plans
+    from spectrum_bench.scoring.experiments import has_samples
 
     experiments = [word for word in argv if "=" not in word]
     words = dict(word.split("=", 1) for word in argv if "=" in word)
@@ -109,13 +109,13 @@ def show(plan, folder: Path, out: Path | None, failed: list[str], rows: int) -> 
     Raises:
         UserError: some runs failed; the report is of the others.
     """
-    from spectrum_bench import plots
-    from spectrum_bench.evaluation import evaluate
-    from spectrum_bench.experiments import read_experiment
-    from spectrum_bench.formats import plain
-    from spectrum_bench.jobs import write_atomically
-    from spectrum_bench.paper import lines_of, output_folder, side_by_side
-    from spectrum_bench.report import write_report
+    from spectrum_bench.reporting import plots
+    from spectrum_bench.reporting.formats import plain
+    from spectrum_bench.reporting.page import write_report
+    from spectrum_bench.reporting.paper import lines_of, output_folder, side_by_side
+    from spectrum_bench.sampling.records import write_atomically
+    from spectrum_bench.scoring.evaluation import evaluate
+    from spectrum_bench.scoring.experiments import read_experiment
 
     out = out or output_folder(plan)
     reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)

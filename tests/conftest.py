@@ -14,7 +14,7 @@ def recipe(name: str) -> dict:
     import hydra
     from omegaconf import OmegaConf
 
-    from spectrum_bench.models import ROOT
+    from spectrum_bench.paths import ROOT
 
     with hydra.initialize_config_dir(str(ROOT / "configs/train"), version_base="1.3"):
         return OmegaConf.to_container(hydra.compose(name), resolve=True)
@@ -32,7 +32,7 @@ def random_pipes():
     """Name of a recipe -> a pipeline of that miniature's sizes with random weights: for plumbing, never for quality."""
     from functools import cache
 
-    from tiny import parts
+    from training import parts
 
     @cache
     def make(name: str):
@@ -65,7 +65,7 @@ def composed(*words: str, config_name: str = "base"):
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict
 
-    from spectrum_bench.cli import CONFIGS
+    from spectrum_bench.paths import CONFIGS
 
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         cfg = hydra.compose(config_name, list(words), return_hydra_config=True)

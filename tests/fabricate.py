@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from spectrum_bench.jobs import Record, make_jobs
-from tiny import world
+from spectrum_bench.miniature import world
+from spectrum_bench.sampling.jobs import make_jobs
+from spectrum_bench.sampling.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = [

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from spectrum_bench import architectures, forecasters, schedules
-from spectrum_bench.architectures import architecture, random_pipeline
-from spectrum_bench.cache import cached, denoisers
-from spectrum_bench.jobs import UserError
-from spectrum_bench.sites import LastBlock, Modules, StackResidual
+from spectrum_bench import forecasters, schedules
+from spectrum_bench.caching.session import cached, denoisers
+from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.errors import UserError
+from spectrum_bench.sampling import architectures
+from spectrum_bench.sampling.architectures import architecture, random_pipeline
 
 NAMES = sorted(p.stem for p in architectures.FOLDER.glob("*.json"))
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
@@ -91,7 +93,7 @@ def test_sites_attach_and_leave_nothing(name, site, stand_ins):
     (denoiser,) = denoisers(pipe).values()
 
     def ours():
-        return sum(type(m).__module__ == "spectrum_bench.sites" for m in denoiser.modules())
+        return sum(type(m).__module__.startswith("spectrum_bench.caching.sites") for m in denoiser.modules())
 
     def hooks():
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in denoiser.modules())

@@ -6,8 +6,9 @@ import shutil
 import fabricate
 import pytest
 
-from spectrum_bench import evaluation, report
-from spectrum_bench.experiments import read_experiment
+from spectrum_bench.reporting import page as report
+from spectrum_bench.scoring import evaluation
+from spectrum_bench.scoring.experiments import read_experiment
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from spectrum_bench import budget
-from spectrum_bench.jobs import UserError
+from spectrum_bench.errors import UserError
+from spectrum_bench.lab import budget
 
 
 def test_search_on_a_curve_known_beforehand():

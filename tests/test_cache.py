@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from spectrum_bench import forecasters, gates, schedules
-from spectrum_bench.cache import cached
-from spectrum_bench.sites import LastBlock, Modules, StackResidual
+from spectrum_bench.caching.algorithm import Algorithm
+from spectrum_bench.caching.session import cached
+from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.sampling import clock
 
 STEPS = 12
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
@@ -228,14 +231,14 @@ def test_cache_bytes_are_those_of_the_features(random_pipe, site, slots, rows):
 
 def test_full_and_skipped_steps_are_told_apart_by_the_clock(random_pipe, monkeypatch):
     """A clock that only the first block's attention moves: a full step takes one tick, a skipped one none."""
-    from spectrum_bench import generate
-    from spectrum_bench.jobs import Job
+    from spectrum_bench.sampling import sampler as generate
+    from spectrum_bench.sampling.jobs import Job
 
     ticks = [0]
-    monkeypatch.setattr(generate.time, "perf_counter", lambda: float(ticks[0]))
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: float(ticks[0]))
     attention = random_pipe.transformer.transformer_blocks[0].attn.to_q
     handle = attention.register_forward_hook(lambda *_: ticks.__setitem__(0, ticks[0] + 1))
-    algorithm = generate.Algorithm("x", partial(schedules.mask, steps=[0, 1, 4]), TAYLOR, LastBlock())
+    algorithm = Algorithm("x", partial(schedules.mask, steps=[0, 1, 4]), TAYLOR, LastBlock())
     shape = {"height": 64, "width": 64, "max_sequence_length": 16}
     try:
         _, figures = generate.generate(random_pipe, Job("", 0, "a ring", 0), algorithm, num_steps=6, arguments=shape)
@@ -252,15 +255,15 @@ def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkey
     from collections import namedtuple
     from types import SimpleNamespace
 
-    from spectrum_bench import generate
-    from spectrum_bench.jobs import Job
+    from spectrum_bench.sampling import sampler as generate
+    from spectrum_bench.sampling.jobs import Job
 
     Times = namedtuple("Times", "user system idle iowait")
     machine = iter([Times(0, 0, 0, 0), Times(15 + others, 5, 15 - others, 5)])
     process = iter([(0, 0, 9), (15, 5, 9)])  # user, system, its children's
-    monkeypatch.setattr(generate.psutil, "cpu_times", lambda: next(machine))
-    monkeypatch.setattr(generate.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(process)))
-    algorithm = generate.Algorithm("x", schedules.full, forecasters.reuse, None)
+    monkeypatch.setattr(clock.psutil, "cpu_times", lambda: next(machine))
+    monkeypatch.setattr(clock.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(process)))
+    algorithm = Algorithm("x", schedules.full, forecasters.reuse, None)
     shape = {"height": 64, "width": 64, "max_sequence_length": 16}
     _, figures = generate.generate(random_pipe, Job("", 0, "a ring", 0), algorithm, num_steps=2, arguments=shape)
     assert figures["alone"] is alone
@@ -269,11 +272,10 @@ def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkey
 @pytest.mark.parametrize("others, alone", [(3, False), (1, True)])
 def test_a_latency_is_one_if_nobody_elses_model_is_on_the_gpu(monkeypatch, others, alone):
     """Of 80 GiB we hold 20; others, our own context among them, so many."""
-    from spectrum_bench import generate
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((60 - others) * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20 * 2**30)
-    assert generate.alone(torch.device("cuda"), (0.0, 0.0)) is alone
+    assert clock.alone(torch.device("cuda"), (0.0, 0.0)) is alone
 
 
 def test_another_number_of_steps_than_announced_raises(random_pipe):
@@ -319,7 +321,7 @@ def test_sites_attach_to_flux_dev_at_its_full_size(site, stand_ins):
 
     def ours():
         modules = Pipe.transformer.modules()
-        return sum(type(m).__module__ == "spectrum_bench.sites" for m in modules)
+        return sum(type(m).__module__.startswith("spectrum_bench.caching.sites") for m in modules)
 
     assert (len(Pipe.transformer.transformer_blocks), len(Pipe.transformer.single_transformer_blocks)) == (19, 38)
     with cached(Pipe(), schedule=schedules.full, forecaster=TAYLOR, site=SITES[site], num_steps=50):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from spectrum_bench import calibration
-from spectrum_bench.jobs import Job, UserError
-from spectrum_bench.models import identify
+from spectrum_bench.errors import UserError
+from spectrum_bench.lab import calibration
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.models import identify
 
 
 def test_a_polynomial_is_found_again():

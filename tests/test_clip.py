@@ -10,7 +10,8 @@ from fabricate import captions, noisy, pictures
 from PIL import Image
 from safetensors.torch import save_file
 
-from spectrum_bench.metrics import METRICS, MetricUnavailable, clip
+from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.scoring.metrics import METRICS, clip
 
 PROMPTS = captions(3)
 PICTURES = pictures(PROMPTS)

@@ -8,8 +8,8 @@ import torch
 from test_pipelines import TAYLOR, blocks, denoiser, run, sample
 
 from spectrum_bench import forecasters, schedules
-from spectrum_bench.clusters import Clusters, k_means, one_of_each
-from spectrum_bench.sites import Modules
+from spectrum_bench.caching.sites.clusters import Clusters, k_means, one_of_each
+from spectrum_bench.caching.sites.modules import Modules
 
 NAMES = ("flux", "sd3", "hunyuan", "wan")
 SITE = Clusters(count=4, share=0.3)

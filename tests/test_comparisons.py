@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from fabricate import captions, noisy, pictures
 
-from spectrum_bench import comparisons, evaluation, formats, stats, tables
-from spectrum_bench.experiments import read_experiment
-from spectrum_bench.jobs import UserError
-from spectrum_bench.report import write_report
+from spectrum_bench.errors import UserError
+from spectrum_bench.reporting import comparisons, formats, tables
+from spectrum_bench.reporting.page import write_report
+from spectrum_bench.scoring import evaluation, stats
+from spectrum_bench.scoring.experiments import read_experiment
 
 PROMPTS = captions(8)
 PICTURES = pictures(PROMPTS)

@@ -8,9 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules
-from spectrum_bench.cli import CONFIGS, paths
-from spectrum_bench.jobs import UserError
-from spectrum_bench.run import build, check_aliases, labels
+from spectrum_bench.caching.algorithm import build
+from spectrum_bench.commands.entry import paths
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import CONFIGS
+from spectrum_bench.sampling.settings import check_aliases, labels
 
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
 HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]

@@ -9,11 +9,11 @@ import torch
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules
-from spectrum_bench.cache import cached, denoisers
-from spectrum_bench.cli import CONFIGS
-from spectrum_bench.jobs import UserError
-from spectrum_bench.models import load_pipeline
-from spectrum_bench.run import build
+from spectrum_bench.caching.algorithm import build
+from spectrum_bench.caching.session import cached, denoisers
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import CONFIGS
+from spectrum_bench.sampling.models import load_pipeline
 
 ALGOS = sorted(p.stem for p in Path(CONFIGS, "algo").glob("*.yaml"))
 MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))

@@ -16,7 +16,8 @@ from PIL import Image
 from test_engine import finish, more_words  # noqa: F401  a fixture
 from test_run import start, words  # noqa: F401  a fixture
 
-from spectrum_bench import jobs, run
+from spectrum_bench.sampling import records as jobs
+from spectrum_bench.sampling import run
 
 KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
 PROMPTS = [f"a ring number {i}" for i in range(60)]
@@ -53,7 +54,8 @@ def run_in_child(arguments):
 def test_kill_9_of_the_run(long_words, undisturbed, tmp_path):
     """At any moment: what was on record before is there afterwards, unchanged; no file is half of one."""
     children = multiprocessing.get_context("forkserver")  # so that imports are no part of a child's life
-    children.set_forkserver_preload(["diffusers.pipelines.flux.pipeline_flux", "spectrum_bench.engine", "test_crashes"])
+    preloaded = ["diffusers.pipelines.flux.pipeline_flux", "spectrum_bench.sampling.pool", "test_crashes"]
+    children.set_forkserver_preload(preloaded)
     chance, folder = random.Random(0), tmp_path / "out/x"
     before, kills, stale = {}, 0, 0
     while kills < KILLS:

@@ -20,10 +20,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status
 from safetensors.numpy import save
 
-from spectrum_bench import downloads
-from spectrum_bench.jobs import UserError
-from spectrum_bench.metrics import METRICS, pixel
-from spectrum_bench.models import ROOT, find_weights
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling import downloads
+from spectrum_bench.sampling.models import find_weights
+from spectrum_bench.scoring.metrics import METRICS, pixel
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 INDEX = {

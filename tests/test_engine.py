@@ -11,10 +11,13 @@ import pytest
 import torch
 from test_run import start, words  # noqa: F401  a fixture
 
-from spectrum_bench import engine, jobs, run
-from spectrum_bench.experiments import read_experiment
-from spectrum_bench.generate import generate
-from spectrum_bench.jobs import Failure, Job, UserError
+from spectrum_bench.errors import UserError
+from spectrum_bench.sampling import pool, run
+from spectrum_bench.sampling import records as jobs
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.records import Failure
+from spectrum_bench.sampling.sampler import generate
+from spectrum_bench.scoring.experiments import read_experiment
 
 PROMPTS = [f"a red ring number {i}" for i in range(6)]
 
@@ -68,7 +71,7 @@ def test_a_sample_that_fails_is_put_on_record(compose, more_words, tmp_path, mon
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(pipe, job, *args, **kwargs)
 
-    monkeypatch.setattr("spectrum_bench.generate.generate", flaky)
+    monkeypatch.setattr("spectrum_bench.sampling.sampler.generate", flaky)
     with pytest.raises(SystemExit) as end:
         run.main(compose(*more_words))
     assert end.value.code == 3
@@ -139,7 +142,7 @@ class ToyWorker:
 
 def pull(tmp_path, dies, count=2, n=5):
     toy, todo = Toy(dies), [Job(f"id{i}", i, f"prompt {i}", 0) for i in range(n)]
-    return toy, list(engine._pull(toy, todo, count, toy.hire, tmp_path, None, 10))
+    return toy, list(pool._pull(toy, todo, count, toy.hire, tmp_path, None, 10))
 
 
 def test_every_job_is_done_once(tmp_path):
@@ -162,7 +165,7 @@ def test_a_job_goes_back_when_its_worker_dies(tmp_path):
 
 def test_a_prompt_that_kills_its_workers_is_set_aside(tmp_path):
     toy, out = pull(tmp_path, lambda job, toy: job.prompt_index == 2)
-    assert sorted(toy.calls) == [0, 1, 3, 4] and toy.hired == 2 + engine.DEATHS
+    assert sorted(toy.calls) == [0, 1, 3, 4] and toy.hired == 2 + pool.DEATHS
     (failure,) = [each for each in out if "toy" not in each.reason]
     assert failure.prompt == "prompt 2" and "3 workers died on it" in failure.reason
     assert json.loads((tmp_path / "failures/id2.json").read_text())["reason"] == failure.reason
@@ -196,7 +199,7 @@ def test_workers_that_only_die_end_the_run(tmp_path):
 
 
 def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path):
-    from spectrum_bench.generate import _git_sha
+    from spectrum_bench.sampling.clock import _git_sha
 
     def git(*arguments):
         line = ["-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from spectrum_bench import evaluation, stats
-from spectrum_bench.experiments import pairs, read_experiment
-from spectrum_bench.jobs import UserError
-from spectrum_bench.metrics import pixel
+from spectrum_bench.errors import UserError
+from spectrum_bench.scoring import evaluation, stats
+from spectrum_bench.scoring.experiments import pairs, read_experiment
+from spectrum_bench.scoring.metrics import pixel
 
 PROMPTS = fabricate.captions(6)
 PICTURES = fabricate.pictures(PROMPTS)
@@ -180,7 +180,7 @@ def test_captions_beside_the_references_own(tmp_path, monkeypatch):
         value = math.nan if prompt == "no grammar" else float(prompt == PROMPTS[0] and (sample == images[0]).all())
         return dict.fromkeys(names, value)
 
-    monkeypatch.setattr("spectrum_bench.metrics.caption.make_caption", lambda config: scorer)
+    monkeypatch.setattr("spectrum_bench.scoring.metrics.caption.make_caption", lambda config: scorer)
     found = evaluate(other, reference)
     assert found["metrics"]["caption"]["mean"] == pytest.approx(1 / 6) and found["metrics"]["caption"]["n"] == 6
     assert found["metrics"]["caption"]["reference"]["mean"] == 0

@@ -10,7 +10,7 @@ from numpy.polynomial import chebyshev
 from scipy.linalg import cho_factor, cho_solve
 
 from spectrum_bench import forecasters, schedules
-from spectrum_bench.features import FeatureBuffer
+from spectrum_bench.caching.history import FeatureBuffer
 
 T = 50
 SLOW = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
@@ -153,7 +153,7 @@ def test_senseless_constants_raise(call):
 
 def test_forgetting_rows_of_weight_zero_changes_no_forecast():
     """A session keeps only what the next step would read; every later forecast must be the same as from all rows."""
-    from spectrum_bench.cache import Branch
+    from spectrum_bench.caching.session import Branch
 
     for name in KEPT:
         forecaster = ALL[name]
@@ -306,7 +306,7 @@ def test_each_channel_follows_its_own_solver(dtype):
 
 
 def test_rows_that_no_channel_reads_are_forgotten():
-    from spectrum_bench.cache import Branch
+    from spectrum_bench.caching.session import Branch
 
     branch = Branch(partial(forecasters.hyca, solvers=["taylor2", "reuse"], channels=[0, 1, 1]))
     for step in range(6):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from spectrum_bench import gates
-from spectrum_bench.sites import LastBlock, Modules, OutputResidual, StackResidual, TailResidual
+from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench.caching.sites.output import OutputResidual
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 
 
 def ask(gate, steps, **signals):

@@ -10,10 +10,11 @@ import fabricate
 import numpy as np
 import pytest
 
-from spectrum_bench import evaluation
-from spectrum_bench.experiments import read_experiment
-from spectrum_bench.metrics import METRICS, VBENCH, MetricUnavailable, chosen, isolated
-from spectrum_bench.metrics.isolated import score_vbench
+from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.scoring import evaluation
+from spectrum_bench.scoring.experiments import read_experiment
+from spectrum_bench.scoring.metrics import METRICS, VBENCH, chosen, isolated
+from spectrum_bench.scoring.metrics.isolated import score_vbench
 
 PROMPTS = fabricate.captions(4)
 SCRIPT = """

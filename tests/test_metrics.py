@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from spectrum_bench.metrics import METRICS, MetricUnavailable, caption, pixel
-from tiny import judge as tiny_judge
-from tiny import world
+from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.miniature import judge as tiny_judge
+from spectrum_bench.miniature import world
+from spectrum_bench.scoring.metrics import METRICS, caption, pixel
 
 PICTURES = fabricate.pictures(fabricate.captions(4))
 GREY = np.full((64, 64, 3), 100, np.uint8)
@@ -154,7 +155,7 @@ def test_caption_needs_a_judge(tmp_path):
     for config in ({}, {"model": None}, {"model": {"judge": None}}):
         with pytest.raises(MetricUnavailable, match="names no judge"):
             METRICS["caption"].scorer(config)
-    with pytest.raises(MetricUnavailable, match="judge.json; python scripts/train_tiny.py"):
+    with pytest.raises(MetricUnavailable, match="judge.json; python training/train_tiny.py"):
         METRICS["caption"].scorer({"model": {"judge": str(tmp_path)}})
 
 
@@ -188,7 +189,7 @@ def test_caption_is_blank_outside_the_grammar(tmp_path):
 def test_the_shipped_judge_reads_rendered_pictures():
     folder = caption.ROOT / "assets/tiny/flux/judge"
     if not folder.is_dir():
-        pytest.skip("no trained judge here: python scripts/train_tiny.py")
+        pytest.skip("no trained judge here: python training/train_tiny.py")
     scorer = METRICS["caption"].scorer({"model": {"judge": "assets/tiny/flux/judge"}})
     prompts = fabricate.captions(64)
     pictures = fabricate.pictures(prompts)

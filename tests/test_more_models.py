@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from spectrum_bench import forecasters, schedules
 from spectrum_bench.anatomy import ANATOMY, stacks
-from spectrum_bench.cache import cached
-from spectrum_bench.sites import LastBlock, StackResidual
+from spectrum_bench.caching.session import cached
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 
 STEPS = 4
 MASK = partial(schedules.mask, steps=[0, 1])

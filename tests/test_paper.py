@@ -8,9 +8,10 @@ import pandas
 import pytest
 from omegaconf import OmegaConf
 
-from spectrum_bench import paper, plots, schedules, tables
-from spectrum_bench.jobs import UserError
-from spectrum_bench.run import build
+from spectrum_bench import schedules
+from spectrum_bench.caching.algorithm import build
+from spectrum_bench.errors import UserError
+from spectrum_bench.reporting import paper, plots, tables
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "results" / "paper"

@@ -8,8 +8,8 @@ import torch
 from test_pipelines import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, run, sample
 
 from spectrum_bench import forecasters, gates, schedules
-from spectrum_bench.peers import CacheDiT, DiffusersCache, held
-from spectrum_bench.sites import LastBlock, StackResidual, TailResidual
+from spectrum_bench.caching.peers import CacheDiT, DiffusersCache, held
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 
 NAMES = ("flux", "hunyuan", "wan")
 REUSE = forecasters.reuse

@@ -9,12 +9,15 @@ import torch
 from conftest import recipe
 from diffusers import WanPipeline
 
-from spectrum_bench import calibration, forecasters, gates, schedules
+from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.anatomy import stacks
-from spectrum_bench.cache import cached, denoisers
-from spectrum_bench.jobs import UserError
-from spectrum_bench.peers import DiffusersCache
-from spectrum_bench.sites import LastBlock, Modules, OutputResidual, StackResidual, TailResidual
+from spectrum_bench.caching.peers import DiffusersCache
+from spectrum_bench.caching.session import cached, denoisers
+from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench.caching.sites.output import OutputResidual
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
+from spectrum_bench.errors import UserError
+from spectrum_bench.lab import calibration
 
 STEPS = 6
 TAYLOR = partial(forecasters.taylor, order=1)

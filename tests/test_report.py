@@ -13,9 +13,11 @@ import fabricate
 import numpy as np
 import pytest
 
-from spectrum_bench import evaluation, formats, plots, report, tables
-from spectrum_bench.experiments import find_experiments, read_experiment
-from spectrum_bench.jobs import UserError
+from spectrum_bench.errors import UserError
+from spectrum_bench.reporting import formats, plots, tables
+from spectrum_bench.reporting import page as report
+from spectrum_bench.scoring import evaluation
+from spectrum_bench.scoring.experiments import find_experiments, read_experiment
 
 PROMPTS = [*fabricate.captions(6), *fabricate.HOSTILE]
 PICTURES = fabricate.pictures(PROMPTS)

@@ -16,10 +16,12 @@ import torch
 import yaml
 from PIL import Image
 
-from spectrum_bench import jobs, run
-from spectrum_bench.cli import check_words
-from spectrum_bench.jobs import UserError
-from spectrum_bench.models import ROOT, find_weights, fingerprint
+from spectrum_bench.commands.entry import check_words
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling import records as jobs
+from spectrum_bench.sampling import run
+from spectrum_bench.sampling.models import find_weights, fingerprint
 
 HOSTILE = [
     "a/b/../../etc/passwd",
@@ -168,7 +170,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(compose, words, tmp_path,
     def never(*args, **kwargs):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("spectrum_bench.models.load_pipeline", never)
+    monkeypatch.setattr("spectrum_bench.sampling.models.load_pipeline", never)
     given = prepare(tmp_path)
     keys = [w.split("=")[0] for w in given]
     with pytest.raises(UserError, match=said) as error:
@@ -330,8 +332,10 @@ def test_the_name_that_upstreams_users_type_is_sdxl():
 
 def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, random_pipe, monkeypatch):
     """model.init=random builds the architecture and needs no folder; its pictures get dashes, not figures."""
-    from spectrum_bench import architectures, evaluation, tables
-    from spectrum_bench.experiments import read_experiment
+    from spectrum_bench.reporting import tables
+    from spectrum_bench.sampling import architectures
+    from spectrum_bench.scoring import evaluation
+    from spectrum_bench.scoring.experiments import read_experiment
 
     asked = []
 
@@ -340,7 +344,7 @@ def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, ran
         return random_pipe
 
     monkeypatch.setattr(architectures, "random_pipeline", build)
-    monkeypatch.setattr("spectrum_bench.generate.CROWD", 1.0)  # other tests run beside this one
+    monkeypatch.setattr("spectrum_bench.sampling.clock.CROWD", 1.0)  # other tests run beside this one
     words = [*words, "model.init=random", "model.repo=nowhere/at-all", "+model.vae_dtype=float16", "device=cpu"]
     for algo in ("nocache", "spectrum"):
         run.main(compose(f"algo={algo}", *words, f"exp_name={algo}"))

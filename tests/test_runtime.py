@@ -8,10 +8,12 @@ import pytest
 import yaml
 from test_run import words  # noqa: F401  a fixture
 
-from spectrum_bench import run, tables
-from spectrum_bench.evaluation import evaluate
-from spectrum_bench.experiments import check_reference, read_experiment
-from spectrum_bench.jobs import UserError, read_records
+from spectrum_bench.errors import UserError
+from spectrum_bench.reporting import tables
+from spectrum_bench.sampling import run
+from spectrum_bench.sampling.records import read_records
+from spectrum_bench.scoring.evaluation import evaluate
+from spectrum_bench.scoring.experiments import check_reference, read_experiment
 
 PROMPTS = fabricate.captions(4)
 PICTURES = fabricate.pictures(PROMPTS)

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from spectrum_bench.experiments import read_experiment
-from spectrum_bench.jobs import read_records
-from spectrum_bench.models import ROOT
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling.records import read_records
+from spectrum_bench.scoring.experiments import read_experiment
 
 pytestmark = pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM_CONF: bash scripts/dev_slurm.sh start")
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher==1.2.0")

@@ -7,12 +7,14 @@ import pytest
 import yaml
 from test_run import words  # noqa: F401  a fixture
 
-from spectrum_bench import run, tune
-from spectrum_bench.cli import check_words
-from spectrum_bench.experiments import pairs, read_experiment
-from spectrum_bench.jobs import UserError, read_records
-from spectrum_bench.metrics.pixel import psnr
-from spectrum_bench.models import ROOT
+from spectrum_bench.commands.entry import check_words
+from spectrum_bench.errors import UserError
+from spectrum_bench.lab import tune
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling import run
+from spectrum_bench.sampling.records import read_records
+from spectrum_bench.scoring.experiments import pairs, read_experiment
+from spectrum_bench.scoring.metrics.pixel import psnr
 
 
 def sweep(script: str, *words):  # noqa: F811

@@ -10,12 +10,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from spectrum_bench.jobs import read_prompts
-from spectrum_bench.models import ROOT, load_pipeline
-from tiny import parts, world
-from tiny.fit import Muon, fit
-from tiny.judge import Seen, check, load_judge
-from tiny.world import Scene, Thing
+from spectrum_bench.miniature import world
+from spectrum_bench.miniature.judge import Seen, check, load_judge
+from spectrum_bench.miniature.world import Scene, Thing
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling.jobs import read_prompts
+from spectrum_bench.sampling.models import load_pipeline
+from training import parts
+from training.fit import Muon, fit
 
 RED_RING, BLUE_STAR = Thing("small", "red", "ring"), Thing("large", "blue", "star")
 
@@ -138,7 +140,7 @@ def test_clips_move_as_they_say_and_nothing_else_does():
 
 
 def test_words_are_labelled_with_the_thing_they_are_about():
-    from tiny.train import Reader
+    from training.train import Reader
 
     words, whole = Reader.labels(Scene((RED_RING, BLUE_STAR), "left of", "navy", "up"), 20, first=1)
     ring, star = [0, 0, 5, 1, 3], [1, 4, 3, 2, 0]
@@ -227,8 +229,8 @@ def test_muon_treats_a_kernel_as_the_matrix_that_it_is():
 def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_pipes):
     from conftest import recipe
 
-    from tiny.students import STUDENTS
-    from tiny.train import train_decoder
+    from training.students import STUDENTS
+    from training.train import train_decoder
 
     cfg = OmegaConf.create(recipe("wan") | {"shared": str(tmp_path)})
     cfg.stages.decoder = {"steps": 2, "batch": 1, "lr": 1e-3}
@@ -245,8 +247,8 @@ def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_
 def test_a_miniature_can_start_from_a_shipped_one(tmp_path):
     from conftest import recipe
 
-    from tiny.students import STUDENTS
-    from tiny.train import train_vae
+    from training.students import STUDENTS
+    from training.train import train_vae
 
     folder = ROOT / "assets/tiny/wan"
     pipe = parts.build(recipe("wan") | {"start": "assets/tiny/wan"})
@@ -279,7 +281,7 @@ def test_a_start_with_other_patches_takes_over_the_blocks():
 def test_a_score_is_of_the_same_captions_whatever_the_seed_of_training():
     from conftest import recipe
 
-    from tiny.train import caption_score
+    from training.train import caption_score
 
     class Pipe:
         def set_progress_bar_config(self, disable):

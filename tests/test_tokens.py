@@ -8,9 +8,10 @@ import pytest
 import torch
 from test_pipelines import CALLS, MASK, blocks, denoiser, run, sample
 
-from spectrum_bench import forecasters, schedules, tokens
-from spectrum_bench.sites import Modules
-from spectrum_bench.tokens import Alternating, Tokens
+from spectrum_bench import forecasters, schedules
+from spectrum_bench.caching.sites import tokens
+from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench.caching.sites.tokens import Alternating, Tokens
 
 NAMES = ("flux", "sd3", "hunyuan", "wan")
 SITE = Tokens(ratio=0.5, score="attention", interval=3, double=1.0, single=1.0)

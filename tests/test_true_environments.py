@@ -15,8 +15,9 @@ import fabricate
 import numpy as np
 import pytest
 
-from spectrum_bench import media
-from spectrum_bench.metrics import METRICS, VBENCH, MetricUnavailable, isolated
+from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.sampling import media
+from spectrum_bench.scoring.metrics import METRICS, VBENCH, isolated
 
 PROMPTS = fabricate.captions(3)
 

@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from test_pipelines import MASK, TAYLOR, run, sample
 
 from spectrum_bench import forecasters, schedules
-from spectrum_bench.sites import LastBlock
-from spectrum_bench.unet import Shallow
+from spectrum_bench.caching.sites.stack import LastBlock
+from spectrum_bench.caching.sites.unet import Shallow
 
 REUSE = forecasters.reuse
 

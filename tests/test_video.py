@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spectrum_bench import evaluation, media, report, run
-from spectrum_bench.cli import checked
-from spectrum_bench.experiments import read_experiment
-from spectrum_bench.jobs import UserError, read_records
-from spectrum_bench.metrics import pixel
+from spectrum_bench.errors import UserError
+from spectrum_bench.reporting import page as report
+from spectrum_bench.sampling import media, run
+from spectrum_bench.sampling.records import read_records
+from spectrum_bench.sampling.settings import checked
+from spectrum_bench.scoring import evaluation
+from spectrum_bench.scoring.experiments import read_experiment
+from spectrum_bench.scoring.metrics import pixel
 
 
 def clip(frames=5, height=48, width=64, seed=0):

@@ -9,10 +9,12 @@ import torch
 import yaml
 from conftest import composed, no_identity
 
-from spectrum_bench import jobs, media, run
-from spectrum_bench.cli import checked
-from spectrum_bench.jobs import UserError
-from spectrum_bench.models import ROOT, load_pipeline
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling import media, run
+from spectrum_bench.sampling import records as jobs
+from spectrum_bench.sampling.models import load_pipeline
+from spectrum_bench.sampling.settings import checked
 
 HEADS = dict(num_attention_heads=2, attention_head_dim=16)
 IMAGE_VAE = dict(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4) | dict(

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .forecasters import taylor
-from .schedules import bare
+from spectrum_bench.forecasters import taylor
+from spectrum_bench.schedules import bare
 
 # What can be observed, and where in a step it is known: before the denoiser runs, at its first block, or once the
 # blocks that a site runs at every step (`front`) have run.

@@ -1,0 +1,279 @@
+"""Token-wise caching: at a skipped step the MLPs run for the tokens that need it most, attention is reused."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from spectrum_bench.caching.sites.base import StandIn, all_blocks, observe_first_block
+from spectrum_bench.caching.sites.modules import Cached
+from spectrum_bench.caching.sites.stack import LastBlock
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
+    """How much a token is looked at: its column of the softmaxed attention, mean over heads and queries. ToCa's own;
+    the probabilities, which fused kernels never write out, are made for 1024 queries at a time."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    total = torch.zeros(key.shape[0], key.shape[2], dtype=torch.float32, device=key.device)
+    for i in range(0, query.shape[2], 1024):
+        logits = query[:, :, i : i + 1024] @ key.transpose(-1, -2) * scale
+        if mask is not None:
+            part = mask[..., i : i + 1024, :] if mask.shape[-2] > 1 else mask
+            logits = logits.masked_fill(~part, -torch.inf) if mask.dtype == torch.bool else logits + part
+        total += logits.softmax(-1, dtype=torch.float32).mean(1).sum(1)
+    return total / query.shape[2]
+
+
+def value_norm(query, key, value, scale, mask) -> Tensor:
+    """How much a token has to say; any attention kernel will do."""
+    return value.float().norm(dim=-1).mean(1)
+
+
+def key_norm(query, key, value, scale, mask) -> Tensor:
+    """As `value_norm`, of the keys."""
+    return key.float().norm(dim=-1).mean(1)
+
+
+def random(query, key, value, scale, mask) -> Tensor:
+    """No preference: what choosing itself is worth."""
+    return torch.rand(key.shape[0], key.shape[2], generator=torch.Generator().manual_seed(0)).to(key.device)
+
+
+SCORES = {f.__name__: f for f in (attention, value_norm, key_norm, random)}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ToCa (arXiv:2410.05317; Shenyi-Z/ToCa@e84096f, flux-ToCa).
+
+    Attention outputs are reused; each MLP runs for the k tokens of highest score and puts them into its cached output.
+    Score: importance at the last computed step, divided by its norm over the tokens, plus `age_weight` / `interval`
+    times how many skipped steps ago the token was computed. k = ratio (1.5 - layer / 27) times `double` or `single` of
+    the tokens, layers counted within their stack (27: DiT-XL's depth less one, as published).
+
+    Attributes:
+        ratio: share of tokens computed at a skipped step, before the factors.
+        score: one of SCORES.
+        double, single: factors for blocks with an MLP of their own, and for those that close both together.
+        age_weight, interval: see above.
+    """
+
+    ratio: float
+    score: str
+    interval: int
+    double: float = 0.4
+    single: float = 1.6
+    age_weight: float = 0.25
+    runs_blocks = True
+
+    def __post_init__(self):
+        if self.score not in SCORES:
+            raise ValueError(f"site.score must be one of {', '.join(SCORES)}, not {self.score}")
+        for name in ("ratio", "double", "single", "age_weight"):
+            if not (isinstance(value := getattr(self, name), (int, float)) and 0 <= value <= 10):
+                raise ValueError(f"site.{name} must be a number from 0 to 10, not {value}")
+
+    def check(self, schedule, forecaster):
+        """Refuse a forecaster that does more than reuse: what would be computed anew is the newest feature."""
+        if forecaster(np.array([90.0, 95.0, 99.0]), 100.0).tolist() != [0, 0, 1]:
+            raise ValueError("token-wise caching reuses: use algo=toca, or another site for this forecaster")
+
+    def attach(self, denoiser, anatomy, session, undo):
+        self.check(session.schedule, session.forecaster)
+        blocks = all_blocks(denoiser)
+        observe_first_block(blocks[0], anatomy, session, undo)
+        depth = {}
+        for i, block in enumerate(blocks):
+            kind = type(block).__name__
+            modules = anatomy.modules.get(kind)
+            if modules is None or modules.mlps is None:
+                raise ValueError(f"token-wise caching does not know the MLPs of {kind}: use site=last_block or modules")
+            layer = depth[kind] = depth.get(kind, -1) + 1
+            share = self.ratio * (1.5 - layer / 27) * (self.single if modules.fused else self.double)
+            choice = _Choice(self, session, str(i), max(share, 0.0))
+            stand_ins = {name: _FusedAttention if modules.fused else _Attention for name in modules.attentions}
+            stand_ins |= dict(zip(modules.fused or (), (_Widen, _Close), strict=False))
+            stand_ins |= {name: partial(_Mlp, place=place) for name, place in modules.mlps.items()}
+            for name, stand_in in stand_ins.items():
+                module = getattr(block, name)
+                if module is not None:  # SD3's last block has no ff_context
+                    undo.callback(setattr, block, name, module)
+                    setattr(block, name, stand_in(module, session, f"{i}.{name}", choice))
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """DuCa (arXiv:2412.18911; Shenyi-Z/DuCa): of the steps after a computed one the first, third, ... are token-wise,
+    the second, fourth, ... skip all blocks and reuse the last block's output of the step before.
+
+    Its FLUX-style code keeps that block's input, and so loses what it adds; here it is the output.
+    """
+
+    tokens: Tokens
+    runs_blocks = False
+
+    def check(self, schedule, forecaster):
+        self.tokens.check(schedule, forecaster)
+
+    def attach(self, denoiser, anatomy, session, undo):
+        self.tokens.attach(denoiser, anatomy, session, undo)
+        LastBlock().attach(denoiser, anatomy, _Turns(session), undo)
+
+
+class _Turns:
+    """The session as the block stack sees it: to run is to be computed or token-wise."""
+
+    def __init__(self, session):
+        self.session = session
+
+    @property
+    def computing(self) -> bool:
+        branch = self.session.branch
+        return branch.computing or (self.session.step - branch.times[-1]) % 2 == 1
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+
+class _Choice:
+    """Which tokens of a block's streams are computed at a skipped step."""
+
+    def __init__(self, site: Tokens, session, block: str, share: float):
+        self.site, self.session, self.block, self.share = site, session, block, share
+
+    def look(self, query, key, value, scale=None, attn_mask=None, **_) -> None:
+        """At a computed step: how important each token is."""
+        found = SCORES[self.site.score](query, key, value, scale, attn_mask)
+        self.session.branch.memory[f"importance {self.block}"] = found
+
+    def tokens(self, slot: str, count: int, place: str) -> Tensor | None:
+        """At a skipped step: (B, k) of a stream of `count` tokens at the "head" or "tail" of the joint one, None for
+        k = 0. Also counts their age."""
+        memory, k = self.session.branch.memory, min(int(self.share * count), count)
+        if k == 0:
+            return None
+        try:
+            importance = memory[f"importance {self.block}"]
+        except KeyError:
+            raise ValueError(
+                "token scores are read off torch's own attention: use diffusers' native attention backend"
+            ) from None
+        importance = importance[:, :count] if place == "head" else importance[:, -count:]
+        age = memory.get(f"age {slot}", torch.zeros_like(importance))
+        score = normalize(importance, dim=1) + self.site.age_weight * age / self.site.interval
+        chosen = score.topk(k, dim=1).indices
+        memory[f"age {slot}"] = (age + 1).scatter(1, chosen, 0)
+        return chosen
+
+    def renew(self, slot: str) -> None:
+        """After a computed step every token is new."""
+        self.session.branch.memory.pop(f"age {slot}", None)
+
+
+class _Watch(TorchFunctionMode):
+    """Shows the first attention inside it to `look`; nothing else is touched."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention and self.look is not None:
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            look, self.look = self.look, None
+            look(**named)
+        return func(*args, **kwargs)
+
+
+class _Chosen(StandIn):
+    """Stands in for a layer of an MLP, which runs for chosen tokens."""
+
+    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice):
+        super().__init__(module, session)
+        self.slot, self.choice = slot, choice
+
+    def refresh(self, chosen: Tensor | None, values: Tensor | None) -> Tensor:
+        """The cached output with new values at the chosen tokens."""
+        if chosen is not None:
+            self.session.branch.refresh(self.slot, chosen, values)
+        return self.session.branch.forecast(self.slot)
+
+
+class _Attention(Cached):
+    """Reused whole; at a computed step it shows how important tokens are."""
+
+    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice):
+        super().__init__(module, session, slot)
+        self.choice = choice
+
+    def forward(self, *args, **kwargs):
+        looked_at = self.session.computing and self.slot.endswith(("attn", "attn1"))
+        with _Watch(self.choice.look) if looked_at else nullcontext():
+            return super().forward(*args, **kwargs)
+
+
+class _FusedAttention(_Attention):
+    """In a block that closes attention and MLP together: on a skipped step, of the chosen tokens alone."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        if self.session.computing:
+            return out
+        streams = out if self.outputs else (out,)
+        joint = torch.cat(streams, dim=1)
+        joint = pick(joint, self.session.branch.memory[f"chosen {self.choice.block}"])
+        return (joint, *(stream[:, :0] for stream in streams[1:])) if self.outputs else joint
+
+
+class _Widen(_Chosen):
+    """The MLP's first layer in such a block: chooses."""
+
+    def forward(self, hidden):
+        memory = self.session.branch.memory
+        if self.session.computing:
+            memory.pop(f"chosen {self.choice.block}", None)
+            self.choice.renew(self.slot)
+            return self.module(hidden)
+        chosen = self.choice.tokens(self.slot, hidden.shape[1], "head")
+        memory[f"chosen {self.choice.block}"] = chosen
+        return self.module(pick(hidden, chosen))
+
+
+class _Close(_Chosen):
+    """The layer that closes attention and MLP: its output is what is cached."""
+
+    def forward(self, hidden):
+        if self.session.computing:
+            out = self.module(hidden)
+            self.session.branch.store(self.slot, out)
+            return out
+        chosen = self.session.branch.memory[f"chosen {self.choice.block}"]
+        return self.refresh(chosen, None if chosen is None else self.module(hidden))
+
+
+class _Mlp(_Chosen):
+    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice, place: str):
+        super().__init__(module, session, slot, choice)
+        self.place = place
+
+    def forward(self, hidden):
+        if self.session.computing:
+            self.choice.renew(self.slot)
+            out = self.module(hidden)
+            self.session.branch.store(self.slot, out)
+            return out
+        chosen = self.choice.tokens(self.slot, hidden.shape[1], self.place)
+        return self.refresh(chosen, None if chosen is None else self.module(pick(hidden, chosen)))
+
+
+def pick(stream: Tensor, chosen: Tensor | None) -> Tensor:
+    """(B, L, D) and (B, k) -> (B, k, D)."""
+    if chosen is None:
+        return stream[:, :0]
+    return stream.gather(1, chosen[..., None].expand(-1, -1, stream.shape[2]))

@@ -1,0 +1,88 @@
+"""DeepCache's site: a skipped step of a U-Net runs its shallow layers alone."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spectrum_bench.caching.sites.base import StandIn
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """What the deep layers give to the shallow ones (DeepCache, arXiv:2312.00858; horseee/DeepCache). A skipped step
+    runs the down layers before, and the up layers after, layer `layer` of block `block`, counted from the outside.
+
+    Attributes:
+        block, layer: 0 and 0 leave conv_in, the last up layer and conv_out. Its cache_branch_id is 3 block + layer.
+    """
+
+    block: int = 0
+    layer: int = 0
+    runs_blocks = False
+
+    def attach(self, denoiser, anatomy, session, undo):
+        if not hasattr(denoiser, "up_blocks"):
+            raise ValueError(f"{type(denoiser).__name__} is no U-Net: use site=last_block or tail_residual")
+        downs, ups = denoiser.down_blocks, list(denoiser.up_blocks)[::-1]
+        if not (isinstance(self.block, int) and 0 <= self.block < len(ups)):
+            raise ValueError(f"site.block must be a whole number from 0 to {len(ups) - 1}, not {self.block}")
+        down, up = downs[self.block], ups[self.block]
+        count = len(up.resnets)
+        if not (isinstance(self.layer, int) and 0 <= self.layer < count):
+            raise ValueError(f"site.layer must be a whole number from 0 to {count - 1}, not {self.layer}")
+        deep = [(down, name, i) for name in ("resnets", "attentions") for i in _indices(down, name) if i >= self.layer]
+        deep += [(down, "downsamplers", i) for i in _indices(down, "downsamplers")]
+        deep += [(denoiser, "down_blocks", i) for i in range(self.block + 1, len(downs))]
+        deep += [(denoiser, "mid_block", None)] if denoiser.mid_block is not None else []
+        deep += [(denoiser, "up_blocks", i) for i in range(len(ups) - 1 - self.block)]
+        before = range(count - 1 - self.layer)  # of this block's up layers
+        deep += [(up, name, i) for i in before for name in ("resnets", "attentions") if i in _indices(up, name)]
+        for owner, name, i in deep:  # in the order in which they run: the last one feeds the first shallow up layer
+            stand_in = _Kept if (owner, name, i) == deep[-1] else _Nothing
+            parts = getattr(owner, name)
+            if i is None:
+                undo.callback(setattr, owner, name, parts)
+                setattr(owner, name, stand_in(parts, session))
+            else:
+                undo.callback(parts.__setitem__, i, parts[i])
+                parts[i] = stand_in(parts[i], session)
+
+
+def _indices(block: nn.Module, name: str) -> range:
+    return range(len(getattr(block, name, None) or ()))
+
+
+class _Kept(StandIn):
+    """The deepest feature that a skipped step needs."""
+
+    def forward(self, *args, **kwargs):
+        branch = self.session.branch
+        if branch.computing:
+            out = self.module(*args, **kwargs)
+            branch.store("deep", out[0] if isinstance(out, tuple) else out)
+            self.is_tuple = isinstance(out, tuple)
+            return out
+        feature = branch.forecast("deep")
+        return (feature,) if self.is_tuple else feature
+
+
+class _Nothing(StandIn):
+    """Runs on computed steps; on skipped ones gives tensors of batch size 0, which only go to others like it."""
+
+    def forward(self, *args, **kwargs):
+        if self.session.computing:
+            out = self.module(*args, **kwargs)
+            self.like = _shapes(out)
+            return out
+        return _empty(self.like, args[0] if args else kwargs["hidden_states"])
+
+
+def _shapes(out):
+    return out.shape[1:] if isinstance(out, Tensor) else tuple(_shapes(part) for part in out)
+
+
+def _empty(like, reference: Tensor):
+    if isinstance(like, torch.Size):
+        return reference.new_empty((0, *like))
+    return tuple(_empty(part, reference) for part in like)

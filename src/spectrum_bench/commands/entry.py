@@ -1,0 +1,119 @@
+"""What entry scripts share: Hydra's command line, and errors of one line."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spectrum_bench.commands.compose import calibrated
+from spectrum_bench.commands.words import INTERRUPTED, fail
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import CONFIGS, ROOT
+
+
+class Ended(Exception):
+    """A run of a sweep has ended with this exit code. Hydra makes the others and then raises the first."""
+
+
+OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
+
+
+def hydra_entry(config_name: str, main: Callable):
+    """The main function of an entry script: compose `configs/<config_name>.yaml` and call `main` with it."""
+
+    @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
+    def job(cfg):
+        try:
+            try:
+                return main(cfg)  # a sweeper that searches wants its value
+            except (UserError, OmegaConfBaseException) as error:
+                fail(error)
+        except SystemExit as end:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and end.code != INTERRUPTED:
+                raise Ended(end.code) from None
+            raise
+
+    def entry():
+        check_words(config_name, sys.argv[1:])
+        inherited = os.environ.get("PYTHONPATH")  # jobs of a launcher find us by it
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *([inherited] if inherited else [])])
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints what ends a sweep as if it were a bug
+        try:
+            job()
+        except Ended as end:
+            raise SystemExit(end.args[0]) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(UserError(explain(config_name, error)))
+
+    return entry
+
+
+def check_words(config_name: str, words: list[str]) -> None:
+    """Compose once before Hydra does, to say in one line what is wrong with the words of the command line."""
+    overrides = [word for word in words if not word.startswith("-") and "=" in word]
+    if any(word.startswith("-") and word not in ("-m", "--multirun") for word in words):
+        return  # --help, --cfg and the like are Hydra's own
+    strangers = [word for word in words if not word.startswith("-") and "=" not in word]
+    if strangers:
+        fail(UserError(f"'{strangers[0]}' is not key=value: see --help"))
+    if {"-m", "--multirun"} & set(words):
+        overrides = [word for each in overrides for word in first_choice(config_name, each)]
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        try:
+            hydra.compose(config_name, overrides)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            fail(UserError(explain(config_name, error)))
+
+
+def first_choice(config_name: str, word: str) -> list[str]:
+    """Of a sweep's word the first value; nothing of intervals and patterns, whose values Hydra finds."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except OverrideParseException as error:
+        fail(UserError(explain(config_name, error)))
+    if not override.is_sweep_override():
+        return [word]
+    if override.is_interval_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    return [f"{override.get_key_element()}={next(override.sweep_string_iterator())}"]
+
+
+def explain(config_name: str, error: Exception) -> str:
+    """Hydra's complaint in one line, with the nearest name that exists."""
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' as key=value: put quotes round special characters"
+    text = str(error)
+    if "Config group override must be" in text:
+        return "a choice such as site= or algo= cannot be null: leave it out (algo=nocache has no site)"
+    if choice := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
+        group, name = choice.groups()
+        names = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
+        return f"there is no {group}={name}{nearest(name, names)}; choose of {', '.join(names)}"
+    if key := re.search(r"Could not override '([^']+)'", text):
+        default = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
+        return f"there is no key {key[1]}{nearest(key[1], list(paths(default)))}: see --cfg job"
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        text = str(error.__cause__)
+    return text.split("\n")[0]
+
+
+def nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def paths(node, prefix: str = ""):
+    """Dotted names of all keys below a plain configuration."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield prefix + key
+        yield from paths(value, f"{prefix}{key}.")

@@ -1,0 +1,70 @@
+"""Command lines of the shape `folder folder key=value`, and how their entry scripts end on bad input."""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from spectrum_bench.errors import UserError
+
+INTERRUPTED = 130  # exit code
+
+
+def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict]:
+    """Folders and options of `argv`. A default of None marks a key that must be given.
+
+    Raises:
+        UserError: no folder, an unknown key, an empty value or a key that is missing.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(usage.strip())
+        raise SystemExit(0)
+    known = ", ".join(f"{key}=" for key in defaults)
+    folders, options = [], dict(defaults)
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            raise UserError(f"no option {argument}: give folders and {known} (see --help)")
+        if not equals or Path(argument).is_dir():  # a sweep may name its folders algo=spectrum
+            folders.append(Path(argument))
+        elif key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}={value}?" if near else f"there is {known} (see --help)"
+            raise UserError(f"no key {key}: {hint}")
+        elif not value:
+            raise UserError(f"{key}= has no value: write {key}=<value>")
+        else:
+            options[key] = value
+    missing = [key for key, value in options.items() if value is None]
+    if not folders:
+        raise UserError("no experiment directory given: name at least one (see --help)")
+    if missing:
+        raise UserError(f"{missing[0]}= is missing: add {missing[0]}=<folder> (see --help)")
+    return folders, options
+
+
+def count(key: str, value: str) -> int:
+    """How many prompts an option asks for, at least 1.
+
+    Raises:
+        UserError: it is no whole number.
+    """
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{key}={value} is no number of prompts: write {key}=16")
+    return int(value)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print the error as one line and exit with 1."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def run(main) -> None:
+    """Call `main` with the command line; bad input becomes one line on stderr and exit code 1."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

@@ -1,0 +1,185 @@
+"""Quality against speed: one point a method, best first in the legend. Error by step, and sweeps."""
+
+import io
+import math
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from spectrum_bench.reporting.tables import Row
+from spectrum_bench.scoring.metrics import METRICS
+
+INK, FAINT = "#1b1f24", "#8a9199"
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    INK,
+)  # Okabe and Ito, for all eyes
+MARKERS = "osD^vPX*"
+LINES = ("-", "--", ":", "-.")
+STYLE = {
+    "svg.hashsalt": "spectrum_bench",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.labelcolor": INK,
+}
+STYLE |= {"ytick.labelcolor": INK, "xtick.color": FAINT, "ytick.color": FAINT}
+
+
+def quality_speed(rows: list[Row], metrics: list[str]) -> dict[str, bytes]:
+    """{"png", "svg"}: a panel a metric, of each method its mean with its interval over the measured speedup; a ranking
+    if that is unknown. A grey line goes through the methods that none beats in both."""
+    metrics = metrics or ["psnr"]
+    methods = [row for row in rows if row.role == "method" and any(_known(row, name) for name in METRICS)]
+    methods.sort(key=lambda row: [_rank(row, name) for name in METRICS])  # so its colour is one in every drawing
+    if not all(row.figures["speedup"] is not None for row in methods):
+        return ranking(methods, metrics)
+    columns = min(len(metrics), 2)
+    with drawing(4.2 * -(-len(metrics) // columns), columns, len(metrics)) as (figure, panels):
+        for axes, name in zip(panels, metrics, strict=True):
+            scored = [(i, row) for i, row in enumerate(methods) if _known(row, name)]
+            for i, row in scored:
+                _point(axes, row, name, i)
+            front = frontier([row for _, row in scored], name)
+            x, y = [row.figures["speedup"] for row in front], [_interval(row, name)[1] for row in front]
+            axes.step(x, y, where="pre", color=FAINT, lw=1, zorder=1)
+            _level(axes, rows, name)
+            axes.set_xlabel("speedup over the reference, measured (×)")
+            axes.set_ylabel(f"{METRICS[name].title}, 95 % interval")
+            axes.margins(0.08)
+        return finish(figure, *panels)
+
+
+def frontier(rows: list[Row], name: str) -> list[Row]:
+    """Those that no other beats in both speedup and the metric, slowest first."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-row.figures["speedup"], _rank(row, name))):
+        if not front or METRICS[name].worse(front[0].figures[name], row.figures[name]):
+            front.insert(0, row)
+    return front
+
+
+def ranking(methods: list[Row], metrics: list[str]) -> dict[str, bytes]:
+    """{"png", "svg"}: a panel a metric, its means with their intervals, a line a method, best in the first metric on
+    top; its passes beside its name."""
+    methods = sorted(methods, key=lambda row: _rank(row, metrics[0]))
+    with drawing(1.2 + 0.24 * len(methods), len(metrics), len(metrics), sharey=True) as (figure, panels):
+        for axes, name in zip(panels, metrics, strict=True):
+            for i, row in enumerate(methods):
+                if _known(row, name):
+                    low, middle, high = _interval(row, name)
+                    y = len(methods) - i
+                    axes.plot([low, high], [y, y], color=COLOURS[0], lw=1.4, solid_capstyle="butt")
+                    axes.plot(middle, y, "o", color=COLOURS[0], ms=5, mec="white", mew=0.7)
+            axes.set_xlabel(f"{METRICS[name].title}, 95 % interval")
+        figure.set_figwidth(2.6 + 2.6 * len(metrics))
+        names = [f"{_name(row)} passes" for row in methods]
+        panels[0].set_yticks(range(len(methods), 0, -1), names, fontsize=8)
+        return finish(figure, *panels)
+
+
+def latent_errors(rows: list[Row]) -> dict[str, bytes]:
+    """{"png", "svg"}: RMSE of each method's latents by step, on a logarithmic axis."""
+    rows = [row for row in rows if row.latents and any(row.latents)]
+    with drawing() as (figure, (axes,)):
+        for i, row in enumerate(sorted(rows, key=lambda row: row.latents[-1])):
+            values = [value or float("nan") for value in row.latents]  # computed steps at the beginning: exactly 0
+            style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
+            axes.plot(range(1, len(values) + 1), values, lw=1.4, label=_name(row), **style)
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("RMSE of the latents to the reference's")
+        return finish(figure, axes)
+
+
+@contextmanager
+def drawing(height: float = 4.2, columns: int = 1, panels: int = 1, **shared):
+    """(figure, its panels) in our style, without pyplot: nothing global and no display. `height` in inches, without
+    legend. A panel is no wider than a phone shows legibly."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(-(-panels // columns), columns, squeeze=False, **shared).flat
+        for unused in axes[panels:]:
+            unused.remove()
+        yield figure, axes[:panels]
+
+
+def finish(figure: Figure, *panels) -> dict[str, bytes]:
+    """{"png", "svg"} of a drawing whose lines and points have labels, of which all panels have the same."""
+    labelled = {}
+    for axes in panels:
+        axes.grid(color=FAINT, alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        handles, labels = axes.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    if labelled:
+        columns = 2 * round(figure.get_figwidth() / 5.2)
+        figure.set_figheight(figure.get_figheight() + 0.3 + 0.19 * -(-len(labelled) // columns))
+        style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "columnspacing": 1.2, "handletextpad": 0.5}
+        figure.legend(labelled.values(), labelled, loc="outside lower left", ncols=columns, **style)
+    out = {kind: io.BytesIO() for kind in ("png", "svg")}
+    figure.savefig(out["png"], format="png", dpi=160)
+    figure.savefig(out["svg"], format="svg", transparent=True, metadata={"Date": None})
+    return {kind: stream.getvalue() for kind, stream in out.items()}
+
+
+def _point(axes, row: Row, name: str, i: int) -> None:
+    x, colour, (low, middle, high) = row.figures["speedup"], COLOURS[i % len(COLOURS)], _interval(row, name)
+    axes.plot([x, x], [low, high], "_-", color=colour, lw=1.2, ms=6, zorder=2)
+    mark = MARKERS[i % len(MARKERS)]
+    style = {"ms": 12 if mark == "*" else 8, "mec": "white", "mew": 0.7, "zorder": 3}
+    axes.plot(x, middle, mark, ls="", color=colour, label=_name(row), **style)
+
+
+def _level(axes, rows: list[Row], name: str) -> None:
+    """A line where the reference is; where it is what methods are measured against, where its repetition is."""
+    for row in rows:
+        if row.role != "method" and _known(row, name) and not (name == "psnr" and row.figures[name] >= 60):
+            y = _interval(row, name)[1]  # bit-identical repetitions (100 dB) would squeeze the rest
+            axes.axhline(y, color=FAINT, ls="--", lw=1)
+            axes.annotate(row.role, (0, y), (4, 3), ("axes fraction", "data"), "offset points", color=FAINT, fontsize=8)
+            return
+
+
+def _known(row: Row, name: str) -> bool:
+    return row.figures.get(name) is not None
+
+
+def _rank(row: Row, name: str) -> float:
+    """To sort by: the best of a metric first, unknown ones last."""
+    if not _known(row, name):
+        return math.inf
+    return -row.figures[name] if METRICS[name].higher_is_better else row.figures[name]
+
+
+def _interval(row: Row, name: str) -> tuple[float, float, float]:
+    """(low, mean, high) of a metric, as tables show it; empty where no interval is known."""
+    low, middle, high = (row.figures[f"{name}{end}"] for end in ("_low", "", "_high"))
+    return tuple(METRICS[name].factor * (middle if value is None else value) for value in (low, middle, high))
+
+
+def _name(row: Row) -> str:
+    """For a legend: no mathematics, and nothing that matplotlib would hide."""
+    return f"{row.name}  {row.passes}".replace("$", r"\$").lstrip("_")
+
+
+def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
+    """{"png", "svg"}: PSNR over passes, a line for each value of a swept key."""
+    with drawing() as (figure, (axes,)):
+        for i, (value, rows) in enumerate(lines.items()):
+            rows = sorted((r for r in rows if _known(r, "psnr")), key=lambda r: r.figures["passes"])
+            x, spans = [row.figures["passes"] for row in rows], [_interval(row, "psnr") for row in rows]
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
+            y = [middle for _, middle, _ in spans]
+            sizes = [[middle - low for low, middle, _ in spans], [high - middle for _, middle, high in spans]]
+            axes.errorbar(x, y, sizes, lw=1.4, capsize=2, elinewidth=0.8, label=f"{key} = {value}", **style)
+        axes.set_xlabel("network passes")
+        axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
+        return finish(figure, axes)

@@ -1,0 +1,111 @@
+"""Pipelines from their configuration alone, with random weights: latency and memory without a download."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import ROOT
+
+FOLDER = ROOT / "configs/architectures"
+TOKENIZERS = ROOT / "assets/tiny/flux"
+# The miniature's tokenizers stand in: their ids exist in any larger vocabulary, and a random encoder reads nothing.
+# HunyuanVideo cuts the 95 tokens of its template off and divides by how many are left: only bytes make enough of them.
+STAND_INS = {"CLIPTokenizer": "tokenizer", "LlamaTokenizerFast": "tokenizer", "T5TokenizerFast": "tokenizer_2"}
+
+
+def architecture(name: str) -> dict:
+    """What configs/architectures/<name>.json says.
+
+    Returns:
+        The pipeline's `_class_name`, its `parts` (class and configuration of each) and, where there are any, `options`
+        of its constructor; `parameters` as published for each model; `source` and `unchecked`: what the values were
+        checked against, and which were not.
+
+    Raises:
+        UserError: no such file.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
+        raise UserError(f"no architecture {name}: take one of {known}, or add configs/architectures/{name}.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None = None):
+    """A diffusers pipeline of the full size with random weights, made on `device` in `dtype`; no network, no copy.
+
+    For latency and memory only. What it draws is noise and says nothing about quality; nor do decisions that depend
+    on features: a gate such as TeaCache's skips other steps than with the real weights. Dtypes are those that
+    `from_pretrained` gives, with what a class keeps in float32. Same name, dtype and device: same weights.
+
+    Args:
+        name: of a file in configs/architectures.
+        dtype: name of a torch dtype.
+        device: "cuda", "cpu", or "meta" for shapes without memory.
+        vae_dtype: the VAE's, if it is another.
+
+    Raises:
+        UserError: no such architecture.
+    """
+    import diffusers
+    import torch
+
+    given = architecture(name)
+    own = {"vae": vae_dtype or dtype}
+    with _seeded(torch.device(device)):
+        parts = {
+            part: _build(config, dtype=getattr(torch, own.get(part, dtype)), device=device)
+            for part, config in given["parts"].items()
+        }
+    pipe = getattr(diffusers, given["_class_name"])(**parts, **given.get("options", {}))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _build(config: dict, *, dtype, device: str):
+    """A tokenizer, a scheduler, or a model in eval mode."""
+    import diffusers
+    import torch
+    import transformers
+
+    values = {key: value for key, value in config.items() if key != "_class_name"}
+    if config["_class_name"] in STAND_INS:
+        return transformers.AutoTokenizer.from_pretrained(TOKENIZERS / STAND_INS[config["_class_name"]], **values)
+    ours = getattr(diffusers, config["_class_name"], None)
+    if ours is not None and issubclass(ours, diffusers.SchedulerMixin):
+        return ours.from_config(values)  # keeps its tables on the CPU, whatever the device
+    with torch.device(device), _default_dtype(dtype):
+        if ours is not None:
+            model = ours.from_config(values)
+            keep = model._keep_in_fp32_modules or ()
+        else:
+            kind = getattr(transformers, config["_class_name"])
+            model = kind(kind.config_class(**values))
+            keep = model._keep_in_fp32_modules if dtype == torch.float16 else ()
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype if set(key.split(".")).isdisjoint(keep) else torch.float32)
+    return model.to(device).eval()
+
+
+@contextmanager
+def _default_dtype(dtype) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _seeded(device) -> Iterator[None]:
+    """Random numbers from seed 0; afterwards they go on as before."""
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

@@ -1,0 +1,92 @@
+"""Times on the device's own clock, and what they were measured on."""
+
+import platform
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from spectrum_bench.paths import ROOT
+
+CROWD = 0.2  # share of the machine's processors that others may keep busy while a CPU's latency is measured
+
+STRANGERS = 2 * 2**30  # bytes of a GPU's memory that others may hold; our own context, some 0.5 GiB, counts as theirs
+
+
+class Laps:
+    """Times on the device's own clock; nothing is synchronised until they are read."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list = []
+
+    def mark(self, *_) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Time from each mark to the next."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if not self._cuda:
+            return [b - a for a, b in pairs]
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+
+
+def processor_seconds() -> tuple[float, float]:
+    """Since the machine started: what programs other than this one have used, and all that there was."""
+    times = psutil.cpu_times()
+    guests = getattr(times, "guest", 0) + getattr(times, "guest_nice", 0)  # counted as user's already
+    there = sum(times) - guests
+    return there - times.idle - getattr(times, "iowait", 0) - sum(psutil.Process().cpu_times()[:2]), there
+
+
+def alone(device: torch.device, before: tuple[float, float]) -> bool:
+    """Whether the device was ours alone: nobody else's model is on the GPU; the CPU did little else since `before`."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free - torch.cuda.memory_reserved(device) <= STRANGERS
+    others, there = np.subtract(processor_seconds(), before)
+    return bool(others <= CROWD * there)
+
+
+@cache
+def environment(device: str, threads: int) -> dict:
+    """What the figures were measured on: the rest of a Record."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu()}, {threads} thread(s)"
+    packages = ("torch", "diffusers", "transformers", "numpy")
+    return {
+        "device": name,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "git_sha": _git_sha(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_sha(root: Path = ROOT) -> str:
+    """The commit, "-dirty" if a file of it has been changed since; reports in results/ are what a run leaves."""
+
+    def git(*words):
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "") or "unknown"
+    except OSError:
+        return "unknown"

@@ -1,0 +1,144 @@
+"""Finding a model's weights and loading its pipeline."""
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import locate
+
+SETTINGS = {".json", ".txt", ".model"}  # of a pipeline's parts, tokenizers included
+
+
+def find_weights(repo: str) -> Path:
+    """The local folder of a diffusers pipeline: a path, or a Hugging Face repository already downloaded.
+
+    Every safetensors file is checked to be whole, by its header alone.
+
+    Raises:
+        UserError: not on this machine, not a pipeline, or damaged. Nothing is ever downloaded here.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
+    from safetensors import SafetensorError, safe_open
+
+    folder = locate(repo)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(repo, local_files_only=True))
+        except IncompleteSnapshotError as error:  # by design: a pipeline needs no single-file checkpoints
+            folder = Path(error.snapshot_path)
+        except (HFValidationError, LocalEntryNotFoundError):
+            raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
+    for part in parts(_index(folder)):
+        if not (folder / part).is_dir():
+            raise UserError(f"{folder} has no {part}, which its model_index.json names: fetch {repo} again")
+    for file in sorted(folder.rglob("*.safetensors")):
+        try:
+            safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged ({error}): fetch it again") from None
+    return folder
+
+
+def parts(index: dict) -> list[str]:
+    """The folders of a diffusers pipeline, by its model_index.json."""
+    return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+
+
+def _index(folder: Path) -> dict:
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells a pipeline from others under the same name: the hub's commit, or a hash of its parts' files, weights,
+    scheduler and tokenizers.
+
+    Of each file name, size and 8 MiB at either end are hashed: all of a miniature, and of a large model enough.
+    """
+    if folder.parent.name == "snapshots":
+        return folder.name
+    digest = hashlib.sha256()
+    for part in sorted(parts(_index(folder))):
+        for path in sorted(p for p in (folder / part).rglob("*") if p.suffix in SETTINGS | {".safetensors"}):
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                digest.update(f"{path.relative_to(folder)} {size}\n".encode() + file.read(2**23))
+                file.seek(max(0, size - 2**23))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def identify(model: dict) -> str:
+    """What tells the model's weights from others: see `fingerprint`; random ones are told by the seed of their making.
+
+    Raises:
+        UserError: they are not here.
+    """
+    return "random" if model["init"] == "random" else fingerprint(find_weights(model["repo"]))
+
+
+def open_pipeline(cfg: dict) -> tuple:
+    """(pipeline, device) of a configuration: on its `device`, or the GPU if there is one; a CPU gets its `threads`."""
+    import torch
+
+    device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        torch.set_num_threads(cfg["threads"])
+    else:  # events of cuda:1 would else be noted on cuda:0
+        torch.cuda.set_device(torch.device(device).index or 0)
+    return load_pipeline(cfg["model"], device), device
+
+
+def load_pipeline(model: dict, device: str):
+    """A diffusers pipeline in eval mode on `device`; safetensors only, no remote code, no network.
+
+    Args:
+        model: settings of configs/model: init, the name of one of LOADERS; repo, a folder in diffusers' format or a
+            Hugging Face repository id; variant, of weights whose file names bear one; dtype, a torch dtype's name, of
+            all parts but a VAE with a `vae_dtype` of its own; vae_tiling; scheduler, settings that replace its own.
+
+    Raises:
+        UserError: files are missing, or the pipeline has no callback_on_step_end.
+    """
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    pipe = LOADERS[model["init"]](model, device)
+    if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+        raise UserError(f"{type(pipe).__name__} has no callback_on_step_end: nobody can tell when its steps end")
+    if model.get("vae_tiling"):
+        pipe.vae.enable_tiling()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.get("scheduler", {}))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _pretrained(model: dict, device: str):
+    import torch
+    from diffusers import DiffusionPipeline
+
+    folder = find_weights(model["repo"])
+    kinds = {"default": model["dtype"], "vae": model.get("vae_dtype", model["dtype"])}
+    dtype = {part: getattr(torch, kind) for part, kind in kinds.items()}
+    which = {"variant": model.get("variant"), "use_safetensors": True, "local_files_only": True}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
+    except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
+        raise UserError(f"{folder} cannot be loaded ({error}): fetch {model['repo']} again") from None
+    return pipe.to(device)
+
+
+def _random(model: dict, device: str):
+    """The full-size architecture with random weights: for times and memory, which need no others."""
+    from spectrum_bench.sampling.architectures import random_pipeline
+
+    return random_pipeline(model["name"], dtype=model["dtype"], device=device, vae_dtype=model.get("vae_dtype"))
+
+
+LOADERS = {"pretrained": _pretrained, "random": _random}
