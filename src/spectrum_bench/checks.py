@@ -1,0 +1,43 @@
+"""Range checks with one wording, for settings and for the constants of schedules, gates, forecasters and sites."""
+
+import math
+
+from spectrum_bench.errors import BadValue
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        BadValue: it is none.
+    """
+    if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        raise BadValue(f"{name} must be a whole number of at least {least}, not {value}")
+    return value
+
+
+def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """A finite number in [least, most].
+
+    Raises:
+        BadValue: it is none.
+    """
+    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (finite and least <= value <= most):  # type: ignore[operator]
+        if math.isfinite(most):
+            bounds = f" from {least:g} to {most:g}"
+        else:
+            bounds = f" of at least {least:g}" if math.isfinite(least) else ""
+        raise BadValue(f"{name} must be a number{bounds}, not {value}")
+    return value  # type: ignore[return-value]
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """One of some words.
+
+    Raises:
+        BadValue: it is none of them.
+    """
+    if value not in choices:
+        raise BadValue(f"{name}={value} is none of {', '.join(choices)}")
+    return str(value)
