@@ -1,6 +1,6 @@
 """Tables and a plot of what scripts/gpu_truth.py measured: python scripts/gpu_report.py FILE.jsonl out=results/h100
 
-Writes README.md, table.csv (methods), forecast.csv (kernels) and speed.png into the folder. Of several runs in one
+Writes README.md, table.csv (methods), forecast.csv (kernels) and speed.svg into the folder. Of several runs in one
 file the lines are taken together; a method measured more than once is given by its median.
 """
 
@@ -171,8 +171,8 @@ def readme(lines: list[dict], rows: list[dict], kernels: list[dict], source: str
         "host ms: what the host needs to issue a skipped step, from a run that waits after each. Speedups are against "
     )
     paper += "the fastest plain run of the same process. paper: Spectrum's measured speedup in the tables of "
-    paper += "arXiv:2603.01623 ([results/paper](../paper)), on A100 (images) and H800 (videos)."
-    return "\n".join([*out, "", paper, "", "![speed](speed.png)", ""])
+    paper += "arXiv:2603.01623 ([results/paper](../../paper)), on A100 (images) and H800 (videos)."
+    return "\n".join([*out, "", paper, "", "![speed](speed.svg)", ""])
 
 
 def plot(rows: list[dict], kernels: list[dict], path: Path) -> None:
@@ -219,10 +219,10 @@ def main(argv: list[str]) -> None:
     kernels.sort(key=lambda line: (order.index(line["rows"]), line["K"]))
     write_csv(folder / "table.csv", rows, METHOD)
     write_csv(folder / "forecast.csv", kernels, KERNEL)
-    plot(rows, kernels, folder / "speed.png")
+    plot(rows, kernels, folder / "speed.svg")
     text = readme(lines, rows, kernels, ", ".join(file.name for file in files))
     (folder / "README.md").write_text(text, encoding="utf-8")
-    print(f"written to {folder}: README.md, table.csv, forecast.csv, speed.png")
+    print(f"written to {folder}: README.md, table.csv, forecast.csv, speed.svg")
 
 
 if __name__ == "__main__":
