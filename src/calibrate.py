@@ -1,7 +1,7 @@
 """What an algorithm must know of a model: python src/calibrate.py algo=magcache model=tiny-flux"""
 
+from spectrum_bench.commands.calibrate import main
 from spectrum_bench.commands.entry import hydra_entry
-from spectrum_bench.lab.calibration import main
 
 main = hydra_entry("calibrate", main)
 

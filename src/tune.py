@@ -1,7 +1,7 @@
 """The best settings for so many passes: python src/tune.py -m hydra/sweeper=tune 'algo.w=interval(0,1)'"""
 
 from spectrum_bench.commands.entry import hydra_entry
-from spectrum_bench.lab.tune import main
+from spectrum_bench.commands.tune import main
 
 main = hydra_entry("tune", main)
 

@@ -76,6 +76,13 @@ def composed(*words: str, config_name: str = "base"):
     return cfg
 
 
+def settings(*words: str, config_name: str = "base"):
+    """The typed settings of such a configuration."""
+    from spectrum_bench.commands.compose import settings_of
+
+    return settings_of(composed(*words, config_name=config_name))
+
+
 @pytest.fixture
 def compose():
     return composed

@@ -2,6 +2,7 @@
 
 import pytest
 
+from spectrum_bench.commands import budget as command
 from spectrum_bench.errors import UserError
 from spectrum_bench.lab import budget
 
@@ -16,7 +17,7 @@ def test_search_on_a_curve_known_beforehand():
 
 def test_a_mask_needs_no_model(compose, capsys):
     words = ["algo=magcache", "schedule.ratios=[1,0.99]", "schedule.retention=0.1", "model.repo=nowhere", "passes=14"]
-    budget.main(compose(*words, config_name="budget"))
+    command.main(compose(*words, config_name="budget"))
     lines = capsys.readouterr().out.split()
     assert lines[-1].startswith("schedule.threshold=") and "14" in lines
 
@@ -24,7 +25,7 @@ def test_a_mask_needs_no_model(compose, capsys):
 def test_a_gate_is_run(compose, weights, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red ring\na blue star\n")
     words = [f"model.repo={weights}", f"prompt_file={tmp_path}/p.txt", "num_inference_steps=8", "passes=4"]
-    budget.main(compose(*words, config_name="budget"))
+    command.main(compose(*words, config_name="budget"))
     *tried, found = capsys.readouterr().out.strip().splitlines()
     assert any(line.startswith(f"{found}: ") for line in tried)
     taken = next(float(line.split()[1]) for line in tried if line.startswith(f"{found}: "))
@@ -42,4 +43,4 @@ def test_a_gate_is_run(compose, weights, tmp_path, capsys):
 )
 def test_what_cannot_be_is_said(compose, words, said):
     with pytest.raises(UserError, match=said):
-        budget.main(compose("model.repo=nowhere", *words, config_name="budget"))
+        command.main(compose("model.repo=nowhere", *words, config_name="budget"))

@@ -12,6 +12,7 @@ from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.sampling import clock
+from spectrum_bench.sampling.sampler import Sampler
 
 STEPS = 12
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
@@ -231,7 +232,6 @@ def test_cache_bytes_are_those_of_the_features(random_pipe, site, slots, rows):
 
 def test_full_and_skipped_steps_are_told_apart_by_the_clock(random_pipe, monkeypatch):
     """A clock that only the first block's attention moves: a full step takes one tick, a skipped one none."""
-    from spectrum_bench.sampling import sampler as generate
     from spectrum_bench.sampling.jobs import Job
 
     ticks = [0]
@@ -241,7 +241,7 @@ def test_full_and_skipped_steps_are_told_apart_by_the_clock(random_pipe, monkeyp
     algorithm = Algorithm("x", partial(schedules.mask, steps=[0, 1, 4]), TAYLOR, LastBlock())
     shape = {"height": 64, "width": 64, "max_sequence_length": 16}
     try:
-        _, figures = generate.generate(random_pipe, Job("", 0, "a ring", 0), algorithm, num_steps=6, arguments=shape)
+        _, figures = Sampler(random_pipe, algorithm, 6, shape).sample(Job("", 0, "a ring", 0))
     finally:
         handle.remove()
     assert figures["computed_steps"] == [0, 1, 4] and figures["nfe"] == 3
@@ -255,7 +255,6 @@ def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkey
     from collections import namedtuple
     from types import SimpleNamespace
 
-    from spectrum_bench.sampling import sampler as generate
     from spectrum_bench.sampling.jobs import Job
 
     Times = namedtuple("Times", "user system idle iowait")
@@ -265,7 +264,7 @@ def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkey
     monkeypatch.setattr(clock.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(process)))
     algorithm = Algorithm("x", schedules.full, forecasters.reuse, None)
     shape = {"height": 64, "width": 64, "max_sequence_length": 16}
-    _, figures = generate.generate(random_pipe, Job("", 0, "a ring", 0), algorithm, num_steps=2, arguments=shape)
+    _, figures = Sampler(random_pipe, algorithm, 2, shape).sample(Job("", 0, "a ring", 0))
     assert figures["alone"] is alone
 
 

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from conftest import settings
 
+from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
 from spectrum_bench.lab import calibration
+from spectrum_bench.lab.calibration import Fit, Uncached
+from spectrum_bench.paths import CALIBRATION
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import identify
 
@@ -37,10 +40,10 @@ def test_changes_are_those_of_an_uncached_run(random_pipe):
 
 
 def test_constants_of_shipped_miniatures_are_of_their_weights(compose):
-    found = [path for path in calibration.CALIBRATION.glob("*/tiny-*.json")]
+    found = [path for path in CALIBRATION.glob("*/tiny-*.json")]
     assert len(found) > 10
     for path in found:
-        model = OmegaConf.to_container(compose(f"model={path.stem}"), resolve=True)["model"]
+        model = settings(f"model={path.stem}").model
         measured = json.loads(path.read_text()).get("weights")  # none of a signal that is taken as it is
         assert measured in (None, identify(model)), path
 
@@ -49,8 +52,10 @@ def test_changes_of_two_guidance_calls_a_step_are_those_of_the_first(random_pipe
     """The empty prompt in place of the caption makes both branches the same: one call a step must tell it all."""
     arguments = {"height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 20}
     job = Job("", 0, "", 0)
-    two = calibration.changes(random_pipes("wan"), job, 6, arguments | {"guidance_scale": 5.0})
-    one = calibration.changes(random_pipes("wan"), job, 6, arguments | {"guidance_scale": 1.0})
+    two, one = (
+        calibration.changes(Uncached(random_pipes("wan"), 6, arguments | {"guidance_scale": scale}), job)
+        for scale in (5.0, 1.0)
+    )
     for a, b in zip(two, one, strict=True):
         assert a.shape == (5,) and np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=1e-4)
@@ -59,15 +64,15 @@ def test_changes_of_two_guidance_calls_a_step_are_those_of_the_first(random_pipe
 @pytest.mark.parametrize("r2", [0.79, 0.81])
 def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tmp_path, monkeypatch, r2):
     (tmp_path / "p.txt").write_text("a red ring\n")
-    monkeypatch.setattr(calibration, "CALIBRATION", tmp_path)
+    monkeypatch.setattr(calibrate, "CALIBRATION", tmp_path)
     monkeypatch.setattr(calibration, "fit_polynomial", lambda x, y, degree: ([1.0, 0.0], r2))
     words = [f"model.repo={weights}", f"prompt_file={tmp_path}/p.txt", "num_inference_steps=4"]
     cfg = compose(*words, config_name="calibrate")
     if r2 < 0.8:
         with pytest.raises(UserError, match="below 0.8"):
-            calibration.main(cfg)
+            calibrate.main(cfg)
     else:
-        calibration.main(cfg)
+        calibrate.main(cfg)
         found = json.loads((tmp_path / "teacache" / "tiny-flux.json").read_text())
         assert found["polynomial"] == [1.0, 0.0] and found["r2"] == r2
         assert found["prompts"] == f"1 of {tmp_path}/p.txt" and found["steps"] == 4 and found["weights"]
@@ -78,7 +83,7 @@ def test_magcache_ratios_are_those_of_the_residual(random_pipe):
     """Against the blocks' input and output of a plain run."""
     arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
     jobs = [Job("", i, f"a {word} ring", i) for i, word in enumerate(("red", "blue"))]
-    found = calibration.magcache(random_pipe, jobs, 5, arguments, {})["ratios"]
+    found = calibration.magcache(Uncached(random_pipe, 5, arguments), jobs, Fit())["ratios"]
     each, transformer = [], random_pipe.transformer
     for job in jobs:
         entering, leaving = [], []
@@ -98,7 +103,7 @@ def test_magcache_ratios_are_those_of_the_residual(random_pipe):
 def test_sencache_sensitivities_are_finite_differences_of_the_network(random_pipe):
     """Against calls of the transformer by hand, at the latents and timesteps of a plain run."""
     arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
-    found = calibration.sensitivities(random_pipe, Job("", 0, "a red ring", 0), 4, arguments)
+    found = calibration.sensitivities(Uncached(random_pipe, 4, arguments), Job("", 0, "a red ring", 0))
     given = []
     handle = random_pipe.transformer.register_forward_pre_hook(lambda m, a, k: given.append(dict(k)), with_kwargs=True)
     try:
@@ -128,7 +133,7 @@ def test_hyca_finds_channels_that_move_alike_and_their_solver(random_pipe, monke
     noise = 1 + 0.01 * rng.standard_normal((1, 1, 5, 1))
     rows = np.concatenate([kinds[name] * noise for name in order], 3)
     monkeypatch.setattr(calibration, "trajectory", lambda *_: list(torch.from_numpy(rows)))
-    found = calibration.hyca(None, [None, None], 12, {}, {"clusters": 3, "seed": 0})
+    found = calibration.hyca(Uncached(None, 12, {}), [None, None], Fit(clusters=3))
     names = [found["solvers"][c] for c in found["channels"]]
     assert len({(a, b) for a, b in zip(order, found["channels"], strict=True)}) == 3
     assert [n for n, kind in zip(names, order, strict=True) if kind == "reuse"] == ["reuse"] * 4
@@ -141,14 +146,14 @@ def test_hyca_finds_channels_that_move_alike_and_their_solver(random_pipe, monke
 def test_hyca_is_refused_on_a_u_net(monkeypatch):
     monkeypatch.setattr(calibration, "trajectory", lambda *_: [torch.zeros(2, 8, 4, 4)] * 5)
     with pytest.raises(UserError, match="U-Net"):
-        calibration.hyca(None, [None], 5, {}, {"clusters": 2, "seed": 0})
+        calibration.hyca(Uncached(None, 5, {}), [None], Fit(clusters=2))
 
 
 def test_an_algorithm_that_needs_no_measuring_is_refused(compose):
     with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache, sencache, hyca"):
-        calibration.main(compose("algo=fora", config_name="calibrate"))
+        calibrate.main(compose("algo=fora", config_name="calibrate"))
 
 
 def test_published_constants_have_a_source():
-    for path in calibration.CALIBRATION.rglob("*.json"):
+    for path in CALIBRATION.rglob("*.json"):
         assert json.loads(path.read_text())["source"], path

@@ -5,14 +5,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from conftest import settings
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules
-from spectrum_bench.caching.algorithm import build
+from spectrum_bench.commands.compose import build, check_upstream_keys
 from spectrum_bench.commands.entry import paths
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CONFIGS
-from spectrum_bench.sampling.settings import check_aliases, labels
+from spectrum_bench.sampling.identity import labels
 
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
 HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]
@@ -38,10 +39,6 @@ UPSTREAM = [
 ]
 
 
-def plain(cfg):
-    return {"site": None} | OmegaConf.to_container(cfg, resolve=True)
-
-
 @pytest.mark.parametrize("model", GROUPS["model"])
 @pytest.mark.parametrize("algo", GROUPS["algo"])
 def test_every_model_and_algorithm_builds(compose, model, algo):
@@ -53,11 +50,11 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
         "hyca": HYCA,
         "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
-    cfg = plain(compose(*words))
+    cfg = settings(*words)
     algorithm = build(cfg)
     assert algorithm.name == algo == labels(cfg)["algo"]
     if not schedules.is_gate(algorithm.schedule):
-        assert schedules.plan(algorithm.schedule, cfg["num_inference_steps"])[0]
+        assert schedules.plan(algorithm.schedule, cfg.num_inference_steps)[0]
 
 
 @pytest.mark.parametrize("site", GROUPS["site"])
@@ -74,18 +71,18 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
     if peer or schedule == "observed":
         alone = peer and schedule == "observed" and algo == "reuse"
         with nullcontext() if alone else pytest.raises(UserError, match="alone|observes the f"):
-            build(plain(compose(*words)))
+            build(settings(*words))
         return
     fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"
     if fronts or schedule == "accumulated" and site in ("output_residual", "shallow", "alternating"):
         with pytest.raises(UserError, match="observes the f"):
-            build(plain(compose(*words)))
+            build(settings(*words))
         return
     if site in ("tokens", "alternating") and algo != "reuse":
         with pytest.raises(UserError, match="token-wise caching reuses"):
-            build(plain(compose(*words)))
+            build(settings(*words))
         return
-    algorithm = build(plain(compose(*words)))
+    algorithm = build(settings(*words))
     assert type(algorithm.site).__name__.lower() == site.replace("_", "")
 
 
@@ -103,8 +100,8 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
     ids=str,
 )
 def test_the_command_line_reaches_the_schedule(compose, words, computed):
-    cfg = plain(compose(*words))
-    assert schedules.plan(build(cfg).schedule, cfg["num_inference_steps"]).nonzero()[0].tolist() == computed
+    cfg = settings(*words)
+    assert schedules.plan(build(cfg).schedule, cfg.num_inference_steps).nonzero()[0].tolist() == computed
 
 
 def test_upstream_keys_exist(compose):
@@ -153,7 +150,7 @@ def test_top_level_keys_are_frozen(compose):
 )
 def test_a_key_that_nobody_reads_is_refused(compose, words, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        check_aliases(compose(*words))
+        check_upstream_keys(compose(*words))
 
 
 @pytest.mark.parametrize(
@@ -181,5 +178,5 @@ def test_a_key_that_nobody_reads_is_refused(compose, words, said):
 )
 def test_senseless_triples_are_refused_in_one_line(compose, words, said):
     with pytest.raises(UserError) as error:
-        build(plain(compose(*words)))
+        build(settings(*words))
     assert said in str(error.value) and "\n" not in str(error.value)

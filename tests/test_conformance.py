@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from conftest import settings
 
 from spectrum_bench import schedules
-from spectrum_bench.caching.algorithm import build
 from spectrum_bench.caching.session import cached, denoisers
+from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CONFIGS
 from spectrum_bench.sampling.models import load_pipeline
@@ -39,17 +39,13 @@ B = ("a small blue star on a navy background", "a large green cross on a teal ba
 
 @cache
 def pipeline(model: str):
-    from conftest import composed
-
-    return load_pipeline(OmegaConf.to_container(composed(f"model={model}"), resolve=True)["model"], "cpu")
+    return load_pipeline(settings(f"model={model}").model, "cpu")
 
 
 def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words=()):
-    from conftest import composed
-
     pipe = pipeline(model)
     words = [f"model={model}", f"algo={algo}", f"num_inference_steps={steps}", *WORDS.get(algo, []), *words]
-    config = {"site": None} | OmegaConf.to_container(composed(*words), resolve=True)
+    config = settings(*words)
     algorithm = build(config)
     rules = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
     with torch.no_grad(), cached(pipe, **rules, num_steps=steps) as session:
@@ -59,7 +55,7 @@ def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words
             generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
             output_type="latent",
             callback_on_step_end=session.callback,
-            **config["model"]["arguments"],
+            **config.model.arguments,
         )[0]
     return out, session, algorithm
 
@@ -67,9 +63,7 @@ def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words
 @cache
 def plain(model: str) -> torch.Tensor:
     """Prompt A by the pipeline itself; diffusers' cache_context leaves its own registry at this first call."""
-    from conftest import composed
-
-    arguments = OmegaConf.to_container(composed(f"model={model}"), resolve=True)["model"]["arguments"]
+    arguments = settings(f"model={model}").model.arguments
     generator = [torch.Generator().manual_seed(0)]
     with torch.no_grad():
         return pipeline(model)(

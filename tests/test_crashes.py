@@ -16,8 +16,8 @@ from PIL import Image
 from test_engine import finish, more_words  # noqa: F401  a fixture
 from test_run import start, words  # noqa: F401  a fixture
 
+from spectrum_bench.commands import run
 from spectrum_bench.sampling import records as jobs
-from spectrum_bench.sampling import run
 
 KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
 PROMPTS = [f"a ring number {i}" for i in range(60)]

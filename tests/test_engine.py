@@ -11,12 +11,13 @@ import pytest
 import torch
 from test_run import start, words  # noqa: F401  a fixture
 
+from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling import pool, run
+from spectrum_bench.sampling import pool
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.records import Failure
-from spectrum_bench.sampling.sampler import generate
+from spectrum_bench.sampling.sampler import Sampler
 from spectrum_bench.scoring.experiments import read_experiment
 
 PROMPTS = [f"a red ring number {i}" for i in range(6)]
@@ -66,12 +67,14 @@ def test_a_sample_that_fails_is_put_on_record(compose, more_words, tmp_path, mon
     """The others are made, the exit code says so, and it is tried again when that is asked for."""
     broken = True
 
-    def flaky(pipe, job, *args, **kwargs):
+    make = Sampler.sample
+
+    def flaky(self, job, observers=()):
         if broken and job.prompt_index == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(pipe, job, *args, **kwargs)
+        return make(self, job, observers)
 
-    monkeypatch.setattr("spectrum_bench.sampling.sampler.generate", flaky)
+    monkeypatch.setattr(Sampler, "sample", flaky)
     with pytest.raises(SystemExit) as end:
         run.main(compose(*more_words))
     assert end.value.code == 3
@@ -142,7 +145,7 @@ class ToyWorker:
 
 def pull(tmp_path, dies, count=2, n=5):
     toy, todo = Toy(dies), [Job(f"id{i}", i, f"prompt {i}", 0) for i in range(n)]
-    return toy, list(pool._pull(toy, todo, count, toy.hire, tmp_path, None, 10))
+    return toy, list(pool._Pull(toy, todo, toy.hire, tmp_path, None, 10).outcomes(count))
 
 
 def test_every_job_is_done_once(tmp_path):

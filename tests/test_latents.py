@@ -6,9 +6,9 @@ import torch
 from safetensors.numpy import save_file
 from test_run import words  # noqa: F401  a fixture
 
+from spectrum_bench.commands import run
 from spectrum_bench.reporting.page import write_report
 from spectrum_bench.sampling import records as jobs
-from spectrum_bench.sampling import run
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import fabricate
 import pandas
 import pytest
-from omegaconf import OmegaConf
+from conftest import settings
 
 from spectrum_bench import schedules
-from spectrum_bench.caching.algorithm import build
+from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import paper, plots, tables
 
@@ -71,7 +71,7 @@ def test_passes_are_those_of_our_schedules(number):
 
 
 @pytest.mark.parametrize("name", paper.names())
-def test_every_run_composes_and_builds(compose, name):
+def test_every_run_composes_and_builds(name):
     """On the paper's models, and on a miniature of each kind that is here."""
     miniatures = {"flux": "tiny-flux", "sd3-5": "tiny-sd3", "sdxl": "tiny-sdxl"}
     miniatures |= {"wan14b": "tiny-wan", "hunyuan": "tiny-hunyuan"}
@@ -84,12 +84,12 @@ def test_every_run_composes_and_builds(compose, name):
             config = "video" if "wan" in each.model or "hunyuan" in each.model else "base"
             for run in each.runs:
                 words = [f"model={each.model}", *run.words]
-                cfg = OmegaConf.to_container(compose(*words, config_name=config), resolve=True)
-                if cfg["algo"]["name"] in each.calibrate:
+                given = settings(*words, config_name=config)
+                if given.method.name in each.calibrate:
                     with pytest.raises(UserError, match="calibrate.py"):
-                        build({"site": None} | cfg)
+                        build(given)
                     continue
-                algorithm = build({"site": None} | cfg)
+                algorithm = build(given)
                 mask = None if schedules.is_gate(algorithm.schedule) else schedules.plan(algorithm.schedule, 50)
                 if run.cited and run.cited.get("nfe") and mask is not None and algorithm.name != "steps":
                     assert mask.sum() == int(run.cited["nfe"]), (name, run.name)

@@ -16,8 +16,8 @@ from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
+from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
-from spectrum_bench.lab import calibration
 
 STEPS = 6
 TAYLOR = partial(forecasters.taylor, order=1)
@@ -193,10 +193,10 @@ def test_what_a_peer_holds_in_both_denoisers_counts(two, random_pipes):
 
 
 def test_two_denoisers_are_not_measured_as_one(two, compose, monkeypatch):
-    monkeypatch.setattr(calibration, "open_pipeline", lambda plain: (two, "cpu"))
+    monkeypatch.setattr("spectrum_bench.sampling.models.open_pipeline", lambda settings: (two, "cpu"))
     words = ("model=tiny-wan", "algo=magcache", "num_inference_steps=6", "total_prompt_num=1")
     with pytest.raises(UserError, match="tiny-wan runs transformer and transformer_2 by turns"):
-        calibration.main(compose(*words, config_name="calibrate"))
+        calibrate.main(compose(*words, config_name="calibrate"))
 
 
 def skipping(pipe, name, site, gate, forecaster):

@@ -10,11 +10,12 @@ import pytest
 import evaluate
 import report
 from spectrum_bench import forecasters
+from spectrum_bench.commands import run
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.paths import ROOT
 from spectrum_bench.reporting import paper
-from spectrum_bench.sampling import architectures, run
+from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling import records as jobs
 
 README = (ROOT / "README.md").read_text()

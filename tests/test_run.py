@@ -16,11 +16,11 @@ import torch
 import yaml
 from PIL import Image
 
+from spectrum_bench.commands import run
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import records as jobs
-from spectrum_bench.sampling import run
 from spectrum_bench.sampling.models import find_weights, fingerprint
 
 HOSTILE = [

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from test_run import words  # noqa: F401  a fixture
 
+from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import tables
-from spectrum_bench.sampling import run
 from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.evaluation import evaluate
 from spectrum_bench.scoring.experiments import check_reference, read_experiment

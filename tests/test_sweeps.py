@@ -7,11 +7,10 @@ import pytest
 import yaml
 from test_run import words  # noqa: F401  a fixture
 
+from spectrum_bench.commands import run, tune
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import UserError
-from spectrum_bench.lab import tune
 from spectrum_bench.paths import ROOT
-from spectrum_bench.sampling import run
 from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.experiments import pairs, read_experiment
 from spectrum_bench.scoring.metrics.pixel import psnr

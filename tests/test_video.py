@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import page as report
-from spectrum_bench.sampling import media, run
+from spectrum_bench.sampling import media
 from spectrum_bench.sampling.records import read_records
-from spectrum_bench.sampling.settings import checked
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.metrics import pixel
@@ -165,11 +165,11 @@ def test_clips_with_loss_or_damage_are_refused(experiments, tmp_path):
 
 
 def test_frames_that_the_vae_cannot_make_are_refused():
-    from conftest import composed
+    from conftest import composed, settings
 
     with pytest.raises(UserError, match="num_frames must be 1 more than a multiple of 4"):
         run.main(composed("model.num_frames=10", config_name="video"))
-    other = composed("model.num_frames=19", "+model.frame_stride=6", config_name="video")  # Mochi's
-    assert checked(other)["model"]["num_frames"] == 19
+    other = settings("model.num_frames=19", "+model.frame_stride=6", config_name="video")  # Mochi's
+    assert other.model.num_frames == 19
     with pytest.raises(UserError, match="1 more than a multiple of 6"):
-        checked(composed("model.num_frames=9", "+model.frame_stride=6", config_name="video"))
+        settings("model.num_frames=9", "+model.frame_stride=6", config_name="video")

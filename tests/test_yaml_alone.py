@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import composed, no_identity
+from conftest import composed, no_identity, settings
 
+from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
-from spectrum_bench.sampling import media, run
+from spectrum_bench.sampling import media
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.models import load_pipeline
-from spectrum_bench.sampling.settings import checked
+from spectrum_bench.sampling.settings import ModelSettings
 
 HEADS = dict(num_attention_heads=2, attention_head_dim=16)
 IMAGE_VAE = dict(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4) | dict(
@@ -120,18 +121,18 @@ def test_a_pipeline_that_tells_no_steps_end_is_refused(tmp_path):
     built |= {"vae": diffusers.AutoencoderKL(**IMAGE_VAE), "scheduler": diffusers.DPMSolverMultistepScheduler()}
     save("PixArtAlphaPipeline", tmp_path, built)
     with pytest.raises(UserError, match="PixArtAlphaPipeline has no callback_on_step_end"):
-        load_pipeline({"init": "pretrained", "repo": str(tmp_path), "dtype": "float32"}, "cpu")
+        load_pipeline(ModelSettings("pixart", repo=str(tmp_path), dtype="float32"), "cpu")
 
 
 def test_clips_without_a_pace_are_refused():
     with pytest.raises(UserError, match="model=tiny-wan has num_frames but no fps"):
-        checked(composed("model=tiny-wan", "~model.fps", config_name="video"))
+        settings("model=tiny-wan", "~model.fps", config_name="video")
 
 
 def test_weights_of_a_variant_are_loaded_by_its_name(random_pipe, tmp_path):
     random_pipe.save_pretrained(tmp_path, variant="fp16")
-    model = {"init": "pretrained", "repo": str(tmp_path), "dtype": "float32", "scheduler": {"shift": 5.0}}
-    loaded = load_pipeline(model | {"variant": "fp16"}, "cpu")
+    model = ModelSettings("x", repo=str(tmp_path), dtype="float32", scheduler={"shift": 5.0}, variant="fp16")
+    loaded = load_pipeline(model, "cpu")
     assert loaded.scheduler.config.shift == 5.0 != random_pipe.scheduler.config.shift
     assert torch.equal(loaded.transformer.x_embedder.weight, random_pipe.transformer.x_embedder.weight)
     with pytest.raises(UserError, match="cannot be loaded"):

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.sites.base import Site
-from spectrum_bench.errors import UserError
+from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Weights
 from spectrum_bench.schedules import Schedule
 
@@ -22,31 +20,20 @@ class Algorithm:
     forecaster: Weights
     site: Site | None
 
+    def check(self, T: int) -> None:
+        """Refuse what can be refused without a model.
 
-def build(plain: dict):
-    """The Algorithm of a resolved configuration.
-
-    Raises:
-        UserError: arguments that its functions do not take, or values that make no sense.
-    """
-    from spectrum_bench.caching.algorithm import Algorithm
-
-    try:
-        schedule, site, forecaster = (
-            instantiate(node) if node else None
-            for node in (plain["schedule"], plain["site"], plain["algo"]["forecaster"])
-        )
-        mask = schedules.plan(schedule, plain["num_inference_steps"])
-        if site is None and (mask is None or not mask.all()):
-            raise ValueError(f"algo={plain['algo']['name']} caches nothing, so schedule=full is the only one for it")
-        if site is not None and forecaster is None:
-            raise ValueError(f"site and forecaster belong together: algo={plain['algo']['name']} has no forecaster")
+        Raises:
+            UserError: constants that make no sense over T steps, or parts that do not go together.
+        """
+        mask = schedules.plan(self.schedule, T)
+        if self.site is None and (mask is None or not mask.all()):
+            raise DoesNotFit(f"algo={self.name} caches nothing, so schedule=full is the only one for it")
         if mask is None:
-            gates.check(schedule, plain["num_inference_steps"], site)
-        forecaster = forecaster or forecasters.reuse
-        forecaster(np.arange(3.0), 4.0)
-        if hasattr(site, "check"):
-            site.check(schedule, forecaster)
-    except (InstantiationException, ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error.__cause__ or error).split())) from None
-    return Algorithm(plain["algo"]["name"], schedule, forecaster, site)
+            gates.check(self.schedule, T, self.site)
+        self.forecaster(np.arange(3.0), 4.0)
+        if hasattr(self.site, "check"):
+            self.site.check(self.schedule, self.forecaster)
+
+
+NOCACHE = Algorithm("nocache", schedules.full, forecasters.reuse, None)  # the plain pipeline: the reference

@@ -1,11 +1,127 @@
-"""Configurations composed by Hydra."""
+"""Configurations composed by Hydra: to typed settings, and to the algorithm that they name."""
 
+import inspect
 import json
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from spectrum_bench.commands.words import nearest
+from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import CALIBRATION
+from spectrum_bench.sampling.settings import Part, RunSettings
+
+if TYPE_CHECKING:  # composing and refusing a configuration need no torch
+    from spectrum_bench.caching.algorithm import Algorithm
+
+UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
 
 
-def calibrated(method: str, key: str, default=None, *, _root_):
+def calibrated(method: str, key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     """${calibrated:<method>,<key>}: what the composed model was measured for, or the default."""
-    path = CALIBRATION / method / f"{_root_.model.name}.json"
+    path = Path(CALIBRATION) / method / f"{_root_.model.name}.json"
     return json.loads(path.read_text(encoding="utf-8")).get(key, default) if path.exists() else default
+
+
+OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
+
+
+def settings_of(cfg: DictConfig) -> RunSettings:
+    """The settings of a composed configuration.
+
+    Raises:
+        UserError: an upstream key that nobody reads, or a value of the wrong kind.
+    """
+    check_upstream_keys(cfg)
+    return RunSettings.from_config(resolved(cfg))
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values; "site" is None where the algorithm has none."""
+    plain: dict[str, Any] = {"site": None}
+    plain |= OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[arg-type]
+    return plain
+
+
+def check_upstream_keys(cfg: DictConfig) -> None:
+    """Refuse an upstream key that was given and that the chosen schedule and algorithm would silently ignore.
+
+    Raises:
+        UserError: such a key.
+    """
+    given = {word.lstrip("+~").split("=", 1)[0] for word in HydraConfig.get().overrides.task}
+    parts = [cfg[key] for key in ("schedule", "algo") if key in cfg]
+    read = str([OmegaConf.to_container(part, resolve=False) for part in parts])
+    readers = [key for key in UPSTREAM if f"${{{key}}}" in read]
+    for key in UPSTREAM:
+        if key in given and key not in readers:
+            raise UserError(
+                f"{key} is not read by algo={cfg.algo.name} with this schedule"
+                + (f" (it reads {', '.join(readers)})" if readers else "")
+                + ": leave it out, or set the schedule's own keys, e.g. schedule.interval=4"
+            )
+
+
+def build(settings: RunSettings) -> "Algorithm":
+    """The algorithm that the settings name, checked as far as it can be without a model.
+
+    Raises:
+        UserError: constants that a function does not take, values that make no sense, or parts that do not go together.
+    """
+    from spectrum_bench.caching.algorithm import Algorithm
+    from spectrum_bench.forecasters import reuse
+
+    method = settings.method
+    if method.site is not None and method.forecaster is None:
+        raise BadValue(f"site and forecaster belong together: algo={method.name} has no forecaster")
+    schedule, site, forecaster = (
+        instantiate(part) if part else None for part in (method.schedule, method.site, method.forecaster)
+    )
+    algorithm = Algorithm(method.name, schedule, forecaster or reuse, site)
+    algorithm.check(settings.num_inference_steps)
+    return algorithm
+
+
+def instantiate(part: Part) -> Any:
+    """The function with its constants, or the object, that a part names.
+
+    Raises:
+        UserError: there is no such function, or it does not take these constants.
+    """
+    from hydra.utils import instantiate as hydra_instantiate
+
+    check_constants(part)
+    try:
+        return hydra_instantiate(_without_revision(part.to_node()))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def check_constants(part: Part) -> None:
+    """Refuse a target that cannot be imported, and constants that it does not take.
+
+    Raises:
+        BadValue: such a target or constant.
+    """
+    try:
+        target = pkgutil.resolve_name(part.target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadValue(f"_target_: {part.target} cannot be imported: {error}") from None
+    parameters = inspect.signature(target).parameters
+    for name, value in part.constants.items():
+        if name not in parameters:
+            raise BadValue(f"{part.name} takes no {name}{nearest(name, list(parameters))}")
+        if isinstance(value, Part):
+            check_constants(value)
+
+
+def _without_revision(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_revision(value) for key, value in node.items() if key != "revision" or "_target_" not in node}

@@ -1,6 +1,5 @@
 """What entry scripts share: Hydra's command line, and errors of one line."""
 
-import difflib
 import os
 import re
 import sys
@@ -15,17 +14,14 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spectrum_bench.commands.compose import calibrated
-from spectrum_bench.commands.words import INTERRUPTED, fail
-from spectrum_bench.errors import UserError
+import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
+from spectrum_bench.commands.words import fail, nearest
+from spectrum_bench.errors import INTERRUPTED, UserError
 from spectrum_bench.paths import CONFIGS, ROOT
 
 
 class Ended(Exception):
     """A run of a sweep has ended with this exit code. Hydra makes the others and then raises the first."""
-
-
-OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
 
 
 def hydra_entry(config_name: str, main: Callable):
@@ -105,11 +101,6 @@ def explain(config_name: str, error: Exception) -> str:
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = str(error.__cause__)
     return text.split("\n")[0]
-
-
-def nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def paths(node, prefix: str = ""):

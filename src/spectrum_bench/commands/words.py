@@ -1,13 +1,13 @@
 """Command lines of the shape `folder folder key=value`, and how their entry scripts end on bad input."""
 
 import difflib
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from spectrum_bench.errors import UserError
-
-INTERRUPTED = 130  # exit code
+from spectrum_bench.errors import INTERRUPTED, UserError
 
 
 def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict]:
@@ -54,8 +54,16 @@ def count(key: str, value: str) -> int:
     return int(value)
 
 
+def nearest(name: str, names: list[str]) -> str:
+    """ " (did you mean ...?)" with the name that is nearest, or nothing."""
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def fail(error: Exception) -> NoReturn:
-    """Print the error as one line and exit with 1."""
+    """Print the error as one line and exit with 1; with SPECTRUM_BENCH_DEBUG=1 its traceback too."""
+    if os.environ.get("SPECTRUM_BENCH_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(1)
 

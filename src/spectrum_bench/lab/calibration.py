@@ -1,26 +1,52 @@
 """What a model must be measured for before some algorithms can run on it: configs/calibration/<algo>/<model>.json."""
 
 import inspect
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from scipy.cluster.vq import kmeans2
 
-from spectrum_bench.caching.session import cached, denoisers
+from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
+from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.caching.sites.base import Site
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import moved, observing
-from spectrum_bench.paths import CALIBRATION, locate
-from spectrum_bench.sampling.clock import environment
-from spectrum_bench.sampling.jobs import make_jobs, read_prompts
-from spectrum_bench.sampling.models import identify, open_pipeline
-from spectrum_bench.sampling.records import write_atomically
-from spectrum_bench.sampling.settings import checked
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.sampler import Observer, Sampler
+from spectrum_bench.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Uncached:
+    """A pipeline whose uncached samples are looked at, and how many steps and which arguments they take."""
+
+    pipe: Any
+    num_steps: int
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings of the methods' fits.
+
+    Attributes:
+        degree: of TeaCache's polynomial.
+        clusters: of HyCa's channels.
+        seed: of HyCa's k-means.
+    """
+
+    degree: int = 4
+    clusters: int = 4
+    seed: int = 0
+
+
+Constants = dict[str, Any]  # what the algorithm reads from configs/calibration/<algo>/<model>.json
 
 
 @observing()
@@ -35,32 +61,40 @@ def recorder(step, T, seen, memory, *, changes: list) -> bool:
     return True
 
 
-def trajectory(pipe, job, num_steps: int, arguments: dict, gate: Callable, site: Site) -> list[torch.Tensor]:
+class Features(Observer):
+    """Keeps the session, whose first branch holds the site's feature at every step when nothing is forgotten."""
+
+    def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
+        self.session = session
+
+    def rows(self) -> list[torch.Tensor]:
+        branch = next(iter(self.session.branches.values()))
+        return [row.float() for row in branch.buffers["stack"].rows]
+
+
+def trajectory(run: Uncached, job: Job, gate: Schedule, site: Site) -> list[torch.Tensor]:
     """The site's feature at every step of one uncached sample, in float32."""
     keep_all = lambda times, t: np.ones(len(times))  # noqa: E731
-    with cached(pipe, schedule=gate, forecaster=keep_all, site=site, num_steps=num_steps) as session:
-        generator = torch.Generator().manual_seed(job.seed)
-        on_step = {"num_inference_steps": num_steps, "callback_on_step_end": session.callback}
-        pipe(job.prompt, generator=generator, output_type="latent", **on_step, **arguments)
-    branch = next(iter(session.branches.values()))
-    return [row.float() for row in branch.buffers["stack"].rows]
+    algorithm, features = Algorithm("trajectory", gate, keep_all, site), Features()
+    Sampler(run.pipe, algorithm, run.num_steps, run.arguments).watch(job, [features])
+    return features.rows()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One function a method: (pipe, jobs, num_steps, arguments, settings) -> what the algorithm reads from the file
+# One function a method
 
 
-def teacache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
+def teacache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """TeaCache's polynomial (arXiv:2411.19108, section 3.3): from the relative L1 changes of the timestep-modulated
     input to those of the block stack's output, by least squares over the steps of all samples.
 
     Raises:
         UserError: R^2 below 0.8, when the signal does not tell how far the output moves.
     """
-    pairs = [changes(pipe, job, num_steps, arguments) for job in jobs]
+    pairs = [changes(run, job) for job in jobs]
     x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    polynomial, r2 = fit_polynomial(x, y, settings["degree"])
-    print(f"{len(jobs)} prompts x {num_steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
+    polynomial, r2 = fit_polynomial(x, y, fit.degree)
+    print(f"{len(jobs)} prompts x {run.num_steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
     if r2 < 0.8:
         raise UserError(
             f"R^2 = {r2:.3f} is below 0.8: this signal does not predict this model's output; nothing written"
@@ -68,7 +102,7 @@ def teacache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) 
     return {"r2": round(r2, 4), "polynomial": polynomial, "first": 1, "last": 1}
 
 
-def changes(pipe, job, num_steps: int, arguments: dict) -> tuple[np.ndarray, np.ndarray]:
+def changes(run: Uncached, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Relative L1 changes from each step to the next, (T - 1,) each: of the timestep-modulated input and of the block
     stack's output, along one uncached trajectory."""
     signal: list[float] = []
@@ -77,9 +111,9 @@ def changes(pipe, job, num_steps: int, arguments: dict) -> tuple[np.ndarray, np.
     def gate(step, T, seen, memory):
         return recorder(step, T, seen, memory, changes=signal)
 
-    rows = trajectory(pipe, job, num_steps, arguments, gate, LastBlock())
+    rows = trajectory(run, job, gate, LastBlock())
     output = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(rows, rows[1:], strict=False)]
-    calls = len(signal) // num_steps  # a step: the first is the branch whose rows these are
+    calls = len(signal) // run.num_steps  # a step: the first is the branch whose rows these are
     return np.array(signal[::calls][1:]), np.array(output)
 
 
@@ -90,12 +124,12 @@ def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[
     return [float(c) for c in polynomial], float(r2)
 
 
-def magcache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
+def magcache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """MagCache's ratios (arXiv:2506.09045): of the norm of a token's stack residual to that of the step before, mean
     over tokens, here also over prompts (its authors take one); the first is 1."""
-    each = np.array([ratios(trajectory(pipe, job, num_steps, arguments, always, StackResidual())) for job in jobs])
+    each = np.array([ratios(trajectory(run, job, always, StackResidual())) for job in jobs])
     mean, spread = each.mean(0), np.abs(each - each.mean(0)).max()
-    print(f"{len(jobs)} prompts x {num_steps} steps: ratios {mean.min():.4f} to {mean.max():.4f}")
+    print(f"{len(jobs)} prompts x {run.num_steps} steps: ratios {mean.min():.4f} to {mean.max():.4f}")
     print(f"no prompt is further than {spread:.4f} from the mean: the method stands on that being small")
     return {"ratios": [round(float(r), 5) for r in mean], "spread": round(float(spread), 5)}
 
@@ -105,59 +139,69 @@ def ratios(rows: list[torch.Tensor]) -> list[float]:
     return [1.0] + [float((b / a).mean()) for a, b in zip(norms, norms[1:], strict=False)]
 
 
-def sencache(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
+def sencache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """SenCache's sensitivities (arXiv:2602.24208): |v(x', t) - v(x, t)| / |x' - x| and |v(x, t') - v(x, t)| / |t' - t|,
     from each step (x, t) of an uncached sample to the next (x', t'), mean over prompts. Its authors noise real videos;
     here the model's own samples serve. The last step has no next one and takes the values before it."""
-    each = np.array([sensitivities(pipe, job, num_steps, arguments) for job in jobs])  # (prompts, T - 1, 3)
+    each = np.array([sensitivities(run, job) for job in jobs])  # (prompts, T - 1, 3)
     t, latent, time = np.concatenate([each, each[:, -1:]], 1).mean(0).T
     spread = np.abs(each[..., 1:] / each[..., 1:].mean(0) - 1).max()
-    print(f"{len(jobs)} prompts x {num_steps} steps: to the latent {latent.min():.3g} to {latent.max():.3g}, ", end="")
+    print(
+        f"{len(jobs)} prompts x {run.num_steps} steps: to the latent {latent.min():.3g} to {latent.max():.3g}, ", end=""
+    )
     print(f"to the timestep {time.min():.3g} to {time.max():.3g}; no prompt is further than {spread:.0%} from the mean")
     lists = {"timesteps": t, "latent": latent, "time": time}
     return {name: [float(f"{v:.6g}") for v in values] for name, values in lists.items()}
 
 
-def sensitivities(pipe, job, num_steps: int, arguments: dict) -> list[tuple[float, float, float]]:
+def sensitivities(run: Uncached, job: Job) -> list[tuple[float, float, float]]:
     """(t, to the latent, to the timestep) from each step to the next, of the first guidance branch."""
-    found, before = [], None
-    denoiser = next(iter(denoisers(pipe).values()))
-    run, calls = denoiser.forward, [0]
-
-    def forward(*args, **kwargs):
-        nonlocal before
-        out = run(*args, **kwargs)
-        first, calls[0] = calls[0] == 0, calls[0] + 1
-        if first:
-            named = (
-                dict(zip(list(inspect.signature(type(denoiser).forward).parameters)[1:], args, strict=False)) | kwargs
-            )
-            name = "hidden_states" if "hidden_states" in named else "sample"
-            if before is not None:
-                old, v = before
-                x, t = old[name], old["timestep"]
-                there = run(**old | {name: named[name]})[0]
-                later = run(**old | {"timestep": named["timestep"]})[0]
-                dx, dt = (named[name] - x).float().norm(), (named["timestep"] - t).float().abs().max()
-                found.append((t.flatten()[0], (there - v).float().norm() / dx, (later - v).float().norm() / dt))
-            before = named, out[0]
-        return out
-
-    def step_done(pipe, step, timestep, tensors):
-        calls[0] = 0
-        return tensors
-
-    denoiser.forward = forward
-    try:
-        generator = torch.Generator().manual_seed(job.seed)
-        on_step = {"num_inference_steps": num_steps, "callback_on_step_end": step_done}
-        pipe(job.prompt, generator=generator, output_type="latent", **on_step, **arguments)
-    finally:
-        del denoiser.forward
-    return [tuple(map(float, numbers)) for numbers in found]
+    observer = Sensitivities()
+    Sampler(run.pipe, NOCACHE, run.num_steps, run.arguments).watch(job, [observer])
+    return observer.measured
 
 
-def hyca(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> dict:
+class Sensitivities(Observer):
+    """Runs the denoiser twice more at each step: at the next step's latent, and at the next step's timestep."""
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[float, float, float]] = []
+        self.calls = 0  # of this step so far
+        self.before: tuple[dict[str, Any], torch.Tensor] | None = None  # the step before: arguments and output
+
+    def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
+        denoiser = next(iter(denoisers(pipe).values()))
+        run, names = denoiser.forward, list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            out = run(*args, **kwargs)
+            self.calls += 1
+            if self.calls == 1:
+                self._measure(run, dict(zip(names, args, strict=False)) | kwargs, out[0])
+            return out
+
+        denoiser.forward = forward
+        undo.callback(delattr, denoiser, "forward")
+
+    def _measure(self, run: Callable[..., Any], given: dict[str, Any], v: torch.Tensor) -> None:
+        name = "hidden_states" if "hidden_states" in given else "sample"
+        before, self.before = self.before, (given, v)
+        if before is None:
+            return
+        old, old_v = before
+        at_next_latent = run(**old | {name: given[name]})[0]
+        at_next_timestep = run(**old | {"timestep": given["timestep"]})[0]
+        dx = (given[name] - old[name]).float().norm()
+        dt = (given["timestep"] - old["timestep"]).float().abs().max()
+        to_latent = (at_next_latent - old_v).float().norm() / dx
+        to_timestep = (at_next_timestep - old_v).float().norm() / dt
+        self.measured.append((float(old["timestep"].flatten()[0]), float(to_latent), float(to_timestep)))
+
+    def step_done(self, session: Session, step: int, latents: torch.Tensor) -> None:
+        self.calls = 0
+
+
+def hyca(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """HyCa's clusters of channels and their solvers (arXiv:2510.04188, as far as its text tells): k-means on what is
     standardised of the channels' movements; of SOLVERS the one that errs least, over each step from those before it.
 
@@ -168,13 +212,13 @@ def hyca(pipe, jobs: list, num_steps: int, arguments: dict, settings: dict) -> d
     """
     movements, errors = 0.0, 0.0
     for job in jobs:
-        rows = torch.stack(trajectory(pipe, job, num_steps, arguments, always, LastBlock()))
+        rows = torch.stack(trajectory(run, job, always, LastBlock()))
         if rows.ndim != 4:
             raise UserError("hyca's channels are those of (B, L, D) tokens, and a U-Net's features are none")
         rows = rows.flatten(1, 2).double().cpu().numpy()  # (T, tokens, D)
         movements, errors = movements + described(rows), errors + solver_errors(rows)
     standard = (movements - movements.mean(0)) / (movements.std(0) + 1e-12)
-    centres, clusters = kmeans2(standard, settings["clusters"], minit="++", rng=settings["seed"])
+    centres, clusters = kmeans2(standard, fit.clusters, minit="++", rng=fit.seed)
     names, solvers = list(SOLVERS), []
     for cluster in range(len(centres)):
         mine = errors[:, clusters == cluster]
@@ -205,36 +249,5 @@ def solver_errors(rows: np.ndarray) -> np.ndarray:
     return errors
 
 
-METHODS = {"teacache": teacache, "magcache": magcache, "sencache": sencache, "hyca": hyca}
-
-
-def main(cfg: DictConfig) -> None:
-    """Measure a model for one algorithm and write what that algorithm's schedule reads.
-
-    Raises:
-        UserError: an algorithm that needs no measuring, or one whose signal says nothing about this model.
-    """
-    algo = cfg.algo.name
-    if algo not in METHODS:
-        raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
-    plain, steps = checked(cfg), cfg.num_inference_steps
-    if steps < 4:
-        raise UserError(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
-    model = plain["model"]
-    prompts = read_prompts(locate(cfg.prompt_file), cfg.total_prompt_num)
-    weights = identify(model)
-    pipe, device = open_pipeline(plain)
-    if len(denoisers(pipe)) > 1:
-        raise UserError(f"{model['name']} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
-    try:
-        found = METHODS[algo](pipe, make_jobs(prompts, cfg.seed, {}), steps, model["arguments"], cfg)
-    except ValueError as error:  # what the algorithm observes does not exist in this denoiser
-        raise UserError(str(error)) from None
-    measured = {"source": f"python src/calibrate.py algo={algo} model={model['name']}", "weights": weights}
-    measured |= {"prompts": f"{len(prompts)} of {cfg.prompt_file}", "seed": cfg.seed, "steps": steps}
-    known = environment(device, cfg.threads)
-    measured |= {"device": known["device"], "versions": known["versions"], "git_sha": known["git_sha"]}
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in (measured | found).items()]
-    path = CALIBRATION / algo / f"{model['name']}.json"
-    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-    print(f"written to {path}: algo={algo} model={model['name']} reads it")
+Method = Callable[[Uncached, list[Job], Fit], Constants]
+METHODS: dict[str, Method] = {"teacache": teacache, "magcache": magcache, "sencache": sencache, "hyca": hyca}

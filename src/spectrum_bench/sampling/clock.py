@@ -1,17 +1,19 @@
 """Times on the device's own clock, and what they were measured on."""
 
+import hashlib
 import platform
 import subprocess
 import time
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import psutil
 import torch
 
-from spectrum_bench.paths import ROOT
+from spectrum_bench.paths import PACKAGE, ROOT
 
 CROWD = 0.2  # share of the machine's processors that others may keep busy while a CPU's latency is measured
 
@@ -23,9 +25,9 @@ class Laps:
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._marks: list = []
+        self._marks: list[Any] = []
 
-    def mark(self, *_) -> None:
+    def mark(self) -> None:
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -59,16 +61,35 @@ def alone(device: torch.device, before: tuple[float, float]) -> bool:
     return bool(others <= CROWD * there)
 
 
+class Environment(TypedDict):
+    """What figures were measured on: fields of a Record."""
+
+    device: str
+    versions: dict[str, str]
+    git_sha: str
+    code: str
+
+
 @cache
-def environment(device: str, threads: int) -> dict:
-    """What the figures were measured on: the rest of a Record."""
+def environment(device: str, threads: int) -> Environment:
+    """What a run's figures are measured on.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:<number>".
+        threads: of a CPU.
+    """
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu()}, {threads} thread(s)"
     packages = ("torch", "diffusers", "transformers", "numpy")
-    return {
-        "device": name,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "git_sha": _git_sha(),
-    }
+    versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
+    return {"device": name, "versions": versions, "git_sha": git_sha(), "code": sources_hash()}
+
+
+def sources_hash() -> str:
+    """12 hex digits of the package's Python files, which an installed wheel has as a checkout has them."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _cpu() -> str:
@@ -79,14 +100,16 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _git_sha(root: Path = ROOT) -> str:
-    """The commit, "-dirty" if a file of it has been changed since; reports in results/ are what a run leaves."""
+def git_sha(root: Path = ROOT) -> str:
+    """The commit, with "-dirty" if a file of it was changed since or a file of code or configuration is not in it.
+    Reports in results/ are what a run leaves and do not count. "unknown" outside a checkout."""
 
-    def git(*words):
+    def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "") or "unknown"
+        new = git("status", "--porcelain", "--", "src", "configs")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed or new else "") or "unknown"
     except OSError:
         return "unknown"

@@ -1,13 +1,14 @@
 """What is to be sampled: prompts and jobs."""
 
 import hashlib
-import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.identity import Identity, sample_id
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,20 @@ class Job:
     seed: int
 
 
-def read_prompts(path: str | os.PathLike, limit: int | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a file, and the hash of the bytes that they were read from."""
+
+    texts: tuple[str, ...]
+    sha256: str
+
+
+def read_prompts(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
+    """The prompts of a UTF-8 text file, as `read_prompt_file` has them."""
+    return list(read_prompt_file(path, limit).texts)
+
+
+def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None) -> Prompts:
     """The prompts of a UTF-8 text file, one a line, empty lines left out; the first `limit` of them.
 
     Raises:
@@ -28,7 +42,8 @@ def read_prompts(path: str | os.PathLike, limit: int | None = None) -> list[str]
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no prompt file {path}: give prompt_file=<text file with one prompt a line>") from None
     except IsADirectoryError:
@@ -36,27 +51,26 @@ def read_prompts(path: str | os.PathLike, limit: int | None = None) -> list[str]
     except PermissionError:
         raise UserError(f"prompt file {path} may not be read: check its permissions") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path} is not UTF-8 (line {line}): convert it, e.g. iconv -f latin1 -t utf-8") from None
-    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    prompts = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"{path} holds no prompt: write one a line")
-    return prompts[:limit]
+    return Prompts(tuple(prompts[:limit]), hashlib.sha256(data).hexdigest())
 
 
-def make_jobs(prompts: list[str], seed: int, identity: dict, samples: int = 1) -> list[Job]:
+def make_jobs(prompts: Sequence[str], seed: int, who: Identity, samples: int = 1) -> list[Job]:
     """`samples` jobs a prompt, with `seed` and those after it: all prompts with the first seed come first.
 
-    A prompt that comes again gets an id of its own by counting how often it was seen before.
+    A prompt that comes again gets an id of its own by counting how often it came before.
 
     Args:
-        identity: the part of the configuration that decides pixels.
+        who: the part of the settings that decides pixels, by `identity`.
     """
     jobs = []
     for each in range(seed, seed + samples):
-        seen: Counter[str] = Counter()
+        before: Counter[str] = Counter()
         for index, prompt in enumerate(prompts):
-            key = json.dumps([identity, prompt, each, seen[prompt]], sort_keys=True, ensure_ascii=False)
-            seen[prompt] += 1
-            jobs.append(Job(hashlib.sha256(key.encode()).hexdigest()[:16], index, prompt, each))
+            jobs.append(Job(sample_id(who, prompt, each, before[prompt]), index, prompt, each))
+            before[prompt] += 1
     return jobs

@@ -4,9 +4,11 @@ import hashlib
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.settings import ModelSettings, RunSettings
 
 SETTINGS = {".json", ".txt", ".model"}  # of a pipeline's parts, tokenizers included
 
@@ -72,34 +74,35 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def identify(model: dict) -> str:
+def identify(model: ModelSettings) -> str:
     """What tells the model's weights from others: see `fingerprint`; random ones are told by the seed of their making.
 
     Raises:
         UserError: they are not here.
     """
-    return "random" if model["init"] == "random" else fingerprint(find_weights(model["repo"]))
+    return "random" if model.init == "random" else fingerprint(find_weights(_repo(model)))
 
 
-def open_pipeline(cfg: dict) -> tuple:
-    """(pipeline, device) of a configuration: on its `device`, or the GPU if there is one; a CPU gets its `threads`."""
+def _repo(model: ModelSettings) -> str:
+    if model.repo is None:
+        raise UserError(f"model={model.name} names no repo: write a folder or a Hugging Face repository into its YAML")
+    return model.repo
+
+
+def open_pipeline(settings: RunSettings) -> tuple[Any, str]:
+    """(pipeline, device) of a run: on its `device`, or the GPU if there is one; a CPU gets its `threads`."""
     import torch
 
-    device = cfg["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        torch.set_num_threads(cfg["threads"])
+        torch.set_num_threads(settings.threads)
     else:  # events of cuda:1 would else be noted on cuda:0
         torch.cuda.set_device(torch.device(device).index or 0)
-    return load_pipeline(cfg["model"], device), device
+    return load_pipeline(settings.model, device), device
 
 
-def load_pipeline(model: dict, device: str):
+def load_pipeline(model: ModelSettings, device: str) -> Any:
     """A diffusers pipeline in eval mode on `device`; safetensors only, no remote code, no network.
-
-    Args:
-        model: settings of configs/model: init, the name of one of LOADERS; repo, a folder in diffusers' format or a
-            Hugging Face repository id; variant, of weights whose file names bear one; dtype, a torch dtype's name, of
-            all parts but a VAE with a `vae_dtype` of its own; vae_tiling; scheduler, settings that replace its own.
 
     Raises:
         UserError: files are missing, or the pipeline has no callback_on_step_end.
@@ -109,36 +112,35 @@ def load_pipeline(model: dict, device: str):
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipe = LOADERS[model["init"]](model, device)
+    pipe = LOADERS[model.init](model, device)
     if "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
         raise UserError(f"{type(pipe).__name__} has no callback_on_step_end: nobody can tell when its steps end")
-    if model.get("vae_tiling"):
+    if model.vae_tiling:
         pipe.vae.enable_tiling()
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.get("scheduler", {}))
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _pretrained(model: dict, device: str):
+def _pretrained(model: ModelSettings, device: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
-    folder = find_weights(model["repo"])
-    kinds = {"default": model["dtype"], "vae": model.get("vae_dtype", model["dtype"])}
-    dtype = {part: getattr(torch, kind) for part, kind in kinds.items()}
-    which = {"variant": model.get("variant"), "use_safetensors": True, "local_files_only": True}
+    folder = find_weights(_repo(model))
+    dtype = {"default": getattr(torch, model.dtype), "vae": getattr(torch, model.vae_dtype or model.dtype)}
+    which = {"variant": model.variant, "use_safetensors": True, "local_files_only": True}
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
-        raise UserError(f"{folder} cannot be loaded ({error}): fetch {model['repo']} again") from None
+        raise UserError(f"{folder} cannot be loaded ({error}): fetch {model.repo} again") from None
     return pipe.to(device)
 
 
-def _random(model: dict, device: str):
+def _random(model: ModelSettings, device: str) -> Any:
     """The full-size architecture with random weights: for times and memory, which need no others."""
     from spectrum_bench.sampling.architectures import random_pipeline
 
-    return random_pipeline(model["name"], dtype=model["dtype"], device=device, vae_dtype=model.get("vae_dtype"))
+    return random_pipeline(model.name, dtype=model.dtype, device=device, vae_dtype=model.vae_dtype)
 
 
 LOADERS = {"pretrained": _pretrained, "random": _random}

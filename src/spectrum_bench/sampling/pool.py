@@ -6,23 +6,27 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import ROOT
+from spectrum_bench.paths import PACKAGE
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.records import Failure, Record
-from spectrum_bench.sampling.worker import Worker, keep
+from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.sampling.worker import Files, OnStep, Worker, keep
 
 DEATHS = 3  # of workers on one sample: then it is set aside
-
 LOSSES = 3  # of workers in a row, for each worker, with no sample finished in between: then the run ends
-
 PATIENCE = 600  # seconds without any worker, before the run ends
 
 
 def run_jobs(
-    jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_step: Callable | None = None
+    jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path, on_step: OnStep | None = None
 ) -> Iterator[Record | Failure]:
     """Make each job's sample and put it and its record on disk, or why there is none.
 
@@ -30,67 +34,72 @@ def run_jobs(
     job at a time; whoever is done takes the next, so a slow worker does not hold the others.
 
     Args:
-        cfg: resolved configuration, plain data.
-        build: makes the Algorithm from `cfg`.
         on_step: called after each denoising step of a job with whether the network was computed; by workers, once
             their job is done.
 
     Raises:
         UserError: the algorithm does not fit the model, or the workers keep dying.
     """
-    if cfg["ngpu"] == 1 and cfg["engine"]["address"] is None:
-        worker = Worker(cfg, build)
+    if settings.ngpu == 1 and settings.engine.address is None:
+        worker = Worker(settings, algorithm)
         for job in jobs:
             yield keep(folder, *worker.make(job, on_step))
     else:
-        yield from _run_on_ray(jobs, cfg, build, folder, on_step)
+        yield from _run_on_ray(jobs, settings, algorithm, folder, on_step)
 
 
-def _run_on_ray(jobs: list[Job], cfg: dict, build: Callable, folder: Path, on_step) -> Iterator[Record | Failure]:
-    """The pull loop. Jobs go only to workers that have loaded the model; a worker that dies gives its job back and is
-    replaced. What they make comes back here and is written by this process alone, so that nodes need not share a file
+def _run_on_ray(
+    jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path, on_step: OnStep | None
+) -> Iterator[Record | Failure]:
+    """What workers make comes back here and is written by this process alone, so that nodes need not share a file
     system; the model's weights and this code must be on each."""
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS", "RAY_worker_niceness"):  # Ray's own niceness is 15
         os.environ.setdefault(name, "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    import torch
+    import ray  # an extra, and seconds of imports: only where it is asked for
 
-    engine, count = cfg["engine"], cfg["ngpu"]
-    local = engine["address"] is None
-    cuda = cfg["device"] != "cpu" and (torch.cuda.is_available() or not local)
-    own = (
-        {"num_cpus": count, "num_gpus": count if cuda else 0, "include_dashboard": engine["dashboard"]} if local else {}
-    )
-    log = Path(folder) / "workers.log"
+    address, count = settings.engine.address, settings.ngpu
+    cuda = settings.device != "cpu" and (torch.cuda.is_available() or address is not None)
+    own = {"num_cpus": count, "num_gpus": count if cuda else 0, "include_dashboard": settings.engine.dashboard}
     try:
-        ray.init(address=engine["address"] or "local", log_to_driver=False, configure_logging=False, **own)
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            configure_logging=False,
+            **(own if address is None else {}),
+        )
     except Exception as error:  # a bare one if the machine is too busy
-        where = f"engine.address={engine['address']}" if engine["address"] else "this machine"
+        where = f"engine.address={address}" if address else "this machine"
         raise UserError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from None
     try:
-        source = str(ROOT / "src")
-        shared = {"device": "cuda"} if cuda else {"device": "cpu", "threads": max(1, cfg["threads"] // count)}
-        options = {"num_gpus": 1 if cuda else 0, "num_cpus": 1, "max_restarts": 0}
-        options["runtime_env"] = {"env_vars": {"PYTHONPATH": source, "OMP_NUM_THREADS": str(shared.get("threads", 1))}}
-        remote = ray.remote(_Remote).options(**options)
+        mine = replace(settings, device="cuda") if cuda else _share_of_cpu(settings)
+        environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": str(1 if cuda else mine.threads)}
+        remote = ray.remote(_Remote).options(
+            num_gpus=1 if cuda else 0, num_cpus=1, max_restarts=0, runtime_env={"env_vars": environment}
+        )
+        log = str((Path(folder) / "workers.log").resolve())
 
-        def hire():
-            return remote.remote(cfg | shared, build, cuda or count == 1, str(log.resolve()))
+        def hire() -> Any:
+            return remote.remote(mine, algorithm, cuda or count == 1, log)
 
-        yield from _pull(ray, jobs, count, hire, folder, on_step, cfg["num_inference_steps"])
+        yield from _Pull(ray, jobs, hire, folder, on_step, settings.num_inference_steps).outcomes(count)
     finally:
         ray.shutdown()
+
+
+def _share_of_cpu(settings: RunSettings) -> RunSettings:
+    return replace(settings, device="cpu", threads=max(1, settings.threads // settings.ngpu))
 
 
 class _Remote:
     """A Worker in a process of its own, whose output goes to the run's log file."""
 
-    def __init__(self, cfg: dict, build: Callable, alone: bool, log: str):
+    def __init__(self, settings: RunSettings, algorithm: Algorithm, alone: bool, log: str):
         with suppress(OSError):  # on a node that does not have the folder Ray's own log has it
             file = open(log, "a", buffering=1)  # noqa: SIM115  open for as long as the process lives
             sys.stdout = sys.stderr = file
-        self.arguments, self.worker = (cfg, build, alone), None
+        self.arguments = (settings, algorithm, alone)
+        self.worker: Worker | None = None
 
     def load(self) -> str | None:
         """Load the model; why not, if it cannot be."""
@@ -100,60 +109,99 @@ class _Remote:
             return " ".join(str(error).split())
         return None
 
-    def make(self, job: Job) -> tuple[Record | Failure, dict[str, bytes]] | str:
+    def make(self, job: Job) -> tuple[Record | Failure, Files] | str:
         """What came of the job, see Worker; a string if no job would fare better."""
+        assert self.worker is not None  # `load` comes first
         try:
             return self.worker.make(job)
         except UserError as error:
             return str(error)
 
 
-def _pull(ray, jobs: list[Job], count: int, hire: Callable, folder: Path, on_step, steps: int):
-    waiting, deaths, losses = deque(jobs), Counter(), 0
-    idle, busy = [], {}  # busy: what is awaited -> (worker, job), job None while it loads
+class _Pull:
+    """The pull loop. Jobs go only to workers that have loaded the model; a worker that dies gives its job back and is
+    replaced.
 
-    def begin():
-        worker = hire()
-        busy[worker.load.remote()] = worker, None
+    Args:
+        ray: the library, or what stands in for it in a test.
+        hire: starts a worker and returns its handle.
+        steps: of a job, for `on_step`.
+    """
 
-    for _ in range(min(count, len(jobs))):
-        begin()
-    last = time.monotonic()
-    while waiting or any(job is not None for _, job in busy.values()):
-        while idle and waiting:
-            worker, job = idle.pop(), waiting.popleft()
-            busy[worker.make.remote(job)] = worker, job
-        ready, _ = ray.wait(list(busy), num_returns=1, timeout=5)
-        if not ready and all(job is None for _, job in busy.values()) and time.monotonic() - last > PATIENCE:
-            raise UserError(f"no worker in {PATIENCE} s: are there {count} devices? (ngpu=, engine.address=)")
-        for done in ready:
-            last = time.monotonic()
-            worker, job = busy.pop(done)
-            try:
-                outcome = ray.get(done)
-            except ray.exceptions.RayTaskError as error:  # the worker lives: what it met, another would meet too
-                raise UserError(
-                    f"a worker met {' '.join(str(error.cause).split())}: see {folder}/workers.log"
-                ) from None
-            except ray.exceptions.RayError:  # the worker or its node died
-                losses += 1
-                if losses > LOSSES * count + DEATHS:
-                    raise UserError(f"{losses} workers died in a row: see {folder}/workers.log") from None
-                if job is not None:
-                    deaths[job.id] += 1
-                    if deaths[job.id] < DEATHS:
-                        waiting.appendleft(job)
-                    else:
-                        yield keep(folder, Failure.of(job, RuntimeError(f"{DEATHS} workers died on it")), {})
-                begin()
-                continue
-            if isinstance(outcome, str):
-                raise UserError(outcome)
-            idle.append(worker)
-            if job is None:
-                continue
-            losses, outcome = 0, keep(folder, *outcome)
-            if isinstance(outcome, Record) and on_step is not None:
-                for step in range(steps):
-                    on_step(step in outcome.computed_steps)
-            yield outcome
+    def __init__(
+        self,
+        ray: Any,
+        jobs: list[Job],
+        hire: Callable[[], Any],
+        folder: Path,
+        on_step: OnStep | None,
+        steps: int,
+    ):
+        self.ray, self.hire, self.folder, self.on_step, self.steps = ray, hire, folder, on_step, steps
+        self.waiting, self.deaths, self.losses = deque(jobs), Counter[str](), 0
+        self.idle: list[Any] = []
+        self.busy: dict[Any, tuple[Any, Job | None]] = {}  # what is awaited -> (worker, its job; None while it loads)
+
+    def outcomes(self, count: int) -> Iterator[Record | Failure]:
+        """What came of each job, from `count` workers at most."""
+        for _ in range(min(count, len(self.waiting))):
+            self._begin()
+        last = time.monotonic()
+        while self.waiting or any(job is not None for _, job in self.busy.values()):
+            self._assign()
+            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=5)
+            loading = all(job is None for _, job in self.busy.values())
+            if not ready and loading and time.monotonic() - last > PATIENCE:
+                raise UserError(f"no worker in {PATIENCE} s: are there {count} devices? (ngpu=, engine.address=)")
+            for done in ready:
+                last = time.monotonic()
+                outcome = self._receive(done, count)
+                if outcome is not None:
+                    yield outcome
+
+    def _begin(self) -> None:
+        worker = self.hire()
+        self.busy[worker.load.remote()] = worker, None
+
+    def _assign(self) -> None:
+        while self.idle and self.waiting:
+            worker, job = self.idle.pop(), self.waiting.popleft()
+            self.busy[worker.make.remote(job)] = worker, job
+
+    def _receive(self, done: Any, count: int) -> Record | Failure | None:
+        """Take what a worker gives; None where no job has come to its end."""
+        worker, job = self.busy.pop(done)
+        try:
+            outcome = self.ray.get(done)
+        except self.ray.exceptions.RayTaskError as error:  # the worker lives: what it met, another would meet too
+            reason = " ".join(str(error.cause).split())
+            raise UserError(f"a worker met {reason}: see {self.folder}/workers.log") from None
+        except self.ray.exceptions.RayError:  # the worker or its node died
+            return self._bury(job, count)
+        if isinstance(outcome, str):
+            raise UserError(outcome)
+        self.idle.append(worker)
+        if job is None:
+            return None
+        self.losses = 0
+        result = keep(self.folder, *outcome)
+        if isinstance(result, Record) and self.on_step is not None:
+            for step in range(self.steps):
+                self.on_step(step in result.computed_steps)
+        return result
+
+    def _bury(self, job: Job | None, count: int) -> Failure | None:
+        """Replace a worker that died; its job waits again, or is set aside."""
+        self.losses += 1
+        if self.losses > LOSSES * count + DEATHS:
+            raise UserError(f"{self.losses} workers died in a row: see {self.folder}/workers.log")
+        failure = None
+        if job is not None:
+            self.deaths[job.id] += 1
+            if self.deaths[job.id] < DEATHS:
+                self.waiting.appendleft(job)
+            else:
+                failure = Failure.of(job, RuntimeError(f"{DEATHS} workers died on it"))
+                keep(self.folder, failure, {})
+        self._begin()
+        return failure

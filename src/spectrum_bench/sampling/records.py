@@ -1,15 +1,27 @@
-"""What is to be sampled and what came of it: prompts, jobs, records, and how both survive a `kill -9`."""
+"""What came of each job, in an experiment directory that survives a `kill -9`."""
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO, TypedDict
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.jobs import Job
+
+
+class Latency(TypedDict):
+    """Seconds. A step's is the median of its kind; `skipped_step` is None where no step is skipped."""
+
+    text: float
+    denoise: float
+    decode: float
+    total: float
+    full_step: float
+    skipped_step: float | None
 
 
 @dataclass
@@ -29,7 +41,7 @@ class Record:
     num_inference_steps: int
     computed_steps: list[int]
     nfe: int  # passes through the whole network; two-call guidance counts once per step
-    latency: dict[str, float | None]  # text denoise decode total full_step skipped_step
+    latency: Latency
     peak_memory_bytes: int | None
     cache_bytes: int  # most that was kept for forecasts and decisions at a time
     device: str
@@ -37,6 +49,8 @@ class Record:
     git_sha: str = "unknown"
     alone: bool = True  # whether the device did little else meanwhile; only then is the latency one
     sha256: str | None = None  # of the sample's file
+    code: str | None = None  # hash of the package's sources, which tells what ran where there is no git
+    schema: int = 1  # records of commit 6771973 and before have none
 
 
 @dataclass
@@ -105,15 +119,22 @@ def only_run(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is at work in {folder}: wait for it, or choose another exp_name") from None
-        except OSError:
-            pass  # a file system without locks; every file is written atomically all the same
+        _lock(file, folder)
         for part in folder.glob("*/.*.part"):
             part.unlink(missing_ok=True)
         yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    """Without locks a run goes on and says so: every file is written atomically all the same."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another run is at work in {folder}: wait for it, or choose another exp_name") from None
+    except (ImportError, OSError):
+        print(f"{folder}: no locks here: nobody keeps a second run out of this folder", file=sys.stderr)
 
 
 def finished(folder: Path) -> set[str]:

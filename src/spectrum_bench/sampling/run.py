@@ -1,111 +1,109 @@
-"""The main loop: configuration -> checks -> jobs -> samples and records."""
+"""The main loop: settings -> jobs -> samples and records."""
 
-import hashlib
+import statistics
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from spectrum_bench import schedules
-from spectrum_bench.caching.algorithm import build
-from spectrum_bench.commands.compose import calibrated
-from spectrum_bench.commands.words import INTERRUPTED
-from spectrum_bench.errors import UserError
-from spectrum_bench.sampling.jobs import Job, make_jobs, read_prompts
-from spectrum_bench.sampling.records import Record, collect_records, finished, only_run, read_failures
-from spectrum_bench.sampling.settings import IDENTITY, check_aliases, checked, claim, comparable, labels
+from spectrum_bench.caching.algorithm import Algorithm
+from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
+from spectrum_bench.sampling.claim import claim
+from spectrum_bench.sampling.identity import identity, labels
+from spectrum_bench.sampling.jobs import Job, Prompts, make_jobs
+from spectrum_bench.sampling.pool import run_jobs
+from spectrum_bench.sampling.records import (
+    Failure,
+    Record,
+    collect_records,
+    finished,
+    only_run,
+    read_failures,
+)
+from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.sampling.worker import OnStep
 
-SOME_FAILED = 3  # exit code: the run went to its end, but not every sample could be made
 
+def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
+    """Run one experiment, and make only what is missing.
 
-def main(cfg: DictConfig) -> None:
-    """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
-    from spectrum_bench.paths import locate
-    from spectrum_bench.sampling.models import identify
-
-    check_aliases(cfg)
-    plain = checked(cfg)
-    algorithm = build(plain)
-    plain["labels"] = labels(plain)
-    prompt_file = locate(cfg.prompt_file)
-    prompts = read_prompts(prompt_file, cfg.total_prompt_num)
-    plain["prompts_sha256"] = hashlib.sha256(prompt_file.read_bytes()).hexdigest()
-    plain["model"]["weights"] = identify(plain["model"])
-    if calibrated(plain["algo"]["name"], "weights", _root_=cfg) not in (None, plain["model"]["weights"]):
-        words = f"algo={plain['algo']['name']} model={plain['model']['name']}"
-        print(f"its constants are of other weights: python src/calibrate.py {words}", file=sys.stderr)
-    folder = Path(plain["output_base_path"]) / plain["exp_name"]
-    claim(folder, plain)
-
+    Returns:
+        The exit code: 0 if every sample is there, SOME_FAILED or INTERRUPTED if not.
+    """
+    folder = Path(settings.output_base_path) / settings.exp_name
+    who = identity(settings)
+    claim(folder, settings, who, prompts.sha256)
     with only_run(folder):
-        identity = {key: comparable(plain)[key] for key in IDENTITY}
-        jobs = make_jobs(prompts, cfg.seed, identity, cfg.samples_per_prompt)
-        if code := work(plain, folder, algorithm, jobs):
-            sys.exit(code)
-
-
-def work(plain: dict, folder: Path, algorithm, jobs: list[Job]) -> int:
-    """Make what is missing, say what came of it, and give the exit code: 0 if every sample is there, SOME_FAILED if
-    some could not be made."""
-    from spectrum_bench.sampling.pool import run_jobs
-
-    wanted = {job.id for job in jobs}
-    failed = set() if plain["retry_failed"] else {failure.id for failure in read_failures(folder)}
-    kept = {path.stem for path in folder.glob("latents/*.safetensors")}
-    done = finished(folder) - ({job.id for job in jobs if job.prompt_index < plain["keep_latents"]} - kept)
-    missing = [job for job in jobs if job.id not in done and job.id not in failed]
-    print(describe(algorithm, plain))
-    print(f"{len(jobs)} samples, {len(done & wanted)} of them finished, in {folder}")
-    code = 0
-    try:
-        try:
-            if missing:
-                show_progress(run_jobs, missing, plain, folder)
-        except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
-            code = INTERRUPTED
-        finally:
-            records = collect_records(folder)
-    except OSError as error:  # a full disk, say
-        reason = error.strerror or error
-        raise UserError(f"{folder}: {reason}: what is finished is kept, the same command goes on from it") from None
+        jobs = make_jobs(prompts.texts, settings.seed, who, settings.samples_per_prompt)
+        state = look(jobs, folder, settings)
+        print(describe(settings, algorithm))
+        print(f"{len(jobs)} samples, {state.finished} of them finished, in {folder}")
+        with disk_errors(folder):
+            try:
+                code = make(state.missing, settings, algorithm, folder)
+            finally:
+                records = collect_records(folder)
+        failures = of(jobs, read_failures(folder))
     print(summary(records))
-    failures = [failure for failure in read_failures(folder) if failure.id in wanted]
-    for failure in failures[:5]:
-        print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {len(jobs)} samples failed; retry_failed=true tries them again", file=sys.stderr)
+    tell_failures(failures, len(jobs))
     return code or (SOME_FAILED if failures else 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
+@dataclass(frozen=True)
+class State:
+    """How far a run is: how many of its samples are finished, and the jobs that are to be made."""
+
+    finished: int
+    missing: list[Job]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a person reads
+def look(jobs: list[Job], folder: Path, settings: RunSettings) -> State:
+    """What is there of a run. A sample whose latents are wanted and were not kept is made again."""
+    done = finished(folder)
+    with_latents = {path.stem for path in folder.glob("latents/*.safetensors")}
+    done -= {job.id for job in jobs if job.prompt_index < settings.keep_latents} - with_latents
+    failed = set() if settings.retry_failed else {failure.id for failure in read_failures(folder)}
+    missing = [job for job in jobs if job.id not in done and job.id not in failed]
+    return State(len(done & {job.id for job in jobs}), missing)
 
 
-def describe(algorithm, plain: dict) -> str:
-    steps = plain["num_inference_steps"]
-    words = plain["labels"]
-    head = f"{plain['model']['name']}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
-    mask = schedules.plan(algorithm.schedule, steps)
-    if mask is None:
-        return f"{head}\n{steps} steps; which are computed is decided while it runs"
-    bar = "".join("#" if computed else "." for computed in mask)
-    listed = " ".join(map(str, mask.nonzero()[0]))
-    return f"{head}\n{mask.sum()} of {steps} steps computed: {listed}\n[{bar}]"
+def make(jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path) -> int:
+    """Make the samples of all jobs, with a progress bar.
+
+    Returns:
+        The exit code: INTERRUPTED after Ctrl-C, else 0.
+
+    Raises:
+        UserError: the algorithm does not fit the model, or workers keep dying.
+    """
+    if not jobs:
+        return 0
+    try:
+        with progress(len(jobs), settings.num_inference_steps) as (on_step, on_sample):
+            for _ in run_jobs(jobs, settings, algorithm, folder, on_step):
+                on_sample()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
-def show_progress(run_jobs, jobs: list[Job], plain: dict, folder: Path) -> None:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk, say, is one line; what is finished is kept."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder}: {reason}: what is finished is kept, the same command goes on from it") from None
+
+
+@contextmanager
+def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], None]]]:
+    """(called after each step, called after each sample) of a bar that counts samples, steps and passes."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -116,33 +114,64 @@ def show_progress(run_jobs, jobs: list[Job], plain: dict, folder: Path) -> None:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    steps = plain["num_inference_steps"]
     with Progress(*columns) as bar:
-        task = bar.add_task("loading", total=len(jobs) * steps, samples=0, total_samples=len(jobs), passes=0)
-        passes = 0
+        task = bar.add_task("loading", total=samples * steps, samples=0, total_samples=samples, passes=0)
+        passes = made = 0
 
         def on_step(computed: bool) -> None:
             nonlocal passes
             passes += computed
             bar.update(task, advance=1, passes=passes, description="sampling")
 
-        for count, _ in enumerate(run_jobs(jobs, plain, build, folder, on_step), 1):
-            bar.update(task, samples=count)
+        def on_sample() -> None:
+            nonlocal made
+            made += 1
+            bar.update(task, samples=made)
+
+        yield on_step, on_sample
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a person reads
+
+
+def describe(settings: RunSettings, algorithm: Algorithm) -> str:
+    """What is going to be computed: the triple, and the mask where it is known."""
+    steps, words = settings.num_inference_steps, labels(settings)
+    head = f"{settings.model.name}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
+    mask = schedules.plan(algorithm.schedule, steps)
+    if mask is None:
+        return f"{head}\n{steps} steps; which are computed is decided while it runs"
+    bar = "".join("#" if computed else "." for computed in mask)
+    listed = " ".join(map(str, mask.nonzero()[0]))
+    return f"{head}\n{mask.sum()} of {steps} steps computed: {listed}\n[{bar}]"
 
 
 def summary(records: list[Record]) -> str:
-    import statistics
-
+    """The passes and the median times of all finished samples."""
     if not records:
         return "no sample is finished"
-    median = {
-        k: statistics.median([r.latency[k] for r in records if r.latency[k] is not None] or [0])
-        for k in records[0].latency
-    }
-    passes = statistics.mean(r.nfe for r in records)
-    text = f"{len(records)} samples, {passes:g} passes each; median {median['total']:.3f} s"
-    text += f" ({1e3 * median['full_step']:.2f} ms a full step"
-    if any(r.latency["skipped_step"] is not None for r in records):
-        share = median["skipped_step"] / median["full_step"]
-        text += f", {1e3 * median['skipped_step']:.2f} ms a skipped one: {100 * share:.0f} %"
+    latencies = [record.latency for record in records]
+    total = statistics.median(latency["total"] for latency in latencies)
+    full = statistics.median(latency["full_step"] for latency in latencies)
+    skipped = [latency["skipped_step"] for latency in latencies if latency["skipped_step"] is not None]
+    passes = statistics.mean(record.nfe for record in records)
+    text = f"{len(records)} samples, {passes:g} passes each; median {total:.3f} s ({1e3 * full:.2f} ms a full step"
+    if skipped:
+        share = statistics.median(skipped) / full
+        text += f", {1e3 * statistics.median(skipped):.2f} ms a skipped one: {100 * share:.0f} %"
     return text + ")"
+
+
+def of(jobs: list[Job], failures: list[Failure]) -> list[Failure]:
+    """The failures of these jobs."""
+    ids = {job.id for job in jobs}
+    return [failure for failure in failures if failure.id in ids]
+
+
+def tell_failures(failures: list[Failure], samples: int) -> None:
+    """Name the first failures and say how to try again."""
+    for failure in failures[:5]:
+        print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {samples} samples failed; retry_failed=true tries them again", file=sys.stderr)

@@ -1,119 +1,171 @@
-"""One job -> one picture or clip and its figures: seed, stage times, memory."""
+"""One job -> one sample and its figures. The only place that calls a pipeline."""
 
 import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spectrum_bench.caching.algorithm import Algorithm
-from spectrum_bench.caching.session import cached, denoisers
-from spectrum_bench.errors import NotFinite, UserError
+from spectrum_bench.caching.session import Session, cached, denoisers
+from spectrum_bench.errors import DoesNotFit, NotFinite
 from spectrum_bench.sampling.clock import Laps, alone, processor_seconds
 from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.records import Latency
+from spectrum_bench.sampling.settings import RunSettings
 
 
-def generate(
-    pipe,
-    job: Job,
-    algorithm: Algorithm,
-    *,
-    num_steps: int,
-    arguments: dict,
-    on_step=None,
-    latents: list | None = None,
-    batch_size: int = 1,
-) -> tuple[np.ndarray, dict]:
-    """Make one sample with an unmodified pipeline call.
+class Observer:
+    """Watches one pipeline call; a subclass overrides what it needs."""
 
-    The initial noise is drawn on the CPU from the job's own seed, whatever the device.
+    def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
+        """Before the call: hook what is to be watched, and push onto `undo` what takes the hooks out again."""
 
-    Args:
-        arguments: further arguments of the pipeline (guidance_scale, height, ...).
-        on_step: called after every denoising step with whether the network was computed.
+    def step_done(self, session: Session, step: int, latents: Tensor) -> None:
+        """After each denoising step, outside the times: `latents` (B, ...) are the scheduler's."""
+
+
+class Latents(Observer):
+    """Keeps what the scheduler made of each step: (T, ...) float32 on the CPU, of the first sample of a batch."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def step_done(self, session: Session, step: int, latents: Tensor) -> None:
+        self.steps.append(latents[0].float().cpu())
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was counted and measured while a sample was made: fields of a Record."""
+
+    computed_steps: list[int]
+    latency: Latency
+    alone: bool
+    peak_memory_bytes: int | None
+    cache_bytes: int
+
+    @property
+    def nfe(self) -> int:
+        return len(self.computed_steps)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An unmodified pipeline under an algorithm.
+
+    Attributes:
+        arguments: of the pipeline's call, beside the prompt (guidance_scale, height, ...).
         batch_size: so many samples of the prompt at once, the others from the seeds that follow; the first is returned.
-        latents: gets what the scheduler made of each step, (T, ...) in all, float32 on the CPU.
-
-    Returns:
-        The picture (H, W, 3) or clip (F, H, W, 3), uint8, and the figures of a Record: computed_steps, nfe, latency,
-        alone, peak_memory_bytes, cache_bytes.
-
-    Raises:
-        ValueError: the pipeline takes another number of steps than it was told.
-        NotFinite: its output is not finite.
     """
-    device = pipe._execution_device
-    laps, before = Laps(device), processor_seconds()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with cached(
-        pipe, schedule=algorithm.schedule, forecaster=algorithm.forecaster, site=algorithm.site, num_steps=num_steps
-    ) as session:
 
-        def step_done(pipe, step, timestep, tensors):
+    pipe: Any
+    algorithm: Algorithm
+    num_steps: int
+    arguments: Mapping[str, Any]
+    batch_size: int = 1
+
+    @classmethod
+    def of(cls, pipe: Any, algorithm: Algorithm, settings: RunSettings) -> "Sampler":
+        steps, batch = settings.num_inference_steps, settings.runtime.batch_size
+        return cls(pipe, algorithm, steps, settings.model.arguments, batch)
+
+    def sample(self, job: Job, observers: Sequence[Observer] = ()) -> tuple[np.ndarray, Figures]:
+        """The picture (H, W, 3) or clip (F, H, W, 3), uint8, and its figures.
+
+        The initial noise is drawn on the CPU from the job's own seed, whatever the device.
+
+        Raises:
+            DoesNotFit: the algorithm does not fit this denoiser, or the pipeline takes another number of steps.
+            NotFinite: the pipeline's output is not finite.
+        """
+        device = self.pipe._execution_device
+        before = processor_seconds()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        laps = Laps(device)
+        pixels, session = self._call(job, observers, laps, "np")
+        steps = laps.seconds()  # synchronises
+        figures = Figures(
+            computed_steps=session.computed_steps,
+            latency=latency(steps, session.computed_steps),
+            alone=alone(device, before),
+            peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            cache_bytes=session.cache_bytes,
+        )
+        if not np.isfinite(pixels).all():
+            raise NotFinite("the decoded sample is not finite: try model.dtype=float32")
+        return (255 * pixels).round().astype(np.uint8), figures
+
+    def watch(self, job: Job, observers: Sequence[Observer]) -> None:
+        """Make the sample for its observers alone: nothing is decoded or timed."""
+        self._call(job, observers, Laps(self.pipe._execution_device), "latent")
+
+    def _call(self, job: Job, observers: Sequence[Observer], laps: Laps, output: str) -> tuple[Any, Session]:
+        parts = {"schedule": self.algorithm.schedule, "forecaster": self.algorithm.forecaster}
+        with ExitStack() as undo:
+            session = undo.enter_context(cached(self.pipe, **parts, site=self.algorithm.site, num_steps=self.num_steps))
+            for observer in observers:
+                observer.attach(self.pipe, session, undo)
+
+            def step_done(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+                laps.mark()
+                for observer in observers:
+                    observer.step_done(session, step, tensors["latents"])
+                tensors = session.callback(pipe, step, timestep, tensors)
+                laps.mark()  # our own bookkeeping is no part of the next step
+                return tensors
+
             laps.mark()
-            if on_step is not None:
-                on_step(session.computing)
-            tensors = session.callback(pipe, step, timestep, tensors)
-            if latents is not None:
-                latents.append(tensors["latents"][0].float().cpu())
-            laps.mark()  # our own bookkeeping is no part of the next step
-            return tensors
-
-        def text_done(*_):  # the denoiser's first call ends the text stage
-            laps.mark()
-            started.remove()
-
-        generators = [torch.Generator().manual_seed(job.seed + i) for i in range(batch_size)]
-        laps.mark()
-        started = next(iter(denoisers(pipe).values())).register_forward_pre_hook(text_done)
-        try:
-            sample = pipe(
-                prompt=[job.prompt] * batch_size if batch_size > 1 else job.prompt,
-                num_inference_steps=num_steps,
-                generator=generators if batch_size > 1 else generators[0],
+            self._mark_end_of_text(laps, undo)
+            sample = self.pipe(
+                **self._prompt_and_noise(job),
+                num_inference_steps=self.num_steps,
                 callback_on_step_end=step_done,
-                output_type="np",
+                output_type=output,
                 return_dict=False,
-                **arguments,
+                **self.arguments,
             )[0][0]
-        finally:
-            started.remove()
-        laps.mark()
-    if session.step != num_steps:
-        raise ValueError(f"the pipeline took {session.step} steps, not num_inference_steps={num_steps}")
-    text, *between, decode = laps.seconds()
-    to_itself = alone(device, before)
-    steps = between[::2]  # every other lap is the callback
-    computed = session.computed_steps
-    full = [s for i, s in enumerate(steps) if i in computed]
-    skipped = [s for i, s in enumerate(steps) if i not in computed]
-    if not np.isfinite(sample).all():
-        raise NotFinite("the decoded sample is not finite: try model.dtype=float32")
-    return (255 * sample).round().astype(np.uint8), {
-        "computed_steps": computed,
-        "nfe": len(computed),
-        "latency": {
-            "text": text,
-            "denoise": sum(steps),
-            "decode": decode,
-            "total": text + sum(steps) + decode,
-            "full_step": statistics.median(full),
-            "skipped_step": statistics.median(skipped) if skipped else None,
-        },
-        "alone": to_itself,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        "cache_bytes": session.cache_bytes,
+            laps.mark()
+        if session.step != self.num_steps:
+            raise DoesNotFit(f"the pipeline took {session.step} steps, not num_inference_steps={self.num_steps}")
+        return sample, session
+
+    def _prompt_and_noise(self, job: Job) -> dict[str, Any]:
+        generators = [torch.Generator().manual_seed(job.seed + i) for i in range(self.batch_size)]
+        if self.batch_size == 1:
+            return {"prompt": job.prompt, "generator": generators[0]}
+        return {"prompt": [job.prompt] * self.batch_size, "generator": generators}
+
+    def _mark_end_of_text(self, laps: Laps, undo: ExitStack) -> None:
+        """The text stage ends when a denoiser runs for the first time, whichever of a pipeline's it is."""
+        hooks: list[Any] = []
+
+        def text_done(*_: Any) -> None:
+            laps.mark()
+            for hook in hooks:
+                hook.remove()
+
+        hooks += [denoiser.register_forward_pre_hook(text_done) for denoiser in denoisers(self.pipe).values()]
+        for hook in hooks:
+            undo.callback(hook.remove)
+
+
+def latency(laps: list[float], computed: list[int]) -> Latency:
+    """The stages of a sample, from its laps in seconds: text, a step and our bookkeeping by turns, decoding."""
+    text, *between, decode = laps
+    steps = between[::2]
+    full = [seconds for i, seconds in enumerate(steps) if i in computed]
+    skipped = [seconds for i, seconds in enumerate(steps) if i not in computed]
+    return {
+        "text": text,
+        "denoise": sum(steps),
+        "decode": decode,
+        "total": text + sum(steps) + decode,
+        "full_step": statistics.median(full),
+        "skipped_step": statistics.median(skipped) if skipped else None,
     }
-
-
-def generate_all(pipe, jobs: list[Job], algorithm: Algorithm, plain: dict) -> list[tuple[np.ndarray, dict]]:
-    """`generate` for each job, by a resolved configuration.
-
-    Raises:
-        UserError: the algorithm does not fit this denoiser.
-    """
-    settings = {"num_steps": plain["num_inference_steps"], "arguments": plain["model"]["arguments"]}
-    try:
-        return [generate(pipe, job, algorithm, **settings) for job in jobs]
-    except ValueError as error:
-        raise UserError(str(error)) from None

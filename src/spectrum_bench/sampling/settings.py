@@ -1,157 +1,292 @@
-"""The settings of a run: range checks, what decides a sample's pixels, what may differ on resume."""
+"""The typed, frozen settings of a run, and every range check on them.
 
-import inspect
-import os
+`RunSettings.from_config` takes a resolved configuration as plain values (the keys of configs/base.yaml), whether Hydra
+or Python composed it. Below `commands/` nobody sees such a dict again.
+"""
+
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from spectrum_bench.checks import one_of, whole
+from spectrum_bench.errors import BadValue
 
-from spectrum_bench.errors import UserError
-from spectrum_bench.sampling.models import LOADERS
-from spectrum_bench.sampling.records import write_atomically
-
-# Model settings that describe: they decide no pixel.
-DESCRIPTIVE = {"judge", "note", "metrics", "dev_prompts"}
-
-ALIASES = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
-
-# What decides a sample's pixels, with its seed.
-IDENTITY = ("model", "schedule", "site", "algo", "num_inference_steps", "runtime")
-
-FREE = ("total_prompt_num", "samples_per_prompt", "output_base_path", "exp_name", "ngpu", "device", "threads")
-
-FREE += ("warmup_samples", "keep_latents", "retry_failed", "engine")
-
-
-def check_aliases(cfg: DictConfig) -> None:
-    """Refuse an upstream key that was given and that the chosen schedule and algorithm would silently ignore."""
-    given = {o.lstrip("+~").split("=", 1)[0] for o in HydraConfig.get().overrides.task}
-    parts = {k: cfg[k] for k in ("schedule", "algo") if k in cfg}
-    read = str([OmegaConf.to_container(part, resolve=False) for part in parts.values()])
-    for alias in ALIASES:
-        if alias in given and f"${{{alias}}}" not in read:
-            readers = [a for a in ALIASES if f"${{{a}}}" in read]
-            raise UserError(
-                f"{alias} is not read by algo={cfg.algo.name} with this schedule"
-                + (f" (it reads {', '.join(readers)})" if readers else "")
-                + ": leave it out, or set the schedule's own keys, e.g. schedule.interval=4"
-            )
+SCHEMA = 2  # of config.yaml, records and summary.json; what commit 6771973 and those before it wrote has none and is 1
+DTYPES = ("float32", "bfloat16", "float16")
+INITS = ("pretrained", "random")
+DESCRIPTIVE = {"repo", "judge", "note", "metrics", "dev_prompts"}  # model settings that decide no pixel: `weights` does
+# Where parts of a method were before they moved: a configuration of one's own may name them so.
+MOVED = {
+    "spectrum_bench.sites.LastBlock": "spectrum_bench.caching.sites.stack.LastBlock",
+    "spectrum_bench.sites.StackResidual": "spectrum_bench.caching.sites.stack.StackResidual",
+    "spectrum_bench.sites.TailResidual": "spectrum_bench.caching.sites.stack.TailResidual",
+    "spectrum_bench.sites.Modules": "spectrum_bench.caching.sites.modules.Modules",
+    "spectrum_bench.sites.OutputResidual": "spectrum_bench.caching.sites.output.OutputResidual",
+    "spectrum_bench.tokens.Tokens": "spectrum_bench.caching.sites.tokens.Tokens",
+    "spectrum_bench.tokens.Alternating": "spectrum_bench.caching.sites.tokens.Alternating",
+    "spectrum_bench.clusters.Clusters": "spectrum_bench.caching.sites.clusters.Clusters",
+    "spectrum_bench.unet.Shallow": "spectrum_bench.caching.sites.unet.Shallow",
+    "spectrum_bench.peers.DiffusersCache": "spectrum_bench.caching.peers.DiffusersCache",
+    "spectrum_bench.peers.CacheDiT": "spectrum_bench.caching.peers.CacheDiT",
+}
 
 
-def claim(folder: Path, plain: dict) -> None:
-    """Write `config.yaml`, or make sure that the one there is of the same experiment."""
-    path = folder / "config.yaml"
-    if path.exists():
-        try:
-            ours, theirs = comparable(plain), comparable(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-            raise UserError(f"{path} is damaged: choose another exp_name, or remove that folder") from None
-        keys = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-        if keys:
-            raise UserError(
-                f"{folder} was made with another configuration ({', '.join(keys)} differ): "
-                "choose another exp_name, or remove that folder"
-            )
-    locked = [p for p in (folder, folder / "samples", folder / "records") if p.exists() and not os.access(p, os.W_OK)]
-    if locked:
-        raise UserError(f"cannot write to {locked[0]}: change its permissions, or choose another exp_name")
-    if path.exists():
-        return
-    try:
-        write_atomically(path, yaml.safe_dump(plain, allow_unicode=True, sort_keys=False).encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another output_base_path") from None
+@dataclass(frozen=True)
+class Part:
+    """A schedule, forecaster or site as a configuration names it.
 
-
-def comparable(plain: dict) -> dict:
-    """The part of a configuration that makes two runs the same experiment."""
-    kept = {k: v for k, v in plain.items() if k not in (*FREE, "labels")}  # what FREE names is free to change
-    return kept | {"model": {k: v for k, v in kept["model"].items() if k not in DESCRIPTIVE}}
-
-
-def labels(plain: dict) -> dict[str, str]:
-    """The algorithm in words, for records and tables: name(argument=value, ...), without lists and defaults."""
-
-    def label(node):
-        if not node:
-            return "-"
-        defaults = {k: p.default for k, p in inspect.signature(get_object(node["_target_"])).parameters.items()}
-        told = {k: v for k, v in node.items() if isinstance(v, (int, float, str)) and v != defaults.get(k, k)}
-        arguments = ", ".join(f"{k}={v}" for k, v in told.items() if not k.startswith("_"))
-        name = node["_target_"].rpartition(".")[2]
-        return f"{name}({arguments})" if arguments else name
-
-    return {
-        "algo": plain["algo"]["name"],
-        "schedule": label(plain["schedule"]),
-        "forecaster": label(plain["algo"]["forecaster"]),
-        "site": label(plain["site"]),
-    }
-
-
-def checked(cfg: DictConfig) -> dict:
-    """The configuration as plain values, with "site" None where the algorithm has none.
-
-    Raises:
-        UserError: a value of the wrong kind, which would only show after the model is loaded.
+    Attributes:
+        target: its import path.
+        constants: its arguments; a value may be a Part itself.
+        partial: whether the target is a function that gets further arguments when it is called.
+        revision: raised by a mend that changes pixels, so that old and new samples never mix.
     """
-    import torch
-    from diffusers.models.attention_dispatch import AttentionBackendName
 
-    for key, least in {
-        "seed": 0,
-        "samples_per_prompt": 1,
-        "threads": 1,
-        "warmup_samples": 0,
-        "keep_latents": 0,
-        "ngpu": 1,
-        "runtime.batch_size": 1,
-        "total_prompt_num": 1,
-        "num_inference_steps": 1,
-        "model.frame_stride": 1,
-    }.items():
-        value = OmegaConf.select(cfg, key, default=least)
-        if not (isinstance(value, int) and value >= least or value is None and key == "total_prompt_num"):
-            raise UserError(f"{key} must be a whole number of at least {least}, not {value}")
-    for key in {"exp_name", "output_base_path", "prompt_file"} & cfg.keys():
-        if cfg[key] is None:
-            raise UserError(f"{key} is null: name one")
-        cfg[key] = str(cfg[key])  # exp_name=20261122 is one
-    folders = cfg.get("exp_name", "none").split("/")
-    if not all(re.fullmatch(r"[\w=,.+@ -]+", folder) and folder != ".." for folder in folders):
-        raise UserError(f"exp_name={cfg.exp_name} is no folder below output_base_path: use letters, digits and -_=,.")
-    if cfg.seed + cfg.get("samples_per_prompt", 1) > 2**63:
-        raise UserError(f"seed={cfg.seed} is too large: keep it below 2^63")
-    for key in ("dtype", "vae_dtype"):
-        if cfg.model.get(key, "float32") not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"model.{key}={cfg.model[key]} is none of float32, bfloat16, float16")
-    if cfg.model.init not in LOADERS:
-        raise UserError(f"model.init={cfg.model.init} is none of {', '.join(LOADERS)}")
-    for key in ("width", "height"):
-        if not (isinstance(cfg.model[key], int) and cfg.model[key] > 0 and cfg.model[key] % 16 == 0):
-            raise UserError(f"model.{key} must be a positive multiple of 16 pixels, not {cfg.model[key]}")
-    frames, stride = cfg.model.get("num_frames", 1), cfg.model.get("frame_stride", 4)
-    if not (isinstance(frames, int) and frames > 0 and (frames - 1) % stride == 0):
-        raise UserError(
-            f"model.num_frames must be 1 more than a multiple of {stride} (the VAE's step in time; another one's is "
-            f"model.frame_stride), not {frames}"
+    target: str
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    partial: bool = False
+    revision: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.target.rpartition(".")[2]
+
+    @classmethod
+    def from_node(cls, node: Mapping[str, Any]) -> "Part":
+        """A node of a configuration: `_target_`, `_partial_`, `revision` and the constants."""
+        constants = {
+            key: cls.from_node(value) if isinstance(value, Mapping) and "_target_" in value else value
+            for key, value in node.items()
+            if key not in ("_target_", "_partial_", "revision")
+        }
+        target = MOVED.get(node["_target_"], node["_target_"])
+        return cls(target, constants, bool(node.get("_partial_")), whole("revision", node.get("revision", 1)))
+
+    def to_node(self) -> dict[str, Any]:
+        """The node again; `revision` only where it is not the first."""
+        head: dict[str, Any] = {"_target_": self.target} | ({"_partial_": True} if self.partial else {})
+        head |= {"revision": self.revision} if self.revision != 1 else {}
+        return head | {k: v.to_node() if isinstance(v, Part) else v for k, v in self.constants.items()}
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """An algorithm's name and parts; `constants` are its own keys (algo.w), which its parts have read."""
+
+    name: str
+    schedule: Part
+    forecaster: Part | None
+    site: Part | None
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "MethodSettings":
+        algo, site = config["algo"], config.get("site")
+        return cls(
+            name=str(algo["name"]),
+            schedule=Part.from_node(config["schedule"]),
+            forecaster=Part.from_node(algo["forecaster"]) if algo.get("forecaster") else None,
+            site=Part.from_node(site) if site else None,
+            constants={key: value for key, value in algo.items() if key not in ("name", "forecaster")},
         )
-    if "num_frames" in cfg.model and "fps" not in cfg.model:
-        raise UserError(f"model={cfg.model.name} has num_frames but no fps: write into its YAML how fast its clips run")
-    fps = cfg.model.get("fps", 1)
-    if not (isinstance(fps, (int, float)) and 0 < fps <= 240):
-        raise UserError(f"model.fps must be a number of frames a second, not {fps}")
-    if not isinstance(cfg.runtime.compile, bool):
-        raise UserError(f"runtime.compile={cfg.runtime.compile} is neither true nor false")
-    backends = [backend.value for backend in AttentionBackendName]
-    if cfg.runtime.attention not in (None, *backends):
-        raise UserError(f"runtime.attention={cfg.runtime.attention} is none of {', '.join(backends)}")
-    if cfg.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(cfg.device)):
-        raise UserError(f"device={cfg.device} is none of cpu, cuda, cuda:<number>")
-    if str(cfg.device).startswith("cuda") and int(cfg.device[5:] or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={cfg.device}: torch sees {torch.cuda.device_count()} GPUs; use device=cpu")
-    return {"site": None} | OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """A model's YAML (configs/model). Every key but `name` has a default; `extra` holds keys that are not listed here,
+    for a YAML's own interpolations.
+
+    Attributes:
+        repo: a folder in diffusers' format, or a Hugging Face repository.
+        init: "pretrained", or "random": the architecture alone.
+        arguments: of the pipeline's call.
+        width, height: pixels. num_frames, fps: of a clip; fps None: pictures.
+        weights: what tells its weights from others (sampling.models.identify); None before that was asked.
+    """
+
+    name: str
+    repo: str | None = None
+    init: str = "pretrained"
+    dtype: str = "bfloat16"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    width: int = 1024
+    height: int = 1024
+    num_frames: int | None = None
+    frame_stride: int = 4
+    fps: float | None = None
+    variant: str | None = None
+    vae_dtype: str | None = None
+    vae_tiling: bool = False
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    judge: str | None = None
+    note: str | None = None
+    metrics: tuple[str, ...] | None = None
+    dev_prompts: str | None = None
+    weights: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, node: Mapping[str, Any]) -> "ModelSettings":
+        """
+        Raises:
+            BadValue: a value of the wrong kind.
+        """
+        known = {entry.name for entry in fields(cls)} - {"extra"}
+        given = {key: value for key, value in node.items() if key in known and value is not None}
+        if "metrics" in given:
+            given["metrics"] = tuple(given["metrics"])
+        extra = {key: value for key, value in node.items() if key not in known}
+        settings = cls(**given, extra=extra)
+        settings._check(node)
+        return settings
+
+    def _check(self, node: Mapping[str, Any]) -> None:
+        for key in ("dtype", "vae_dtype"):
+            if (value := getattr(self, key)) is not None:
+                one_of(f"model.{key}", value, DTYPES)
+        one_of("model.init", self.init, INITS)
+        for key in ("width", "height"):
+            value = node.get(key, getattr(self, key))
+            if not (isinstance(value, int) and value > 0 and value % 16 == 0):
+                raise BadValue(f"model.{key} must be a positive multiple of 16 pixels, not {value}")
+        whole("model.frame_stride", self.frame_stride)
+        frames = self.num_frames if self.num_frames is not None else 1
+        if not (isinstance(frames, int) and frames > 0 and (frames - 1) % self.frame_stride == 0):
+            raise BadValue(
+                f"model.num_frames must be 1 more than a multiple of {self.frame_stride} (the VAE's step in time; "
+                f"another one's is model.frame_stride), not {frames}"
+            )
+        if self.num_frames is not None and self.fps is None:
+            raise BadValue(f"model={self.name} has num_frames but no fps: write into its YAML how fast its clips run")
+        if self.fps is not None and not (isinstance(self.fps, (int, float)) and 0 < self.fps <= 240):
+            raise BadValue(f"model.fps must be a number of frames a second, not {self.fps}")
+
+    def to_config(self) -> dict[str, Any]:
+        """The node again: only what is not at its default, beside what every model has."""
+        always = ("name", "repo", "init", "dtype", "arguments", "width", "height", "judge")
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extra"}
+        kept = {k: v for k, v in values.items() if k in always or v not in (defaults[k], {}, None)}
+        if self.metrics is not None:
+            kept["metrics"] = list(self.metrics)
+        return kept | dict(self.extra)
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How the network is run. A reference must have the same, but for a noise floor.
+
+    Attributes:
+        batch_size: the sample and others of its prompt at once; only the sample is kept.
+        compile: torch.compile of every block.
+        attention: a backend of diffusers; None: its default.
+    """
+
+    batch_size: int = 1
+    compile: bool = False
+    attention: str | None = None
+
+    def __post_init__(self) -> None:
+        whole("runtime.batch_size", self.batch_size)
+        if not isinstance(self.compile, bool):
+            raise BadValue(f"runtime.compile={self.compile} is neither true nor false")
+        if self.attention is not None:  # imported only when asked for: it takes seconds
+            from diffusers.models.attention_dispatch import AttentionBackendName
+
+            one_of("runtime.attention", self.attention, tuple(backend.value for backend in AttentionBackendName))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Of more than one worker: the Ray cluster to join, None for one of our own, and whether it shows a dashboard."""
+
+    address: str | None = None
+    dashboard: bool = False
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is made of: the keys of configs/base.yaml, resolved."""
+
+    model: ModelSettings
+    method: MethodSettings
+    num_inference_steps: int = 50
+    seed: int = 42
+    samples_per_prompt: int = 1
+    prompt_file: str = ""
+    total_prompt_num: int | None = None
+    output_base_path: str = ""
+    exp_name: str = "run"
+    ngpu: int = 1
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    device: str | None = None
+    threads: int = 1
+    warmup_samples: int = 0
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    retry_failed: bool = False
+    keep_latents: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("num_inference_steps", "samples_per_prompt", "ngpu", "threads"):
+            whole(key, getattr(self, key))
+        for key in ("seed", "warmup_samples", "keep_latents"):
+            whole(key, getattr(self, key), 0)
+        if self.total_prompt_num is not None:
+            whole("total_prompt_num", self.total_prompt_num)
+        if self.seed + self.samples_per_prompt > 2**63:
+            raise BadValue(f"seed={self.seed} is too large: keep it below 2^63")
+        _check_folder_name(self.exp_name)
+        _check_device(self.device)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "RunSettings":
+        """The settings of a resolved configuration; keys that a run does not read are left alone.
+
+        Raises:
+            BadValue: a value of the wrong kind, which would only show after the model is loaded.
+        """
+        given = {entry.name: config[entry.name] for entry in fields(cls) if entry.name in config}
+        for key in ("exp_name", "output_base_path", "prompt_file"):
+            if key in given:
+                if given[key] is None:
+                    raise BadValue(f"{key} is null: name one")
+                given[key] = str(given[key])  # exp_name=20261122 is one
+        if given.get("device") is not None:
+            given["device"] = str(given["device"])
+        given["model"] = ModelSettings.from_config(config["model"])
+        given["method"] = MethodSettings.from_config(config)
+        given["runtime"] = RuntimeSettings(**config.get("runtime") or {})
+        given["engine"] = EngineSettings(**config.get("engine") or {})
+        return cls(**given)
+
+    def to_config(self) -> dict[str, Any]:
+        """The configuration again, as config.yaml has it."""
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "method"}
+        method = self.method
+        algo = {"name": method.name} | dict(method.constants)
+        return plain | {
+            "model": self.model.to_config(),
+            "runtime": asdict(self.runtime),
+            "engine": asdict(self.engine),
+            "schedule": method.schedule.to_node(),
+            "site": method.site.to_node() if method.site else None,
+            "algo": algo | {"forecaster": method.forecaster.to_node() if method.forecaster else None},
+        }
+
+
+def _check_folder_name(name: str) -> None:
+    if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part != ".." for part in name.split("/")):
+        raise BadValue(f"exp_name={name} is no folder below output_base_path: use letters, digits and -_=,.")
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BadValue(f"device={device} is none of cpu, cuda, cuda:<number>")
+    if device.startswith("cuda"):
+        import torch
+
+        if int(device[5:] or 0) >= torch.cuda.device_count():
+            raise BadValue(f"device={device}: torch sees {torch.cuda.device_count()} GPUs; use device=cpu")

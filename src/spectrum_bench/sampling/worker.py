@@ -1,102 +1,118 @@
-"""Runs jobs on one device or many, and yields what came of each: a Record, or a Failure."""
+"""A device with a model on it: one job in, its record and its files out."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from spectrum_bench.errors import UserError
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from spectrum_bench.caching.algorithm import Algorithm
+from spectrum_bench.caching.session import Session, denoisers
+from spectrum_bench.errors import NotFinite, UserError
 from spectrum_bench.sampling import media
+from spectrum_bench.sampling.clock import environment
+from spectrum_bench.sampling.identity import labels
 from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.models import open_pipeline
 from spectrum_bench.sampling.records import Failure, Record, save_failure, save_record, write_atomically
+from spectrum_bench.sampling.sampler import Figures, Latents, Observer, Sampler
+from spectrum_bench.sampling.settings import SCHEMA, RunSettings, RuntimeSettings
+
+OnStep = Callable[[bool], None]  # called after each denoising step with whether the network was computed
+Files = dict[str, bytes]  # by path below the experiment directory
 
 
-def keep(folder: Path, outcome: Record | Failure, files: dict[str, bytes]) -> Record | Failure:
-    """Put what a worker made on disk, its record last."""
-    for name, data in files.items():
-        write_atomically(folder / name, data)
-    (save_record if isinstance(outcome, Record) else save_failure)(folder, outcome)
-    return outcome
+class Progress(Observer):
+    """Tells of each step whether it was computed."""
+
+    def __init__(self, on_step: OnStep):
+        self.on_step = on_step
+
+    def step_done(self, session: Session, step: int, latents: Tensor) -> None:
+        self.on_step(session.computing)
 
 
 class Worker:
-    """A device with the model on it."""
+    """A device with the model on it.
 
-    def __init__(self, cfg: dict, build: Callable, alone: bool = True):
-        from spectrum_bench.sampling.models import open_pipeline
+    Args:
+        alone: whether no other worker shares the device; only then is a latency one.
+    """
 
-        self.cfg, self.alone = cfg, alone
-        self.pipe, self.device = open_pipeline(cfg)
-        prepare(self.pipe, cfg["runtime"])
-        self.algorithm = build(cfg)
+    def __init__(self, settings: RunSettings, algorithm: Algorithm, alone: bool = True):
+        self.settings, self.alone = settings, alone
+        pipe, self.device = open_pipeline(settings)
+        prepare(pipe, settings.runtime)
+        self.sampler = Sampler.of(pipe, algorithm, settings)
         self.warm = False
 
-    def sample(self, job: Job, **extra):
-        from spectrum_bench.sampling.sampler import generate
-
-        cfg = self.cfg
-        settings = {"num_steps": cfg["num_inference_steps"], "batch_size": cfg["runtime"]["batch_size"]}
+    def make(self, job: Job, on_step: OnStep | None = None) -> tuple[Record | Failure, Files]:
+        """One sample: its record, and its files. One that fails by itself (out of memory, not finite) is a Failure
+        without files, and the next job can go on."""
+        latents = [Latents()] if job.prompt_index < self.settings.keep_latents else []
+        observers: list[Observer] = [*([Progress(on_step)] if on_step else []), *latents]
         try:
-            return generate(
-                self.pipe, job, self.algorithm, arguments=dict(cfg["model"]["arguments"]), **settings, **extra
-            )
-        except ValueError as error:  # the algorithm does not fit this denoiser: no job would fare better
-            raise UserError(str(error)) from None
-
-    def make(self, job: Job, on_step: Callable | None = None) -> tuple[Record | Failure, dict[str, bytes]]:
-        """One sample: its record, and its files by their path below the folder. One that fails by itself (out of
-        memory, not finite) is a Failure without files, and the next job can go on."""
-        import torch
-        from safetensors.torch import save
-
-        from spectrum_bench.errors import NotFinite
-        from spectrum_bench.sampling.clock import environment
-
-        try:
-            for _ in range(0 if self.warm else self.cfg["warmup_samples"]):
-                self.sample(job)
+            for _ in range(0 if self.warm else self.settings.warmup_samples):
+                self.sampler.sample(job)
             self.warm = True
-            latents = [] if job.prompt_index < self.cfg["keep_latents"] else None
-            pixels, figures = self.sample(job, on_step=on_step, latents=latents)
-            encoded = media.encode(pixels, self.cfg["model"].get("fps"))
+            pixels, figures = self.sampler.sample(job, observers)
+            encoded = media.encode(pixels, self.settings.model.fps)
         except (torch.OutOfMemoryError, MemoryError, NotFinite) as error:  # anything else may be the device's
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return Failure.of(job, error), {}
         files = {f"samples/{job.id}{suffix}": data for suffix, data in encoded.items()}
-        record = Record(
+        record = self._record(job, figures, *next(iter(files.items())))
+        files |= {f"latents/{job.id}.safetensors": save({"latents": torch.stack(each.steps)}) for each in latents}
+        return record, files
+
+    def _record(self, job: Job, figures: Figures, sample: str, data: bytes) -> Record:
+        return Record(
             id=job.id,
             prompt_index=job.prompt_index,
             prompt=job.prompt,
             seed=job.seed,
-            sample=next(iter(files)),
-            sha256=hashlib.sha256(next(iter(files.values()))).hexdigest(),
-            model=self.cfg["model"]["name"],
-            num_inference_steps=self.cfg["num_inference_steps"],
-            **self.cfg["labels"],
-            **figures | {"alone": self.alone and figures["alone"]},
+            sample=sample,
+            sha256=hashlib.sha256(data).hexdigest(),
+            model=self.settings.model.name,
+            num_inference_steps=self.settings.num_inference_steps,
+            computed_steps=figures.computed_steps,
+            nfe=figures.nfe,
+            latency=figures.latency,
+            alone=self.alone and figures.alone,
+            peak_memory_bytes=figures.peak_memory_bytes,
+            cache_bytes=figures.cache_bytes,
+            schema=SCHEMA,
+            **labels(self.settings),
             **environment(self.device, torch.get_num_threads()),
         )
-        if latents:
-            files[f"latents/{job.id}.safetensors"] = save({"latents": torch.stack(latents)})
-        return record, files
 
 
-def prepare(pipe, runtime: dict) -> None:
-    """Compile the denoiser's blocks or choose its attention, as the configuration says.
+def keep(folder: Path, outcome: Record | Failure, files: Files) -> Record | Failure:
+    """Put what a worker made on disk, its record last."""
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    if isinstance(outcome, Record):
+        save_record(folder, outcome)
+    else:
+        save_failure(folder, outcome)
+    return outcome
+
+
+def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
+    """Compile the denoiser's blocks or choose its attention, as the settings say.
 
     Raises:
         UserError: this denoiser, or this machine, cannot.
     """
-    from spectrum_bench.caching.session import denoisers
-
     for denoiser in denoisers(pipe).values():
         try:
-            if runtime["attention"] is not None:
-                denoiser.set_attention_backend(runtime["attention"])
-            if runtime["compile"]:
+            if runtime.attention is not None:
+                denoiser.set_attention_backend(runtime.attention)
+            if runtime.compile:
                 denoiser.compile_repeated_blocks()
         except (AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f"runtime: {type(denoiser).__name__}: {error}") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""budget: find the threshold with which an algorithm takes a number of network passes."""
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from spectrum_bench.checks import whole
+from spectrum_bench.commands.compose import build, resolved, settings_of
+from spectrum_bench.commands.run import prepare
+from spectrum_bench.errors import BadValue, UserError
+from spectrum_bench.sampling.settings import RunSettings
+
+LOW, HIGH = 1e-5, 1e3  # between which thresholds are searched for
+
+
+def main(cfg: DictConfig) -> None:
+    """Print the threshold as a word for text_to_image.py's command line.
+
+    Raises:
+        UserError: an algorithm without a threshold, or one that cannot come near so many passes.
+    """
+    settings = settings_of(cfg)
+    steps, target, key = settings.num_inference_steps, cfg.passes, cfg.key
+    if OmegaConf.select(cfg, key, default=None) is None:
+        raise UserError(f"algo={cfg.algo.name} has no {key}: its passes follow from its own numbers")
+    if not (isinstance(target, (int, float)) and 1 <= target <= steps):
+        raise BadValue(f"passes must be a number from 1 to num_inference_steps={steps}, not {target}")
+    tries = whole("tries", cfg.tries)
+    from spectrum_bench.lab.budget import search
+
+    value, taken = search(passes_by(cfg), target, LOW, HIGH, tries)
+    if abs(taken - target) > max(1, 0.1 * target):
+        raise UserError(
+            f"algo={cfg.algo.name} comes no nearer to {target:g} passes than {taken:g}: see its other settings"
+        )
+    print(f"{key}={value:g}")
+
+
+def passes_by(cfg: DictConfig) -> Callable[[float], float]:
+    """A function from the threshold to the passes that a sample takes; a mask needs no model for that."""
+    from spectrum_bench.lab.budget import mean_passes
+    from spectrum_bench.sampling.jobs import make_jobs
+    from spectrum_bench.sampling.models import open_pipeline
+    from spectrum_bench.schedules import plan
+
+    pipe: Any = None
+    jobs = []
+    if plan(build(settings_of(cfg)).schedule, cfg.num_inference_steps) is None:
+        settings, prompts = prepare(cfg)
+        pipe, _ = open_pipeline(settings)
+        jobs = make_jobs(prompts.texts, settings.seed, {})
+
+    def passes(threshold: float) -> float:
+        settings = with_value(cfg, cfg.key, threshold)
+        algorithm = build(settings)
+        mask = plan(algorithm.schedule, settings.num_inference_steps)
+        taken = float(mask.sum()) if mask is not None else mean_passes(pipe, algorithm, settings, jobs)
+        print(f"{cfg.key}={threshold:g}: {taken:g} passes", flush=True)
+        return taken
+
+    return passes
+
+
+def with_value(cfg: DictConfig, key: str, value: float) -> RunSettings:
+    """The settings with another value at a dotted key."""
+    other = OmegaConf.create(resolved(cfg))
+    OmegaConf.update(other, key, value)
+    return RunSettings.from_config(resolved(other))

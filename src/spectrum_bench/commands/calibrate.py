@@ -1,0 +1,73 @@
+"""calibrate: measure a model for an algorithm that needs it, and write configs/calibration/<algo>/<model>.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from spectrum_bench.commands.compose import settings_of
+from spectrum_bench.commands.run import prepare
+from spectrum_bench.errors import BadValue, UserError
+from spectrum_bench.paths import CALIBRATION
+from spectrum_bench.sampling.settings import RunSettings
+
+FEWEST = 4  # steps that anything can be measured by
+
+
+def main(cfg: DictConfig) -> None:
+    """Measure a model for one algorithm and write what that algorithm's schedule reads.
+
+    Raises:
+        UserError: an algorithm that needs no measuring, or one whose signal says nothing about this model.
+    """
+    settings = settings_of(cfg)
+    if settings.num_inference_steps < FEWEST:
+        steps = settings.num_inference_steps
+        raise BadValue(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
+    from spectrum_bench.lab.calibration import METHODS, Fit, Uncached
+
+    algo, name = settings.method.name, settings.model.name
+    if algo not in METHODS:
+        raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
+    settings, prompts = prepare(cfg)
+    from spectrum_bench.caching.session import denoisers
+    from spectrum_bench.sampling.jobs import make_jobs
+    from spectrum_bench.sampling.models import open_pipeline
+
+    pipe, device = open_pipeline(settings)
+    if len(denoisers(pipe)) > 1:
+        raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
+    uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
+    fit = Fit(cfg.degree, cfg.clusters, settings.seed)
+    constants = METHODS[algo](uncached, make_jobs(prompts.texts, settings.seed, {}), fit)
+    path = write(settings, origin(settings, len(prompts.texts), device) | constants)
+    print(f"written to {path}: algo={algo} model={name} reads it")
+
+
+def origin(settings: RunSettings, prompts: int, device: str) -> dict[str, Any]:
+    """Of what, and on what, constants were measured."""
+    from spectrum_bench.sampling.clock import environment
+
+    command = f"python src/calibrate.py algo={settings.method.name} model={settings.model.name}"
+    known = environment(device, settings.threads)
+    return {
+        "source": command,
+        "weights": settings.model.weights,
+        "prompts": f"{prompts} of {settings.prompt_file}",
+        "seed": settings.seed,
+        "steps": settings.num_inference_steps,
+        "device": known["device"],
+        "versions": known["versions"],
+        "git_sha": known["git_sha"],
+    }
+
+
+def write(settings: RunSettings, constants: dict[str, Any]) -> Path:
+    """One key a line, lists of numbers in one line each."""
+    from spectrum_bench.sampling.records import write_atomically
+
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in constants.items()]
+    path = Path(CALIBRATION) / settings.method.name / f"{settings.model.name}.json"
+    write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    return path

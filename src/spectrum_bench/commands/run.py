@@ -1,0 +1,43 @@
+"""text_to_image and text_to_video: sample every prompt of a file."""
+
+import sys
+from dataclasses import replace
+
+from omegaconf import DictConfig
+
+from spectrum_bench.commands.compose import build, calibrated, settings_of
+from spectrum_bench.paths import locate
+from spectrum_bench.sampling.jobs import Prompts, read_prompt_file
+from spectrum_bench.sampling.models import identify
+from spectrum_bench.sampling.settings import RunSettings
+
+
+def main(cfg: DictConfig) -> None:
+    """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
+    settings, prompts = prepare(cfg)
+    algorithm = build(settings)
+    warn_of_other_weights(cfg, settings)
+    from spectrum_bench.sampling.run import run
+
+    if code := run(settings, algorithm, prompts):
+        sys.exit(code)
+
+
+def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
+    """The settings, with what tells the model's weights from others, and the prompts.
+
+    Raises:
+        UserError: bad values, no prompts, or no weights.
+    """
+    settings = settings_of(cfg)
+    prompts = read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num)
+    model = replace(settings.model, weights=identify(settings.model))
+    return replace(settings, model=model), prompts
+
+
+def warn_of_other_weights(cfg: DictConfig, settings: RunSettings) -> None:
+    """Say so where the method's constants were measured on other weights of the model."""
+    name, model = settings.method.name, settings.model
+    if calibrated(name, "weights", _root_=cfg) not in (None, model.weights):
+        command = f"python src/calibrate.py algo={name} model={model.name}"
+        print(f"its constants are of other weights: {command}", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""An experiment directory belongs to one configuration: `config.yaml` says which."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.identity import Identity, canonical, labels
+from spectrum_bench.sampling.records import only_run, write_atomically
+from spectrum_bench.sampling.settings import SCHEMA, RunSettings
+
+
+def claim(folder: Path, settings: RunSettings, who: Identity, prompts_sha256: str) -> None:
+    """Write `config.yaml`, or make sure that the one there is of the same experiment.
+
+    A run that an older version made is set aside, with a line that says so: its samples have other ids.
+
+    Raises:
+        UserError: another experiment is there, or the folder cannot be written.
+    """
+    path = folder / "config.yaml"
+    same = canonical(who | {"seed": settings.seed, "prompts_sha256": prompts_sha256})
+    if path.exists():
+        found = _read(path)
+        if found.get("schema", 1) == SCHEMA:
+            _compare(folder, same, found.get("identity") or {})
+        else:
+            _set_aside(folder, found.get("schema", 1))
+    _check_writable(folder)
+    if path.exists():
+        return
+    config = {"schema": SCHEMA} | settings.to_config()
+    config |= {"labels": labels(settings), "prompts_sha256": prompts_sha256, "identity": same}
+    config["model"] |= {"weights": settings.model.weights}
+    try:
+        write_atomically(path, yaml.safe_dump(config, allow_unicode=True, sort_keys=False).encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another output_base_path") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: choose another exp_name, or remove that folder")
+    return found
+
+
+def _compare(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    if keys:
+        raise UserError(
+            f"{folder} was made with another configuration ({', '.join(keys)} differ): "
+            "choose another exp_name, or remove that folder"
+        )
+
+
+def _set_aside(folder: Path, schema: int) -> None:
+    if schema > SCHEMA:
+        raise UserError(f"{folder} was made by a newer version (schema {schema}): choose another exp_name, or update")
+    with only_run(folder):
+        place = folder.with_name(f"{folder.name}.schema{schema}")
+        if place.exists():
+            raise UserError(f"{folder} was made by an older version, and {place} is there already: remove one of them")
+        folder.rename(place)
+    print(
+        f"{folder} starts anew: an older version made it (schema {schema}), and its samples have other ids; "
+        f"they are kept in {place}",
+        file=sys.stderr,
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    locked = [p for p in (folder, folder / "samples", folder / "records") if p.exists() and not os.access(p, os.W_OK)]
+    if locked:
+        raise UserError(f"cannot write to {locked[0]}: change its permissions, or choose another exp_name")

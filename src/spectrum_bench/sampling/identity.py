@@ -1,0 +1,104 @@
+"""What decides a sample's pixels, as one hash: names and constants, never import paths.
+
+A sample's id must not change when code moves. Three tables hold that:
+
+- a module may move: only the last name of `_target_` counts;
+- a part or a constant may be renamed: write its new name and the one that ids were made with into RENAMED;
+- a key may be added: write the value under which everything is as it was into ADDED.
+
+A mend that changes pixels raises `revision` in the YAML of the mended part, which is in the id.
+"""
+
+import hashlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, Part, RunSettings
+
+# "<part>", "<part>.<constant>" or "model.<key>" of today -> the name that ids were made with.
+RENAMED: dict[str, str] = {}
+# "<part>.<constant>" or "model.<key>" -> the value at which it is left out of ids.
+ADDED: dict[str, object] = {}
+
+Identity = dict[str, Any]  # JSON: what `identity` returns
+
+
+def identity(settings: RunSettings) -> Identity:
+    """All that decides the pixels of a run's samples but prompt and seed.
+
+    `settings.model.weights` must be known.
+    """
+    method = settings.method
+    parts = {"schedule": method.schedule, "forecaster": method.forecaster, "site": method.site}
+    named: Identity = {"schema": SCHEMA, "model": _model(settings.model)}
+    named |= {key: part and _part(part) for key, part in parts.items()}
+    named |= {"num_inference_steps": settings.num_inference_steps, "runtime": asdict(settings.runtime)}
+    return {key: canonical(value) for key, value in named.items()}
+
+
+def sample_id(who: Identity, prompt: str, seed: int, repetition: int) -> str:
+    """16 hex digits.
+
+    Args:
+        repetition: how often the prompt came before in the prompt file.
+    """
+    key = json.dumps([who, prompt, seed, repetition], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def canonical(value: Any) -> Any:
+    """The value as JSON has it, with one form for each number: 1 and 1.0 are one sample."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): canonical(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [canonical(each) for each in value]
+    return value
+
+
+def labels(settings: RunSettings) -> dict[str, str]:
+    """The method in words, for records and tables: name(argument=value, ...), without lists and defaults."""
+
+    def label(part: Part | None) -> str:
+        if part is None:
+            return "-"
+        default = defaults(part)
+        plain = {k: v for k, v in part.constants.items() if isinstance(v, (int, float, str))}
+        arguments = ", ".join(f"{k}={v}" for k, v in plain.items() if v != default.get(k, k))
+        return f"{part.name}({arguments})" if arguments else part.name
+
+    method = settings.method
+    parts = {"schedule": method.schedule, "forecaster": method.forecaster, "site": method.site}
+    return {"algo": method.name} | {key: label(part) for key, part in parts.items()}
+
+
+def defaults(part: Part) -> dict[str, Any]:
+    """The default values of the constants that a part's function or class takes."""
+    parameters = inspect.signature(pkgutil.resolve_name(part.target)).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+
+def _part(part: Part) -> Identity:
+    name = RENAMED.get(part.name, part.name)
+    constants = {k: _part(v) if isinstance(v, Part) else v for k, v in (defaults(part) | part.constants).items()}
+    head: Identity = {"name": name} | ({"revision": part.revision} if part.revision != 1 else {})
+    return head | _named(part.name, constants)
+
+
+def _model(model: ModelSettings) -> Identity:
+    values = {key: value for key, value in asdict(model).items() if key not in (*DESCRIPTIVE, "extra")}
+    return _named("model", values | dict(model.extra))
+
+
+def _named(owner: str, values: Mapping[str, Any]) -> Identity:
+    """The values under the names that ids were made with, without later keys at their neutral values."""
+    return {
+        RENAMED.get(f"{owner}.{key}", key): value
+        for key, value in values.items()
+        if not (f"{owner}.{key}" in ADDED and ADDED[f"{owner}.{key}"] == value)
+    }
