@@ -9,6 +9,7 @@ import pytest
 from conftest import settings
 
 from spectrum_bench import schedules
+from spectrum_bench.commands import reproduce
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import paper, plots, tables
@@ -136,8 +137,6 @@ def test_a_table_of_the_paper_on_the_miniature_from_start_to_end(tmp_path):
 
 
 def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):
-    import reproduce
-
     (plan,) = paper.read_plans("table4_granularity", "tiny-flux")
     calls = []
 
@@ -147,7 +146,7 @@ def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reproduce, "call", call)
     assert reproduce.run(plan, tmp_path, ["seed=1"]) == ["taylor-last"]
-    assert len(calls) == 5 and all(script == "text_to_image.py" and "seed=1" in words for script, words in calls)
+    assert len(calls) == 5 and all(script == "run" and "seed=1" in words for script, words in calls)
     monkeypatch.setattr(reproduce, "call", lambda *_: False)
     with pytest.raises(UserError, match="the reference failed"):
         reproduce.run(plan, tmp_path, [])
@@ -159,8 +158,6 @@ def test_a_run_that_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     ("output_base_path=/data", "out=<folder>"),
 ])  # fmt: skip
 def test_words_that_would_spoil_an_experiment_are_refused(word, words, tmp_path, monkeypatch, capsys):
-    import reproduce
-
     monkeypatch.setattr(reproduce, "call", lambda *_: pytest.fail("a run was started"))
     with pytest.raises(UserError, match=words):
         reproduce.main(["table1_flux", word, f"out={tmp_path}"])
@@ -171,8 +168,6 @@ def test_words_that_would_spoil_an_experiment_are_refused(word, words, tmp_path,
 
 
 def test_a_row_without_a_sample_is_told_and_left_out(tmp_path, monkeypatch):
-    import reproduce
-
     monkeypatch.setattr(reproduce, "call", lambda *_: True)
     monkeypatch.setattr(reproduce, "show", lambda plan, folder, out, failed, rows: told.extend(failed))
     told, folder = [], tmp_path / "table4_granularity/tiny-flux"
@@ -182,14 +177,12 @@ def test_a_row_without_a_sample_is_told_and_left_out(tmp_path, monkeypatch):
 
 
 def test_what_a_model_was_not_measured_for_is_measured_first(tmp_path, monkeypatch):
-    import reproduce
-
     (plan,) = paper.read_plans("table1_sd35")
     assert plan.calibrate == ("teacache",) and paper.read_plans("table1_flux")[0].calibrate == ()
     calls = []
     monkeypatch.setattr(reproduce, "call", lambda *words: calls.append(words) or True)
     reproduce.run(plan, tmp_path, ["device=cpu", "model.repo=/here", "ngpu=2"])
-    asked = ("calibrate.py", "algo=teacache", "model=sd3-5", "total_prompt_num=8", "device=cpu", "model.repo=/here")
+    asked = ("calibrate", "algo=teacache", "model=sd3-5", "total_prompt_num=8", "device=cpu", "model.repo=/here")
     assert calls[0] == asked and len(calls) == 17
 
 

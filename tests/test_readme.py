@@ -7,10 +7,8 @@ import subprocess
 
 import pytest
 
-import evaluate
-import report
 from spectrum_bench import forecasters
-from spectrum_bench.commands import run
+from spectrum_bench.commands import evaluate, report, run
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.paths import ROOT

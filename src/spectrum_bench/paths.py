@@ -1,14 +1,36 @@
-"""Where data lies: configurations, prompts, weights of the miniatures, results."""
+"""Where data lies: configurations, prompts, weights of the miniatures, results.
 
+In a checkout at its top level. An installed wheel brings configurations, prompt lists, the paper's numbers and the
+miniature FLUX inside the package; the other miniatures are read from a checkout's assets/ that SPECTRUM_BENCH_ASSETS
+names.
+"""
+
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE.parents[1]
+CHECKOUT = (PACKAGE.parents[1] / "configs" / "base.yaml").is_file()
+ROOT = PACKAGE.parents[1] if CHECKOUT else PACKAGE / "data"
 CONFIGS = str(ROOT / "configs")
 CALIBRATION = ROOT / "configs" / "calibration"
+PROMPTS = ROOT / "prompts"
+CITED = ROOT / "results" / "paper"  # published numbers
+RESULTS = ROOT / "results" if CHECKOUT else Path("results")  # where reports go by themselves
+
+
+def environment_with_package() -> dict[str, str]:
+    """The environment of a child process that must find this package, installed or not."""
+    inherited = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *([inherited] if inherited else [])])}
 
 
 def locate(path: str) -> Path:
-    """A path as it is, else below the repository's root, so that entry scripts run from anywhere."""
+    """A path as it is, else below the repository's root, so that entry scripts run from anywhere; of `assets/` also
+    below SPECTRUM_BENCH_ASSETS. What is nowhere is given as it would be below the root."""
     given = Path(path).expanduser()
-    return given if given.exists() or given.is_absolute() else ROOT / given
+    if given.exists() or given.is_absolute():
+        return given
+    assets = os.environ.get("SPECTRUM_BENCH_ASSETS")
+    if assets and given.parts[:1] == ("assets",) and not (ROOT / given).exists():
+        return Path(assets).expanduser().joinpath(*given.parts[1:])
+    return ROOT / given

@@ -3,6 +3,7 @@
 import inspect
 import json
 import pkgutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,14 @@ def instantiate(part: Part) -> Any:
 
     check_constants(part)
     try:
-        return hydra_instantiate(_without_revision(part.to_node()))
+        made = hydra_instantiate(_without_revision(part.to_node()))
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+    if isinstance(made, partial):  # Hydra's own kind asks its policy at every call; once is enough
+        return partial(made.func, *made.args, **made.keywords)
+    return made
 
 
 def check_constants(part: Part) -> None:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
 from spectrum_bench.commands.words import fail, nearest
 from spectrum_bench.errors import INTERRUPTED, UserError
-from spectrum_bench.paths import CONFIGS, ROOT
+from spectrum_bench.paths import CONFIGS, environment_with_package
 
 
 class Ended(Exception):
@@ -41,8 +41,7 @@ def hydra_entry(config_name: str, main: Callable):
 
     def entry():
         check_words(config_name, sys.argv[1:])
-        inherited = os.environ.get("PYTHONPATH")  # jobs of a launcher find us by it
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *([inherited] if inherited else [])])
+        os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # jobs of a launcher find us by it
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints what ends a sweep as if it were a bug
         try:
             job()

@@ -32,6 +32,11 @@ def find_weights(repo: str) -> Path:
         except IncompleteSnapshotError as error:  # by design: a pipeline needs no single-file checkpoints
             folder = Path(error.snapshot_path)
         except (HFValidationError, LocalEntryNotFoundError):
+            if repo.startswith("assets/"):
+                raise UserError(
+                    f"{repo} is not in the installed package: work in a checkout, or set SPECTRUM_BENCH_ASSETS to the "
+                    "assets/ folder of one"
+                ) from None
             raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")

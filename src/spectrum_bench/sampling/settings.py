@@ -83,12 +83,13 @@ class MethodSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MethodSettings":
         algo, site = config["algo"], config.get("site")
+        described = ("name", "forecaster", "paper", "fidelity")
         return cls(
             name=str(algo["name"]),
             schedule=Part.from_node(config["schedule"]),
             forecaster=Part.from_node(algo["forecaster"]) if algo.get("forecaster") else None,
             site=Part.from_node(site) if site else None,
-            constants={key: value for key, value in algo.items() if key not in ("name", "forecaster")},
+            constants={key: value for key, value in algo.items() if key not in described},
         )
 
 

@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 
 from spectrum_bench.errors import MetricUnavailable
-from spectrum_bench.paths import ROOT
+from spectrum_bench.paths import locate
 from spectrum_bench.scoring.metrics import METRICS
 
 
 def judge_folder(config: dict) -> Path | None:
     """The judge that the experiment's model names, relative to the repository; None if it names none."""
     judge = (config.get("model") or {}).get("judge")
-    return ROOT / judge if judge else None
+    return locate(judge) if judge else None
 
 
 def judge_facts(config: dict) -> dict | None:
     """What is known of the judge itself: its accuracy on held-out captions, through the model's own VAE if that is
     told beside the model."""
     folder = judge_folder(config)
-    places = [ROOT / config["model"].get("repo", "none") / "judge.json", folder / "judge.json"] if folder else []
+    places = [locate(config["model"].get("repo", "none")) / "judge.json", folder / "judge.json"] if folder else []
     path = next(filter(Path.is_file, places), None)
     return json.loads(path.read_text(encoding="utf-8")) if path else None
 

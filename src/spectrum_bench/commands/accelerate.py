@@ -1,0 +1,190 @@
+"""Any algorithm of configs/algo on a pipeline of one's own, from Python."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from spectrum_bench.caching.algorithm import Algorithm
+from spectrum_bench.caching.session import Session, cached, denoisers
+from spectrum_bench.commands.compose import build, resolved
+from spectrum_bench.commands.entry import explain
+from spectrum_bench.commands.list_ import choices, describe
+from spectrum_bench.commands.words import nearest
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import CONFIGS, ROOT, locate
+from spectrum_bench.sampling.settings import RunSettings
+
+UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # keys of configs/base.yaml that schedules read
+UNKNOWN = "your-model"  # under this name no algorithm has constants
+
+
+def algorithms() -> dict[str, str]:
+    """Name -> one line, of every algorithm that `accelerate` takes."""
+    return {choice.name: describe(choice) for choice in choices("algo")}
+
+
+def accelerate(
+    pipe: Any,
+    algo: str,
+    *,
+    num_inference_steps: int,
+    model: str | None = None,
+    schedule: str | None = None,
+    site: str | None = None,
+    **constants: Any,
+) -> "Accelerated":
+    """Run a diffusers pipeline under an algorithm.
+
+        with accelerate(pipe, "spectrum", w=0.5, num_inference_steps=50) as run:
+            image = run(prompt, guidance_scale=3.5).images[0]   # or pipe(..., callback_on_step_end=run.callback)
+        print(run.computed_steps)
+
+    Args:
+        algo: a name of configs/algo.
+        num_inference_steps: of each call.
+        model: whose constants a calibrated method reads; by itself the model of configs/model that has a denoiser of
+            the same class and size.
+        schedule, site: names of configs/schedule and configs/site in place of the algorithm's own.
+        constants: keys of the algorithm, else of its schedule, else of its site (w=0.5, interval=4), or upstream's
+            window_size, flex_window and warmup_steps.
+
+    Raises:
+        UserError: names or constants that do not exist or make no sense, or a denoiser that the algorithm does not fit.
+    """
+    words = [f"algo={algo}", f"num_inference_steps={num_inference_steps}"]
+    words += [f"{key}={name}" for key, name in (("schedule", schedule), ("site", site)) if name]
+    with _composing() as compose:
+        plain = compose(words)
+        words += [f"{_key(plain, name)}={_word(value)}" for name, value in constants.items()]
+        name = model or recognise(pipe) or UNKNOWN
+        cfg = compose([*words, f"model.name={name}"])
+    settings = RunSettings.from_config(resolved(cfg))
+    return Accelerated(pipe, build(settings), num_inference_steps)
+
+
+class Accelerated:
+    """A pipeline under an algorithm, for the length of a `with` block.
+
+    Attributes:
+        session: of the newest call.
+    """
+
+    def __init__(self, pipe: Any, algorithm: Algorithm, num_inference_steps: int):
+        self.pipe, self.algorithm, self.num_inference_steps = pipe, algorithm, num_inference_steps
+        self.session: Session
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "Accelerated":
+        self._attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._undo.close()
+
+    def __call__(self, *args: Any, callback_on_step_end: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+        """The pipeline's own call, with `num_inference_steps` as agreed. Each call begins with nothing cached."""
+        if self.session.step:
+            self._undo.close()
+            self._attach()
+
+        def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tensors = self.callback(pipe, step, timestep, tensors)
+            return callback_on_step_end(pipe, step, timestep, tensors) if callback_on_step_end else tensors
+
+        steps = {"num_inference_steps": self.num_inference_steps, "callback_on_step_end": step_done}
+        return self.pipe(*args, **steps | kwargs)
+
+    def callback(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What a call of the pipeline itself needs as `callback_on_step_end`."""
+        return self.session.callback(pipe, step, timestep, tensors)
+
+    @property
+    def computed_steps(self) -> list[int]:
+        """Steps of the newest call at which the whole network ran."""
+        return self.session.computed_steps
+
+    @property
+    def cache_bytes(self) -> int:
+        """The most that the newest call kept for its forecasts and decisions."""
+        return self.session.cache_bytes
+
+    def _attach(self) -> None:
+        algorithm = self.algorithm
+        parts = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
+        self.session = self._undo.enter_context(cached(self.pipe, **parts, num_steps=self.num_inference_steps))
+
+
+def recognise(pipe: Any) -> str | None:
+    """The model of configs/model whose denoiser has the class and size of this pipeline's; None if there is none."""
+    networks = denoisers(pipe)
+    if not networks:
+        return None
+    part, network = next(iter(networks.items()))
+    ours = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
+    for path in sorted((ROOT / "configs" / "model").glob("*.yaml")):
+        theirs = _denoiser_config(yaml.safe_load(path.read_text(encoding="utf-8")), part)
+        if theirs.get("_class_name") == type(network).__name__ and all(
+            _plain(ours[key]) == _plain(value) for key, value in theirs.items() if key in ours
+        ):
+            return path.stem
+    return None
+
+
+def _denoiser_config(model: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The configuration of a model's denoiser, from its weights' folder or from configs/architectures."""
+    folder = locate(str(model.get("repo"))) / part / "config.json"
+    if folder.is_file():
+        found: dict[str, Any] = json.loads(folder.read_text(encoding="utf-8"))
+        return found
+    path = ROOT / "configs" / "architectures" / f"{model['name']}.json"
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
+    return dict(parts.get(part) or {})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+@contextmanager
+def _composing() -> Iterator[Callable[[list[str]], DictConfig]]:
+    """A function that composes configs/base.yaml. A Hydra application around us is left as it was."""
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+
+            def compose(words: list[str]) -> DictConfig:
+                try:
+                    return hydra.compose("base", words)
+                except (HydraException, OmegaConfBaseException) as error:
+                    raise UserError(explain("base", error)) from None
+
+            yield compose
+    finally:
+        GlobalHydra.instance().hydra = around
+
+
+def _key(cfg: DictConfig, name: str) -> str:
+    """Where a constant belongs: to the algorithm, its schedule, its site, or to upstream's own keys."""
+    groups = {group: list(cfg[group] or {}) for group in ("algo", "schedule", "site") if group in cfg}
+    for group, keys in groups.items():
+        if name in keys and name not in ("name", "forecaster") and not name.startswith("_"):
+            return f"{group}.{name}"
+    if name in UPSTREAM:
+        return name
+    known = [key for keys in groups.values() for key in keys if not key.startswith("_")]
+    known = [key for key in [*known, *UPSTREAM] if key not in ("name", "forecaster", "paper", "fidelity")]
+    raise UserError(f"algo={cfg.algo.name} has no {name}{nearest(name, known)}; it has {', '.join(known)}")
+
+
+def _word(value: Any) -> str:
+    """A value as Hydra reads it on a command line."""
+    return json.dumps(value) if not isinstance(value, str) else f"'{value}'"

@@ -1,0 +1,64 @@
+"""list: what there is, a line each.
+
+usage: spectrum-bench list algos|models|schedules|sites|metrics
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spectrum_bench.commands.words import nearest
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import ROOT
+
+GROUPS = {"algos": "algo", "models": "model", "schedules": "schedule", "sites": "site"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One YAML of a group: its name, its first line in words, and of an algorithm its paper and fidelity."""
+
+    name: str
+    about: str
+    paper: str = ""
+    fidelity: str = ""
+
+
+def main(argv: list[str]) -> None:
+    """Print the choices of a group."""
+    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return
+    what = argv[0]
+    if what == "metrics":
+        from spectrum_bench.scoring.metrics import METRICS
+
+        rows = [(name, metric.about or metric.label) for name, metric in METRICS.items()]
+    elif what in GROUPS:
+        rows = [(each.name, describe(each)) for each in choices(GROUPS[what])]
+    else:
+        known = [*GROUPS, "metrics"]
+        raise UserError(f"there is nothing called {what}{nearest(what, known)}: choose of {', '.join(known)}")
+    width = max(len(name) for name, _ in rows)
+    for name, about in rows:
+        print(f"{name:{width}}  {about}")
+
+
+def describe(choice: Choice) -> str:
+    """A choice in one line: what it does, its paper and how faithful it is to that."""
+    return choice.about + (f" [{choice.fidelity}]" if choice.fidelity else "")
+
+
+def choices(group: str) -> list[Choice]:
+    """What configs/<group> holds, by name."""
+    return [_read(path) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
+
+
+def _read(path: Path) -> Choice:
+    text = path.read_text(encoding="utf-8")
+    comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line]
+    node: dict[str, Any] = yaml.safe_load(text) or {}
+    about = comments[0] if comments else ""
+    return Choice(path.stem, about, str(node.get("paper", "")), str(node.get("fidelity", "")))

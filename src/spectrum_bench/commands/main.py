@@ -1,0 +1,63 @@
+"""One command for all: spectrum-bench run|evaluate|report|reproduce|download|calibrate|budget|tune|list.
+
+usage: spectrum-bench <command> [words]
+
+  run         sample every prompt of a file: spectrum-bench run model=tiny-flux algo=spectrum
+  evaluate    score runs against a reference run
+  report      table, plot and page of scored runs
+  reproduce   a table or figure of a paper
+  download    weights of models, lists of prompts, weights of metrics
+  calibrate   measure a model for an algorithm that needs it
+  budget      the threshold for a number of network passes
+  tune        one trial of a search for a method's settings
+  list        what there is: algos, models, schedules, sites or metrics
+
+`spectrum-bench <command> --help` says more of each. In a checkout python src/<command>.py does the same;
+text_to_image.py and text_to_video.py are `run`.
+"""
+
+import sys
+from importlib import import_module
+
+from spectrum_bench.commands import words
+from spectrum_bench.errors import UserError
+
+COMPOSED = ("run", "calibrate", "budget", "tune")  # whose words Hydra composes
+PLAIN = ("evaluate", "report", "reproduce", "download", "list")
+
+
+def main() -> None:
+    """The console command."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return
+    if name == "--version":
+        from spectrum_bench import __version__
+
+        print(__version__)
+        return
+    if name not in (*COMPOSED, *PLAIN):
+        near = words.nearest(name, [*COMPOSED, *PLAIN])
+        words.fail(UserError(f"there is no command {name}{near}: choose of {', '.join((*COMPOSED, *PLAIN))}"))
+    sys.argv = [f"spectrum-bench {name}", *rest]
+    module = import_module(f"spectrum_bench.commands.{'list_' if name == 'list' else name}")
+    if name in PLAIN:
+        words.run(module.main)
+        return
+    from spectrum_bench.commands.entry import hydra_entry
+
+    hydra_entry(config_of(name, rest), module.main)()
+
+
+def config_of(name: str, given: list[str]) -> str:
+    """The configuration that a command composes: a run of a video model has defaults of its own."""
+    if name != "run":
+        return name
+    import yaml
+
+    from spectrum_bench.paths import ROOT
+
+    model = next((word.removeprefix("model=") for word in given if word.startswith("model=")), "")
+    path = ROOT / "configs" / "model" / f"{model}.yaml"
+    return "video" if path.is_file() and "fps" in yaml.safe_load(path.read_text(encoding="utf-8")) else "base"

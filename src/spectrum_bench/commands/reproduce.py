@@ -1,0 +1,132 @@
+"""Run a table or figure of the Spectrum paper, and put the paper's numbers beside ours.
+
+usage: python src/reproduce.py                                    list them, with their cost in GPU hours
+       python src/reproduce.py table1_flux                        as the paper has it
+       python src/reproduce.py table1_flux model=tiny-flux total_prompt_num=8 [key=value ...]
+
+  model=...             another model than the paper's: its miniature needs no GPU
+  out=...               where samples go; output_samples_paper/<experiment>/<model> if left out
+  report=...            where the report goes; results/<model>/<experiment> if left out
+  rows=6                most prompts that the page shows pictures of
+  key=value             anything else goes to every run: total_prompt_num=8 ngpu=2 device=cpu ...
+
+What is there already is not made again: after an interruption the same command goes on.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from spectrum_bench.commands import words as arguments
+from spectrum_bench.errors import SOME_FAILED, UserError
+from spectrum_bench.paths import environment_with_package
+
+
+def main(argv: list[str]) -> None:
+    if {"-h", "--help"} & set(argv):
+        print(__doc__.strip())
+        return
+    from spectrum_bench.reporting.paper import names, read_plans
+    from spectrum_bench.scoring.experiments import has_samples
+
+    experiments = [word for word in argv if "=" not in word]
+    words = dict(word.split("=", 1) for word in argv if "=" in word)
+    model, out, report = (words.pop(key, None) for key in ("model", "out", "report"))
+    rows = arguments.count("rows", words.pop("rows", "6"))
+    if not experiments:
+        for name in names():
+            for plan in read_plans(name, model):
+                cost = f"{plan.gpu_hours:6g} GPU hours" if plan.prompt_file else 16 * " "  # of the paper's own model
+                print(f"{name:20} {plan.model:10} {len(plan.runs):3} runs  {cost}  {plan.title}")
+        return
+    plans = [plan for name in experiments for plan in read_plans(name, model)]
+    for plan in plans:
+        check_words(plan, words)
+    for plan in plans:
+        folder = Path(out or "output_samples_paper") / plan.name / plan.model
+        failed = run(plan, folder, [f"{key}={value}" for key, value in words.items()])
+        failed += [run.name for run in plan.runs if run.name not in failed and not has_samples(folder / run.name)]
+        if plan.runs[0].name in failed:
+            raise UserError(f"{plan.name}: the reference has no sample: see {folder / plan.runs[0].name}/failures")
+        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed, rows)
+
+
+def check_words(plan, words: dict[str, str]) -> None:
+    """Refuse keys that would undo what makes the rows different, or hide them from the report.
+
+    Raises:
+        UserError: such a key.
+    """
+    common = set.intersection(*(set(run.words) for run in plan.runs))
+    own = {word.split("=")[0] for run in plan.runs for word in run.words if word not in common}
+    for key in words:
+        if key in own:
+            raise UserError(f"{key}= is what sets {plan.name}'s rows apart: change configs/experiment/{plan.name}.yaml")
+        if key in ("output_base_path", "exp_name"):
+            raise UserError(f"{key}= is the experiment's own: out=<folder> says where samples go")
+
+
+def run(plan, folder: Path, extra: list[str]) -> list[str]:
+    """Make all samples of an experiment, and give the names of the runs that failed; they have said why.
+
+    Raises:
+        UserError: the reference fails.
+    """
+    print(f"{plan.title}: {len(plan.runs)} runs", flush=True)
+    common = [f"model={plan.model}", f"output_base_path={folder}"]
+    common += [f"prompt_file={plan.prompt_file}"] if plan.prompt_file else []
+    common += [f"total_prompt_num={plan.prompts}"] if plan.prompts else []
+    given = {word.split("=")[0] for word in extra}
+    common = [word for word in common if word.split("=")[0] not in given]
+    for algo in plan.calibrate:
+        print(f"\n{algo} must know of {plan.model}:", flush=True)
+        same = [word for word in extra if word.startswith(("model.", "device=", "threads="))]
+        call("calibrate", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8", *same)  # it says why it fails
+    failed = []
+    for i, each in enumerate(plan.runs, 1):
+        print(f"\n[{i}/{len(plan.runs)}] {each.name}", flush=True)
+        if not call("run", *common, f"exp_name='{each.name}'", *each.words, *extra):
+            failed.append(each.name)
+            if i == 1:
+                raise UserError(f"{plan.name}: the reference failed: mend that, and the same command goes on")
+    return failed
+
+
+def call(command: str, *words: str) -> bool:
+    """Run another command in a process of its own; whether it comes to its end. The table tells of samples that
+    failed, and retry_failed=true tries them again."""
+    line = [sys.executable, "-m", "spectrum_bench", command, *words]
+    return subprocess.run(line, env=environment_with_package()).returncode in (0, SOME_FAILED)
+
+
+def show(plan, folder: Path, out: Path | None, failed: list[str], rows: int) -> None:
+    """Score the runs, write the report with pictures of so many prompts, and what the paper printed beside it.
+
+    Raises:
+        UserError: some runs failed; the report is of the others.
+    """
+    from spectrum_bench.reporting import plots
+    from spectrum_bench.reporting.formats import plain
+    from spectrum_bench.reporting.page import write_report
+    from spectrum_bench.reporting.paper import lines_of, output_folder, side_by_side
+    from spectrum_bench.sampling.records import write_atomically
+    from spectrum_bench.scoring.evaluation import evaluate
+    from spectrum_bench.scoring.experiments import read_experiment
+
+    out = out or output_folder(plan)
+    reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)
+    list(evaluate(others, reference))
+    table = write_report(others, reference, out, rows, baseline=None if plan.baseline in failed else plan.baseline)
+    print(plain(table))
+    if any(run.cited for run in plan.runs):
+        text = side_by_side(table, plan)
+        write_atomically(out / "paper.md", text.encode())
+        print(f"\n{text}")
+    if plan.line:
+        for kind, data in plots.sweep(lines_of(table, plan), plan.line.rpartition(".")[2]).items():
+            write_atomically(out / f"figure.{kind}", data)
+    print(f"\nReport: {(out / 'index.html').resolve()}")
+    if failed:
+        raise UserError(
+            f"{plan.name}: without {', '.join(failed)}, which failed: mend that, and the same command goes on"
+        )
