@@ -1,0 +1,39 @@
+"""The numbers below tests/golden are those of today's code: see golden.py, which measures them.
+
+Computed steps must be the same. PSNR may move by 0.3 dB: another processor rounds otherwise, which moves no line by
+0.02 dB (other vector instructions), nor do weights that are off by 1e-5 of themselves by 0.05, while a wrong weight,
+step or branch of a forecast moves it by more. Every choice of steps stays under errors of 1e-4.
+"""
+
+import golden
+import pytest
+
+TOLERANCE = 0.3  # dB
+GREY = 0.5  # grey levels, of the plain run's means
+CASES = [(model, algo) for model in golden.MINIATURES for algo in golden.ALGOS]
+
+
+@pytest.mark.parametrize("model, algo", CASES)
+def test_it_gives_what_it_gave(model, algo):
+    command = f"python tests/golden.py {model}"
+    expected = golden.read(model).get(algo)
+    assert expected is not None, f"no golden value of {algo} on {model}: type {command}"
+    found = golden.measure(model, algo)
+    changed = f"{algo} on {model} gives {found}, not {expected}: if that is meant, type {command} and say why"
+    assert found.keys() == expected.keys() and found.get("refused") == expected.get("refused"), changed
+    assert found.get("computed_steps") == expected.get("computed_steps"), changed
+    for key, most in {"psnr": TOLERANCE, "quadrants": GREY}.items():
+        assert found.get(key) == pytest.approx(expected.get(key), abs=most), changed
+
+
+@pytest.mark.parametrize("model", golden.MINIATURES)
+def test_every_line_says_something(model):
+    """An algorithm that is no longer there leaves no line, and each that caches skips something."""
+    lines = golden.read(model)
+    assert lines.keys() <= set(golden.ALGOS), f"type python tests/golden.py {model}"
+    idle = [algo for algo, line in lines.items() if line.get("psnr") == golden.CAP]
+    assert idle == ["nocache", "steps"], "give the others words in golden.py under which they skip something"
+
+
+def test_no_file_is_left_of_a_miniature_that_is_gone():
+    assert {path.stem for path in golden.GOLDEN.iterdir()} == set(golden.MINIATURES)
