@@ -1,44 +1,26 @@
 import os
+from functools import cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from helpers import composed, denoiser, no_identity, recipe
 
 torch.set_num_threads(1)
-
-
-def recipe(name: str) -> dict:
-    """configs/train/<name>.yaml, composed."""
-    import hydra
-    from omegaconf import OmegaConf
-
-    from spectrum_bench.paths import ROOT
-
-    with hydra.initialize_config_dir(str(ROOT / "configs/train"), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose(name), resolve=True)
-
-
-def no_identity(denoiser: torch.nn.Module) -> None:
-    """Undo adaLN-Zero, under which a new block is the identity."""
-    for parameter in denoiser.parameters():
-        if parameter.ndim >= 2:
-            torch.nn.init.xavier_uniform_(parameter)
 
 
 @pytest.fixture(scope="session")
 def random_pipes():
     """Name of a recipe -> a pipeline of that miniature's sizes with random weights: for plumbing, never for quality."""
-    from functools import cache
-
     from training import parts
 
     @cache
     def make(name: str):
         torch.manual_seed(0)
         pipe = parts.build(recipe(name))
-        no_identity(parts.denoiser(pipe))
+        no_identity(denoiser(pipe))
         pipe.vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -59,21 +41,25 @@ def weights(random_pipe, tmp_path_factory):
     return folder
 
 
-def composed(*words: str, config_name: str = "base"):
-    """configs/<config_name>.yaml as the command line would compose it."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict
+@pytest.fixture
+def words(weights, tmp_path):
+    """A command line that draws two prompts in eight steps with the random pipeline."""
+    (tmp_path / "prompts.txt").write_text("a red ring\na blue star\n", encoding="utf-8")
+    return [
+        f"model.repo={weights}",
+        f"prompt_file={tmp_path}/prompts.txt",
+        f"output_base_path={tmp_path}/out",
+        "exp_name=x",
+        "num_inference_steps=8",
+        "warmup_samples=0",
+    ]
 
-    from spectrum_bench.paths import CONFIGS
 
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = hydra.compose(config_name, list(words), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    OmegaConf.set_struct(cfg, True)
-    return cfg
+@pytest.fixture
+def more_words(words, tmp_path):
+    """The same with six prompts under spectrum."""
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red ring number {i}" for i in range(6)))
+    return [*words, "algo=spectrum"]
 
 
 def settings(*words: str, config_name: str = "base"):

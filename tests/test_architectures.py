@@ -299,6 +299,7 @@ def draw(pipe, prompt="a red ring", **more):
     return out.frames[0] if video else out.images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_copy_runs_through_the_unchanged_call(small, name):
     state = torch.get_rng_state()
@@ -320,6 +321,7 @@ def test_a_small_copy_runs_through_the_unchanged_call(small, name):
     assert np.array_equal(draw(random_pipeline(name, dtype="float32", device="cpu")), picture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_dtypes_are_those_of_from_pretrained(small, tmp_path, name, dtype):
@@ -343,6 +345,7 @@ def test_weights_are_made_in_their_dtype(small, monkeypatch):
     assert made == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_runs(small, name):
     pipe = random_pipeline(name, dtype="float16" if name == "sdxl" else "bfloat16", device="cpu")

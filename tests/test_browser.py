@@ -10,6 +10,8 @@ from spectrum_bench.reporting import page as report
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 
+pytestmark = pytest.mark.slow
+
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import settings
+from helpers import settings
 
 from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_pipelines import TAYLOR, blocks, denoiser, run, sample
+from helpers import TAYLOR, blocks, denoiser, inventory, run, sample
 
 from spectrum_bench import forecasters, schedules
 from spectrum_bench.caching.sites.clusters import Clusters, k_means, one_of_each
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
 def test_never_skip_a_b_a_and_nothing_stays(random_pipes, name):
     pipe = random_pipes(name)
     assert torch.equal(run(pipe, name, SITE, schedules.full)[0], sample(pipe, name))
-    before = [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+    before = inventory(denoiser(pipe))
     first, session = run(pipe, name, SITE)
     run(pipe, name, SITE, prompts=("a blue star", "a square"), seed=7, steps=5)
     assert torch.equal(run(pipe, name, SITE)[0], first) and session.computed_steps == [0, 1, 4]
-    assert [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()] == before
+    assert inventory(denoiser(pipe)) == before
     assert not torch.equal(first, run(pipe, name, Modules())[0])
 
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import settings
+from helpers import settings
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules

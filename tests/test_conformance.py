@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import settings
+from helpers import inventory, settings
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.session import cached, denoisers
@@ -14,6 +14,8 @@ from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CONFIGS
 from spectrum_bench.sampling.models import load_pipeline
+
+pytestmark = pytest.mark.slow
 
 ALGOS = sorted(p.stem for p in Path(CONFIGS, "algo").glob("*.yaml"))
 MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))
@@ -96,18 +98,12 @@ def test_every_algorithm(algo, model):
     network = next(iter(denoisers(pipeline(model)).values()))
     reference = plain(model)
 
-    def inventory():
-        return [
-            (n, id(m), len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m)))
-            for n, m in network.named_modules()
-        ]
-
-    before = inventory()
+    before = inventory(network)
     first, one, algorithm = run(model, algo, A)
     both, _, _ = run(model, algo, B, seed=7, steps=STEPS - 2)
     again, two, _ = run(model, algo, A)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
-    assert inventory() == before and torch.isfinite(first).all()
+    assert inventory(network) == before and torch.isfinite(first).all()
     mask = schedules.plan(algorithm.schedule, STEPS)
     if mask is not None:
         assert one.computed_steps == mask.nonzero()[0].tolist()

@@ -11,20 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import composed
+from helpers import composed, finish, start
 from PIL import Image
-from test_engine import finish, more_words  # noqa: F401  a fixture
-from test_run import start, words  # noqa: F401  a fixture
 
 from spectrum_bench.commands import run
 from spectrum_bench.sampling import records as jobs
+
+pytestmark = pytest.mark.crash
 
 KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
 PROMPTS = [f"a ring number {i}" for i in range(60)]
 
 
 @pytest.fixture
-def long_words(more_words, tmp_path):  # noqa: F811
+def long_words(more_words, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     return [*more_words, "num_inference_steps=20"]
 

@@ -9,7 +9,7 @@ import fabricate
 import numpy as np
 import pytest
 import torch
-from test_run import start, words  # noqa: F401  a fixture
+from helpers import finish, start
 
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
@@ -23,23 +23,12 @@ from spectrum_bench.scoring.experiments import read_experiment
 PROMPTS = [f"a red ring number {i}" for i in range(6)]
 
 
-@pytest.fixture
-def more_words(words, tmp_path):  # noqa: F811
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    return [*words, "algo=spectrum"]
-
-
 def pictures(folder: Path) -> list[np.ndarray]:
     experiment = read_experiment(folder)
     return [experiment.picture(record) for record in experiment.records]
 
 
-def finish(process, code=0):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err[-3000:]
-    return out, err
-
-
+@pytest.mark.slow
 def test_two_workers_make_what_one_makes(compose, more_words, tmp_path):
     """Same ids, same pixels; two on one processor give no latency."""
     run.main(compose(*more_words, "exp_name=one"))
@@ -55,6 +44,7 @@ def test_two_workers_make_what_one_makes(compose, more_words, tmp_path):
     assert "6 samples, 6 of them finished" in out
 
 
+@pytest.mark.slow
 def test_an_algorithm_that_does_not_fit_ends_the_run_in_one_line(more_words):
     for extra in ([], ["ngpu=2"]):
         out, err = finish(start(*more_words, "algo=deepcache", *extra), 1)
@@ -96,7 +86,7 @@ def test_two_runs_never_share_a_directory(compose, more_words, tmp_path):
         with pytest.raises(UserError, match="another run is at work in .*/out/x: wait for it"):
             run.main(compose(*more_words))
         other = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n"
-                 f"from pathlib import Path\nfrom spectrum_bench.jobs import only_run\n"
+                 f"from pathlib import Path\nfrom spectrum_bench.sampling.records import only_run\n"
                  f"with only_run(Path('{tmp_path}/out/x')): pass"]  # fmt: skip
         assert "another run is at work" in subprocess.run(other, capture_output=True, text=True).stderr
     run.main(compose(*more_words))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from test_run import words  # noqa: F401  a fixture
 
 from spectrum_bench.commands import run
 from spectrum_bench.reporting.page import write_report
@@ -14,7 +13,7 @@ from spectrum_bench.scoring.experiments import read_experiment
 
 
 @pytest.fixture
-def runs(compose, words, tmp_path):  # noqa: F811
+def runs(compose, words, tmp_path):
     """nocache and reuse, whose first prompt's latents are kept."""
     for algo in ("nocache", "reuse"):
         run.main(compose(f"algo={algo}", *words, f"exp_name={algo}", "num_inference_steps=20", "keep_latents=1"))
@@ -57,7 +56,7 @@ def test_error_by_step_by_hand(runs, tmp_path, monkeypatch):
     assert (tmp_path / "report/latents.png").stat().st_size > 10_000
 
 
-def test_they_can_be_asked_for_later(runs, compose, words, capsys):  # noqa: F811
+def test_they_can_be_asked_for_later(runs, compose, words, capsys):
     again = [*words, "exp_name=reuse", "num_inference_steps=20"]
     before = read_experiment(runs / "reuse").latents(jobs.read_records(runs / "reuse")[0])
     run.main(compose("algo=reuse", *again, "keep_latents=2"))

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from conftest import no_identity
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from helpers import inventory, no_identity
 from torch import Tensor, nn
 
 from spectrum_bench import forecasters, schedules
@@ -276,10 +276,11 @@ REFUSED = {
 IN_TEST_PIPELINES = {"FluxTransformerBlock", "FluxSingleTransformerBlock", "JointTransformerBlock"}
 IN_TEST_PIPELINES |= {"HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock", "WanTransformerBlock"}
 
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")  # Mochi's
-
-
-pytestmark = pytest.mark.usefixtures("no_gradients")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),  # Mochi's
+    pytest.mark.usefixtures("no_gradients"),
+    pytest.mark.slow,
+]
 
 
 def build(name: str, config: dict) -> nn.Module:
@@ -317,13 +318,6 @@ def run(model, inputs, site, schedule=MASK, forecaster=FORECASTERS["taylor"], st
 
 def blocks(model) -> list[nn.Module]:
     return [block for name in stacks(model) for block in getattr(model, name)]
-
-
-def inventory(model) -> list:
-    return [
-        (name, id(module), len(module._forward_hooks), len(module._forward_pre_hooks), sorted(vars(module)))
-        for name, module in model.named_modules()
-    ]
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import fabricate
 import pandas
 import pytest
-from conftest import settings
+from helpers import settings
 
 from spectrum_bench import schedules
 from spectrum_bench.commands import reproduce

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_pipelines import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, run, sample
+from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
 
 from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.peers import CacheDiT, DiffusersCache, held
@@ -38,7 +38,7 @@ PEERS |= {
 }
 
 
-pytestmark = pytest.mark.usefixtures("no_gradients")
+pytestmark = [pytest.mark.usefixtures("no_gradients"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize("peer,name", [(p, n) for p in PEERS for n in NAMES if (p, n) != ("pab", "wan")])
@@ -46,10 +46,7 @@ def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
     pipe, site = random_pipes(name), PEERS[peer]
     plain = sample(pipe, name)
 
-    def inventory():
-        return [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
-
-    before, calls = inventory(), []
+    before, calls = inventory(denoiser(pipe)), []
     query = next(m for n, m in blocks(pipe)[site.watched].named_modules() if n.endswith("to_q"))
     handle = query.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -62,7 +59,7 @@ def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
     run(pipe, name, site, gates.observed, REUSE, prompts=("a blue star", "a square"), seed=7, steps=5)
     again, two = run(pipe, name, site, gates.observed, REUSE)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
-    assert inventory() == before and not held(denoiser(pipe))
+    assert inventory(denoiser(pipe)) == before and not held(denoiser(pipe))
     assert torch.equal(sample(pipe, name), plain)
 
 

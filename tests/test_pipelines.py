@@ -6,22 +6,17 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import recipe
 from diffusers import WanPipeline
+from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
 
 from spectrum_bench import forecasters, gates, schedules
-from spectrum_bench.anatomy import stacks
 from spectrum_bench.caching.peers import DiffusersCache
-from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
 
-STEPS = 6
-TAYLOR = partial(forecasters.taylor, order=1)
-MASK = partial(schedules.mask, steps=[0, 1, 4])
 GATE = partial(gates.accumulated, threshold=0.05, polynomial=[1.0, 0.0])
 SITES = {
     "last_block": LastBlock(),
@@ -42,36 +37,9 @@ DYNAMIC = {  # as in configs/algo
 }
 NAMES = ("flux", "sd3", "sdxl", "hunyuan", "wan")
 PAIRS = [(n, site) for n in NAMES for site in SITES if n != "sdxl" or site not in ("modules", "tail_residual")]
-CALLS = {"wan": 2}  # network calls a step; the others batch their guidance or have none
 
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
-
-
-def sample(pipe, name, prompts=("a red ring",), seed=0, steps=STEPS, callback=None):
-    return pipe(
-        list(prompts),
-        num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
-        output_type="latent",
-        return_dict=False,
-        callback_on_step_end=callback,
-        **recipe(name)["call"],
-    )[0]
-
-
-def run(pipe, name, site, schedule=MASK, forecaster=TAYLOR, steps=STEPS, **extra):
-    with cached(pipe, schedule=schedule, forecaster=forecaster, site=site, num_steps=steps) as session:
-        return sample(pipe, name, steps=steps, callback=session.callback, **extra), session
-
-
-def denoiser(pipe):
-    return next(iter(denoisers(pipe).values()))
-
-
-def blocks(pipe):
-    parts = [getattr(denoiser(pipe), name) for name in stacks(denoiser(pipe))]
-    return [b for part in parts for b in (part if isinstance(part, torch.nn.ModuleList) else [part])]
 
 
 @pytest.mark.parametrize("name,site", PAIRS)
@@ -88,20 +56,14 @@ def test_a_b_a_and_nothing_stays(random_pipes, name, site):
     pipe = random_pipes(name)
     sample(pipe, name)  # diffusers' cache_context leaves its own registry at the first call
 
-    def inventory():
-        return [
-            (n, id(m), len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m)))
-            for n, m in denoiser(pipe).named_modules()
-        ]
-
-    before = inventory()
+    before = inventory(denoiser(pipe))
     for schedule in (MASK, GATE) if SITES[site].runs_blocks and site != "tail_residual" else (MASK,):
         first, one = run(pipe, name, SITES[site], schedule)
         run(pipe, name, SITES[site], schedule, prompts=("a blue star", "a square"), seed=7, steps=5)
         again, two = run(pipe, name, SITES[site], schedule)
         assert torch.equal(first, again) and one.computed_steps == two.computed_steps
         assert len(one.branches) == CALLS.get(name, 1)
-    assert inventory() == before
+    assert inventory(denoiser(pipe)) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -305,7 +267,7 @@ def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
         errors.append(memory.get("error"))
         return gates.speca(step, T, seen, memory, **SPECA | {"threshold": limit})
 
-    before = [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+    before = inventory(denoiser(pipe))
     try:
         first, one = run(pipe, name, Modules(verify=True), gate, TAYLOR)
     finally:
@@ -318,7 +280,7 @@ def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
         assert seen[:3] == [None] * 3 and seen[3:] == pytest.approx(expected, rel=1e-4)
     run(pipe, name, Modules(verify=True), gate, TAYLOR, prompts=("a blue star", "a square"), seed=7, steps=5)
     assert torch.equal(run(pipe, name, Modules(verify=True), gate, TAYLOR)[0], first)
-    assert [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()] == before
+    assert inventory(denoiser(pipe)) == before
 
 
 def test_speca_redoes_the_step_itself_where_it_is_told_to(random_pipes):

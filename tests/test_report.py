@@ -244,6 +244,7 @@ def test_latex_is_escaped_and_balanced(home):
     assert r"\textbf{30" in text or r"\textbf{29" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies, parts", [(1, 1), (6, 2)])
 def test_latex_compiles(home, tmp_path, copies, parts):
     if not shutil.which("pdflatex"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import start
 from PIL import Image
 
 from spectrum_bench.commands import run
@@ -32,27 +33,6 @@ HOSTILE = [
     "twice",
     "twice",
 ]
-
-
-@pytest.fixture
-def words(weights, tmp_path):
-    (tmp_path / "prompts.txt").write_text("a red ring\na blue star\n", encoding="utf-8")
-    return [
-        f"model.repo={weights}",
-        f"prompt_file={tmp_path}/prompts.txt",
-        f"output_base_path={tmp_path}/out",
-        "exp_name=x",
-        "num_inference_steps=8",
-        "warmup_samples=0",
-    ]
-
-
-def start(*words, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, ROOT / "src/text_to_image.py", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more,
-    )  # fmt: skip
 
 
 def test_a_run_writes_samples_records_and_config(compose, words, tmp_path, capsys):
@@ -280,6 +260,7 @@ def test_the_command_line_fails_with_one_line_and_exit_code_1(words):
     assert err.strip() == "error: warmup must be a whole number of at least 1, not -1" and out == ""
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on(words, tmp_path, how):
     """Ctrl-C and kill -9 in the middle leave only whole files, and the next run makes the rest."""
@@ -305,6 +286,7 @@ def test_a_stopped_run_goes_on(words, tmp_path, how):
     assert [r.prompt for r in jobs.read_records(folder)] == [f"prompt {i}" for i in range(100)]
 
 
+@pytest.mark.slow
 def test_a_sweep_and_help(words, tmp_path):
     process = start("-m", "algo=reuse,nocache", *[w for w in words if "exp_name" not in w])
     out, err = process.communicate(timeout=120)
@@ -315,6 +297,7 @@ def test_a_sweep_and_help(words, tmp_path):
     assert process.returncode == 0 and "text_to_image.py model=flux algo=spectrum" in out and "window_size" in out
 
 
+@pytest.mark.slow
 def test_entry_scripts_run_from_anywhere(words, tmp_path):
     process = start("algo=reuse", *words, cwd="/")
     out, err = process.communicate(timeout=120)

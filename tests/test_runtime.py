@@ -6,7 +6,6 @@ import fabricate
 import numpy as np
 import pytest
 import yaml
-from test_run import words  # noqa: F401  a fixture
 
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
@@ -19,22 +18,23 @@ PROMPTS = fabricate.captions(4)
 PICTURES = fabricate.pictures(PROMPTS)
 
 
-def sample(compose, words, name, *more):  # noqa: F811
+def sample(compose, words, name, *more):
     run.main(compose(*words, f"exp_name={name}", *more))
     experiment = read_experiment(next(w.split("=")[1] for w in words if w.startswith("output_base")) + f"/{name}")
     return np.stack([experiment.picture(r).astype(int) for r in experiment.records])
 
 
 @pytest.mark.parametrize("algo", ["nocache", "spectrum"])
-def test_batch_and_attention_change_rounding_alone(compose, words, algo):  # noqa: F811
+def test_batch_and_attention_change_rounding_alone(compose, words, algo):
     plain = sample(compose, words, "plain", f"algo={algo}")
     for i, word in enumerate(("runtime.batch_size=2", "runtime.attention=_native_math")):
         other = sample(compose, words, f"other{i}", f"algo={algo}", word)
         assert np.abs(plain - other).max() <= 2 and not np.array_equal(plain[0], plain[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile wants a compiler")
-def test_compiled_blocks_are_skipped_all_the_same(compose, words, capfd):  # noqa: F811
+def test_compiled_blocks_are_skipped_all_the_same(compose, words, capfd):
     plain = sample(compose, words, "plain", "algo=spectrum")
     compiled = sample(compose, words, "compiled", "algo=spectrum", "runtime.compile=true")
     assert np.abs(plain - compiled).max() <= 2 and "recompile_limit" not in capfd.readouterr().err
@@ -47,7 +47,7 @@ def test_compiled_blocks_are_skipped_all_the_same(compose, words, capfd):  # noq
     ("runtime.compile=maybe", "runtime.compile=maybe is neither true nor false"),
     ("runtime.attention=fast", "runtime.attention=fast is none of flash"),
 ])  # fmt: skip
-def test_nonsense_is_refused_before_a_model_is_loaded(compose, words, word, said):  # noqa: F811
+def test_nonsense_is_refused_before_a_model_is_loaded(compose, words, word, said):
     with pytest.raises(UserError, match=said):
         run.main(compose(*words, "model.repo=nowhere", word))
 

@@ -11,7 +11,10 @@ from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.experiments import read_experiment
 
-pytestmark = pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM_CONF: bash scripts/dev_slurm.sh start")
+pytestmark = [
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no SLURM_CONF: bash scripts/dev_slurm.sh start"),
+    pytest.mark.slow,
+]
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher==1.2.0")
 MODEL = ["total_prompt_num=40", "num_inference_steps=30", "warmup_samples=0"]
 CLUSTER = ["hydra/launcher=slurm_gpu", "hydra.launcher.mem_gb=null", "hydra.launcher.cpus_per_task=1"]

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import yaml
-from test_run import words  # noqa: F401  a fixture
 
 from spectrum_bench.commands import run, tune
 from spectrum_bench.commands.entry import check_words
@@ -15,13 +14,15 @@ from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.experiments import pairs, read_experiment
 from spectrum_bench.scoring.metrics.pixel import psnr
 
+pytestmark = pytest.mark.slow
 
-def sweep(script: str, *words):  # noqa: F811
+
+def sweep(script: str, *words):
     return subprocess.run([sys.executable, ROOT / "src" / script, "-m", *words], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_sweep_through_a_launcher(words, tmp_path, launcher):  # noqa: F811
+def test_a_sweep_through_a_launcher(words, tmp_path, launcher):
     given = [w for w in words if "exp_name" not in w]
     pytest.importorskip({"joblib": "joblib", "submitit_local": "submitit"}[launcher])
     done = sweep("text_to_image.py", "algo=reuse,nocache", f"hydra/launcher={launcher}", *given)
@@ -31,7 +32,7 @@ def test_a_sweep_through_a_launcher(words, tmp_path, launcher):  # noqa: F811
         assert [r.prompt for r in records] == ["a red ring", "a blue star"]
 
 
-def test_a_run_that_fails_does_not_end_a_sweep(words, tmp_path):  # noqa: F811
+def test_a_run_that_fails_does_not_end_a_sweep(words, tmp_path):
     """The second method does not fit the model: one line, exit code 1, and the others are there."""
     given = [w for w in words if "exp_name" not in w]
     done = sweep("text_to_image.py", "algo=reuse,deepcache,nocache", *given)
@@ -45,7 +46,7 @@ def test_a_run_that_fails_does_not_end_a_sweep(words, tmp_path):  # noqa: F811
     assert done.returncode == 1 and "Traceback" not in done.stderr and "did you mean nocache?" in done.stderr
 
 
-def test_a_search_keeps_to_its_budget(words, tmp_path):  # noqa: F811
+def test_a_search_keeps_to_its_budget(words, tmp_path):
     """A gap that grows slowly takes more passes; the best trial is one that takes no more than it may."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     given = [w for w in words if "exp_name" not in w]
@@ -60,7 +61,7 @@ def test_a_search_keeps_to_its_budget(words, tmp_path):  # noqa: F811
     assert set(found["best_params"]) == {"algo.w", "warmup_steps"}
 
 
-def test_a_trial_is_worth_what_a_run_scores(compose, words, tmp_path):  # noqa: F811
+def test_a_trial_is_worth_what_a_run_scores(compose, words, tmp_path):
     value = tune.main(compose(*words, "algo=spectrum", "passes=8", config_name="tune"))
     for name in ("nocache", "spectrum"):
         run.main(compose(*[w for w in words if "exp_name" not in w], f"algo={name}", f"exp_name={name}"))

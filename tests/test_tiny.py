@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import recipe
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
@@ -185,6 +186,7 @@ def test_every_tokenizer_has_one_token_a_word_and_is_made_alike_every_time():
             assert tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True).split() == caption.split()
 
 
+@pytest.mark.slow
 def test_training_goes_on_exactly_where_it_stopped(tmp_path):
     """Ten steps at once and five, a restart, five more end in the same weights, bit for bit."""
 
@@ -227,8 +229,6 @@ def test_muon_treats_a_kernel_as_the_matrix_that_it_is():
 
 
 def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_pipes):
-    from conftest import recipe
-
     from training.students import STUDENTS
     from training.train import train_decoder
 
@@ -245,8 +245,6 @@ def test_a_decoder_trained_on_alone_leaves_latents_as_they_are(tmp_path, random_
 
 
 def test_a_miniature_can_start_from_a_shipped_one(tmp_path):
-    from conftest import recipe
-
     from training.students import STUDENTS
     from training.train import train_vae
 
@@ -264,8 +262,6 @@ def test_a_miniature_can_start_from_a_shipped_one(tmp_path):
 
 
 def test_a_start_with_other_patches_takes_over_the_blocks():
-    from conftest import recipe
-
     cfg = recipe("wan") | {"start": "assets/tiny/wan"}
     shipped = parts.build(cfg).transformer
     cfg["parts"]["transformer"]["patch_size"] = [1, 4, 4]
@@ -279,8 +275,6 @@ def test_a_start_with_other_patches_takes_over_the_blocks():
 
 
 def test_a_score_is_of_the_same_captions_whatever_the_seed_of_training():
-    from conftest import recipe
-
     from training.train import caption_score
 
     class Pipe:
@@ -328,6 +322,7 @@ def test_what_is_shipped_is_small_safe_and_a_plain_pipeline(folder):
     assert {k: scheduler[k] for k in REAL[folder.name]} == REAL[folder.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
 def test_a_shipped_miniature_draws_what_captions_say(compose, folder):
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_pipelines import CALLS, MASK, blocks, denoiser, run, sample
+from helpers import CALLS, MASK, blocks, denoiser, inventory, run, sample
 
 from spectrum_bench import forecasters, schedules
 from spectrum_bench.caching.sites import tokens
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
 def test_never_skip_and_a_b_a(random_pipes, name):
     pipe = random_pipes(name)
     assert torch.equal(run(pipe, name, SITE, schedules.full, REUSE)[0], sample(pipe, name))
-    before = [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+    before = inventory(denoiser(pipe))
     first, one = run(pipe, name, SITE, MASK, REUSE)
     run(pipe, name, SITE, MASK, REUSE, prompts=("a blue star", "a square"), seed=7, steps=5)
     again, _ = run(pipe, name, SITE, MASK, REUSE)
     assert torch.equal(first, again) and one.computed_steps == [0, 1, 4] and len(one.branches) == CALLS.get(name, 1)
-    assert [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()] == before
+    assert inventory(denoiser(pipe)) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,7 +137,7 @@ def test_duca_takes_turns(random_pipes, name):
     module = blocks(pipe)[-1]
     plain = sample(pipe, name)
     assert torch.equal(run(pipe, name, site, schedules.full, REUSE)[0], plain)
-    before = [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()]
+    before = inventory(denoiser(pipe))
     clock = [0]
     handles = [
         denoiser(pipe).register_forward_pre_hook(lambda *_: clock.__setitem__(0, clock[0] + 1)),
@@ -155,7 +155,7 @@ def test_duca_takes_turns(random_pipes, name):
     assert torch.equal(gave[2 * each], gave[1 * each]) and torch.equal(gave[4 * each], gave[3 * each])
     run(pipe, name, site, mask, REUSE, prompts=("a blue star", "a square"), seed=7, steps=6)
     assert torch.equal(run(pipe, name, site, mask, REUSE, steps=7)[0], first)
-    assert [(n, id(m), sorted(vars(m))) for n, m in denoiser(pipe).named_modules()] == before
+    assert inventory(denoiser(pipe)) == before
 
 
 def test_unsupported_pairs_say_what_to_use(random_pipes):

@@ -19,6 +19,8 @@ from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.sampling import media
 from spectrum_bench.scoring.metrics import METRICS, VBENCH, isolated
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = fabricate.captions(3)
 
 # ImageReward.pt, one without a tensor (the others are one number each, repeated), and what the package itself scores.

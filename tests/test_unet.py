@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from test_pipelines import MASK, TAYLOR, run, sample
+from helpers import MASK, TAYLOR, run, sample
 
 from spectrum_bench import forecasters, schedules
 from spectrum_bench.caching.sites.stack import LastBlock

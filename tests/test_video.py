@@ -5,6 +5,7 @@ import resource
 
 import numpy as np
 import pytest
+from helpers import composed, settings
 from PIL import Image
 
 from spectrum_bench.commands import run
@@ -68,8 +69,6 @@ def test_scores_of_clips_are_means_over_frames():
 @pytest.fixture(scope="module")
 def experiments(random_pipes, tmp_path_factory):
     """nocache and spectrum on a small random Wan, through the entry's own configuration."""
-    from conftest import composed
-
     folder = tmp_path_factory.mktemp("video")
     random_pipes("wan").save_pretrained(folder / "weights")
     (folder / "prompts.txt").write_text("a small red ring moving up on a navy background\na blue star\n")
@@ -165,8 +164,6 @@ def test_clips_with_loss_or_damage_are_refused(experiments, tmp_path):
 
 
 def test_frames_that_the_vae_cannot_make_are_refused():
-    from conftest import composed, settings
-
     with pytest.raises(UserError, match="num_frames must be 1 more than a multiple of 4"):
         run.main(composed("model.num_frames=10", config_name="video"))
     other = settings("model.num_frames=19", "+model.frame_stride=6", config_name="video")  # Mochi's

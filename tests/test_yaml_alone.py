@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import composed, no_identity, settings
+from helpers import composed, no_identity, settings
 
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
@@ -16,6 +16,8 @@ from spectrum_bench.sampling import media
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.models import load_pipeline
 from spectrum_bench.sampling.settings import ModelSettings
+
+pytestmark = pytest.mark.slow
 
 HEADS = dict(num_attention_heads=2, attention_head_dim=16)
 IMAGE_VAE = dict(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4) | dict(

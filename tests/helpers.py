@@ -1,0 +1,104 @@
+"""What several test files share: configurations, entry scripts in processes, calls of small random pipelines."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from spectrum_bench import forecasters, schedules
+from spectrum_bench.anatomy import stacks
+from spectrum_bench.caching.session import Session, cached, denoisers
+from spectrum_bench.commands.compose import settings_of
+from spectrum_bench.paths import CONFIGS, ROOT
+from spectrum_bench.sampling.settings import Settings
+
+STEPS = 6
+MASK = partial(schedules.mask, steps=[0, 1, 4])
+TAYLOR = partial(forecasters.taylor, order=1)
+CALLS = {"wan": 2}  # network calls a step; the other miniatures batch their guidance or have none
+
+
+def composed(*words: str, config_name: str = "base") -> DictConfig:
+    """configs/<config_name>.yaml as the command line would compose it."""
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        cfg = hydra.compose(config_name, list(words), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def settings(*words: str, config_name: str = "base") -> Settings:
+    """The typed settings of such a configuration."""
+    return settings_of(composed(*words, config_name=config_name))
+
+
+def recipe(name: str) -> dict:
+    """configs/train/<name>.yaml, composed."""
+    with hydra.initialize_config_dir(str(ROOT / "configs/train"), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(name), resolve=True)
+
+
+def start(*words: str, **more) -> subprocess.Popen:
+    """src/text_to_image.py at work with `words`; `more` goes to Popen."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "src/text_to_image.py", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    """What a process wrote to stdout and stderr until its end, with the exit code that is expected."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err[-3000:]
+    return out, err
+
+
+def no_identity(denoiser: nn.Module) -> None:
+    """Undo adaLN-Zero, under which a new block is the identity."""
+    for parameter in denoiser.parameters():
+        if parameter.ndim >= 2:
+            nn.init.xavier_uniform_(parameter)
+
+
+def sample(pipe, name: str, prompts=("a red ring",), seed: int = 0, steps: int = STEPS, callback=None) -> torch.Tensor:
+    """Latents of one call of the miniature `name`, one prompt a sample."""
+    return pipe(
+        list(prompts),
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(prompts))],
+        output_type="latent",
+        return_dict=False,
+        callback_on_step_end=callback,
+        **recipe(name)["call"],
+    )[0]
+
+
+def run(pipe, name: str, site, schedule=MASK, forecaster=TAYLOR, steps=STEPS, **extra) -> tuple[torch.Tensor, Session]:
+    """The same call under an algorithm: its latents and the session."""
+    with cached(pipe, schedule=schedule, forecaster=forecaster, site=site, num_steps=steps) as session:
+        return sample(pipe, name, steps=steps, callback=session.callback, **extra), session
+
+
+def denoiser(pipe) -> nn.Module:
+    return next(iter(denoisers(pipe).values()))
+
+
+def blocks(pipe) -> list[nn.Module]:
+    """Every block of the pipeline's denoiser in the order in which it runs."""
+    parts = [getattr(denoiser(pipe), name) for name in stacks(denoiser(pipe))]
+    return [b for part in parts for b in (part if isinstance(part, nn.ModuleList) else [part])]
+
+
+def inventory(module: nn.Module) -> list[tuple]:
+    """Each submodule with its identity, hooks and attributes: equal before and after if nothing stays attached."""
+    return [
+        (name, id(part), len(part._forward_hooks), len(part._forward_pre_hooks), sorted(vars(part)))
+        for name, part in module.named_modules()
+    ]
