@@ -16,13 +16,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from conftest import composed
+from helpers import settings
 
-from spectrum_bench.cli import checked
-from spectrum_bench.generate import generate_all
-from spectrum_bench.jobs import Job, UserError
-from spectrum_bench.models import ROOT, load_pipeline
-from spectrum_bench.run import build
+from spectrum_bench.commands.compose import build
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import ROOT
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.models import load_pipeline
+from spectrum_bench.sampling.sampler import Sampler
 
 GOLDEN = ROOT / "tests" / "golden"
 ALGOS = sorted(p.stem for p in (ROOT / "configs" / "algo").glob("*.yaml"))
@@ -44,7 +45,7 @@ FIRST_WORDS = 8  # of a refusal
 
 @cache
 def pipeline(model: str):
-    return load_pipeline(checked(composed(f"model={model}"))["model"], "cpu")
+    return load_pipeline(settings(f"model={model}").model, "cpu")
 
 
 def sample(model: str, algo: str) -> tuple[np.ndarray, list[int]]:
@@ -54,10 +55,10 @@ def sample(model: str, algo: str) -> tuple[np.ndarray, list[int]]:
         UserError: the algorithm does not fit the model.
     """
     words = WORDS.get(algo, []) + WORDS.get((algo, model), [])
-    config = checked(composed(f"model={model}", f"algo={algo}", f"num_inference_steps={STEPS}", *words))
-    job = Job("golden", 0, CLIP if "fps" in config["model"] else PICTURE, SEED)
-    [(pixels, figures)] = generate_all(pipeline(model), [job], build(config), config)
-    return pixels, figures["computed_steps"]
+    given = settings(f"model={model}", f"algo={algo}", f"num_inference_steps={STEPS}", *words)
+    job = Job("golden", 0, CLIP if given.model.fps else PICTURE, SEED)
+    pixels, figures = Sampler.of(pipeline(model), build(given), given).sample(job)
+    return pixels, figures.computed_steps
 
 
 @cache

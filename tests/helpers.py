@@ -16,7 +16,7 @@ from spectrum_bench.anatomy import stacks
 from spectrum_bench.caching.session import Session, cached, denoisers
 from spectrum_bench.commands.compose import settings_of
 from spectrum_bench.paths import CONFIGS, ROOT
-from spectrum_bench.sampling.settings import Settings
+from spectrum_bench.sampling.settings import RunSettings
 
 STEPS = 6
 MASK = partial(schedules.mask, steps=[0, 1, 4])
@@ -35,7 +35,7 @@ def composed(*words: str, config_name: str = "base") -> DictConfig:
     return cfg
 
 
-def settings(*words: str, config_name: str = "base") -> Settings:
+def settings(*words: str, config_name: str = "base") -> RunSettings:
     """The typed settings of such a configuration."""
     return settings_of(composed(*words, config_name=config_name))
 

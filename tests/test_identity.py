@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from conftest import settings
+from helpers import settings
 
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError

@@ -4,7 +4,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from conftest import composed
+from helpers import composed
 from hydra.core.global_hydra import GlobalHydra
 
 import spectrum_bench
