@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
 PACKAGE = "spectrum_bench"
 LAYERS = (  # lowest first; a part imports from itself and from layers below its own
-    {"errors", "paths"},
+    {"errors", "paths", "version"},
     {"checks"},
     {"schedules", "forecasters", "anatomy"},
     {"gates"},
@@ -22,17 +22,17 @@ LAYERS = (  # lowest first; a part imports from itself and from layers below its
     {"scoring"},
     {"lab", "reporting"},
     {"commands"},
-    {PACKAGE},  # the package's own __init__.py: the names that the library shows
+    {PACKAGE, "__main__"},  # the package's own __init__.py: the names that the library shows
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 CONFIGURATION = {"hydra", "omegaconf"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 # Modules that are about to be rewritten and break a rule until then; strict, so that the list shrinks with them.
-AWAITED_LAYER = ("sampling.run",)
-AWAITED_HYDRA = ("caching.algorithm", "lab.budget", "lab.calibration", "lab.tune", "sampling.run", "sampling.settings")
-AWAITED_CIRCLE = ("caching.algorithm",)
-AWAITED_TORCH = ("text_to_image.py", "calibrate.py")
+AWAITED_LAYER: tuple[str, ...] = ()
+AWAITED_HYDRA: tuple[str, ...] = ()
+AWAITED_CIRCLE: tuple[str, ...] = ()
+AWAITED_TORCH: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,15 +193,19 @@ WITHOUT_A_MODEL = [
     "evaluate.py nowhere reference=nowhere",
     "report.py --help",
     "reproduce.py nothing",
+    "budget.py --help",
+    "tune.py --help",
+    "-m spectrum_bench list algos",
 ]
+EXTRAS = {"ray", "cache_dit", "lpips", "open_clip"}  # may be missing, and are asked for only where they are used
 
 
 @cache
 def loaded(command: str) -> set[str]:
     """The modules that a process of an entry script imports."""
     script, *words = command.split()
-    line = [sys.executable, "-X", "importtime", SRC / script, *words]
-    report = subprocess.run(line, capture_output=True, text=True, timeout=120).stderr
+    line = [sys.executable, "-X", "importtime", script if script == "-m" else SRC / script, *words]
+    report = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=SRC).stderr
     return {row.rpartition("|")[2].strip() for row in report.splitlines() if row.startswith("import time:")}
 
 
@@ -214,5 +218,6 @@ def test_what_needs_no_model_imports_no_torch(command):
 def test_functions_import_only_where_a_configuration_is_composed(name):
     """A function may import, so that `--help` and a refusal come without torch; anywhere else imports stand on top."""
     late = [f"line {each.line}: {each.module}" for each in imports(FILES[name]) if each.in_function]
+    late = [each for each in late if each.split(": ")[1].split(".")[0] not in EXTRAS]
     if late:
         assert any(name in loaded(command) for command in WITHOUT_A_MODEL), late

@@ -8,12 +8,13 @@ print(run.computed_steps)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from spectrum_bench.version import __version__
+
 if TYPE_CHECKING:
     from spectrum_bench.caching.algorithm import Algorithm
     from spectrum_bench.caching.session import cached
     from spectrum_bench.commands.accelerate import accelerate, algorithms
 
-__version__ = "0.2.0"
 __all__ = ["Algorithm", "__version__", "accelerate", "algorithms", "cached"]
 _PLACES = {
     "Algorithm": "spectrum_bench.caching.algorithm",

@@ -21,6 +21,7 @@ from importlib import import_module
 
 from spectrum_bench.commands import words
 from spectrum_bench.errors import UserError
+from spectrum_bench.version import __version__
 
 COMPOSED = ("run", "calibrate", "budget", "tune")  # whose words Hydra composes
 PLAIN = ("evaluate", "report", "reproduce", "download", "list")
@@ -33,8 +34,6 @@ def main() -> None:
         print((__doc__ or "").strip())
         return
     if name == "--version":
-        from spectrum_bench import __version__
-
         print(__version__)
         return
     if name not in (*COMPOSED, *PLAIN):

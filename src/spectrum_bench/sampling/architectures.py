@@ -4,6 +4,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import diffusers
+import torch
+import transformers
+
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 
@@ -48,9 +52,6 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
     Raises:
         UserError: no such architecture.
     """
-    import diffusers
-    import torch
-
     given = architecture(name)
     own = {"vae": vae_dtype or dtype}
     with _seeded(torch.device(device)):
@@ -65,10 +66,6 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
 
 def _build(config: dict, *, dtype, device: str):
     """A tokenizer, a scheduler, or a model in eval mode."""
-    import diffusers
-    import torch
-    import transformers
-
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
         return transformers.AutoTokenizer.from_pretrained(TOKENIZERS / STAND_INS[config["_class_name"]], **values)
@@ -91,8 +88,6 @@ def _build(config: dict, *, dtype, device: str):
 
 @contextmanager
 def _default_dtype(dtype) -> Iterator[None]:
-    import torch
-
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -104,8 +99,6 @@ def _default_dtype(dtype) -> Iterator[None]:
 @contextmanager
 def _seeded(device) -> Iterator[None]:
     """Random numbers from seed 0; afterwards they go on as before."""
-    import torch
-
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

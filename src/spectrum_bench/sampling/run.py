@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
@@ -103,8 +105,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
 @contextmanager
 def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], None]]]:
     """(called after each step, called after each sample) of a bar that counts samples, steps and passes."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
