@@ -1,8 +1,10 @@
 """Imports run down the layers and in no circle; Hydra ends at the command line; a refusal needs no torch."""
 
 import ast
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -200,13 +202,23 @@ WITHOUT_A_MODEL = [
 EXTRAS = {"ray", "cache_dit", "lpips", "open_clip"}  # may be missing, and are asked for only where they are used
 
 
+TELL = """
+import atexit, os, runpy, sys
+from pathlib import Path
+atexit.register(lambda: Path(os.environ["TELL"]).write_text("\\n".join(sys.modules)))
+script, *sys.argv[1:] = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+runpy.run_module(sys.argv.pop(1), run_name="__main__") if script == "-m" else runpy.run_path(script, run_name="__main__")
+"""
+
+
 @cache
 def loaded(command: str) -> set[str]:
-    """The modules that a process of an entry script imports."""
-    script, *words = command.split()
-    line = [sys.executable, "-X", "importtime", script if script == "-m" else SRC / script, *words]
-    report = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=SRC).stderr
-    return {row.rpartition("|")[2].strip() for row in report.splitlines() if row.startswith("import time:")}
+    """The modules that a process of an entry script has imported by its end."""
+    with tempfile.NamedTemporaryFile("r") as file:
+        line = [sys.executable, "-c", TELL, *command.split()]
+        subprocess.run(line, capture_output=True, timeout=120, cwd=SRC, env={**os.environ, "TELL": file.name})
+        return set(file.read().split())
 
 
 @pytest.mark.parametrize("command", awaited(WITHOUT_A_MODEL, AWAITED_TORCH, "imports are not lazy yet"))

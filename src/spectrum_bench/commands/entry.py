@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,11 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
-from spectrum_bench.commands.words import fail, nearest
+from spectrum_bench.commands.list_ import GROUPS, print_choices
+from spectrum_bench.commands.words import fail, nearest, without_debug
 from spectrum_bench.errors import INTERRUPTED, UserError
 from spectrum_bench.paths import CONFIGS, environment_with_package
 
@@ -24,11 +26,11 @@ class Ended(Exception):
     """A run of a sweep has ended with this exit code. Hydra makes the others and then raises the first."""
 
 
-def hydra_entry(config_name: str, main: Callable):
+def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable[[], None]:
     """The main function of an entry script: compose `configs/<config_name>.yaml` and call `main` with it."""
 
     @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
-    def job(cfg):
+    def job(cfg: DictConfig) -> Any:
         try:
             try:
                 return main(cfg)  # a sweeper that searches wants its value
@@ -39,7 +41,8 @@ def hydra_entry(config_name: str, main: Callable):
                 raise Ended(end.code) from None
             raise
 
-    def entry():
+    def entry() -> None:
+        sys.argv[1:] = without_debug(sys.argv[1:])
         check_words(config_name, sys.argv[1:])
         os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # jobs of a launcher find us by it
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints what ends a sweep as if it were a bug
@@ -55,6 +58,7 @@ def hydra_entry(config_name: str, main: Callable):
 
 def check_words(config_name: str, words: list[str]) -> None:
     """Compose once before Hydra does, to say in one line what is wrong with the words of the command line."""
+    show_choices(words)
     overrides = [word for word in words if not word.startswith("-") and "=" in word]
     if any(word.startswith("-") and word not in ("-m", "--multirun") for word in words):
         return  # --help, --cfg and the like are Hydra's own
@@ -68,6 +72,15 @@ def check_words(config_name: str, words: list[str]) -> None:
             hydra.compose(config_name, overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             fail(UserError(explain(config_name, error)))
+
+
+def show_choices(words: list[str]) -> None:
+    """`algo=?` lists the choices of a group, and the command ends."""
+    for word in words:
+        group, _, value = word.partition("=")
+        if value == "?" and group in GROUPS.values():
+            print_choices(group)
+            raise SystemExit(0)
 
 
 def first_choice(config_name: str, word: str) -> list[str]:
@@ -102,7 +115,7 @@ def explain(config_name: str, error: Exception) -> str:
     return text.split("\n")[0]
 
 
-def paths(node, prefix: str = ""):
+def paths(node: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of all keys below a plain configuration."""
     for key, value in node.items() if isinstance(node, dict) else ():
         yield prefix + key

@@ -3,6 +3,7 @@
 usage: spectrum-bench list algos|models|schedules|sites|metrics
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,22 @@ def main(argv: list[str]) -> None:
     if what == "metrics":
         from spectrum_bench.scoring.metrics import METRICS
 
-        rows = [(name, metric.about or metric.label) for name, metric in METRICS.items()]
+        _print({name: metric.about or metric.label for name, metric in METRICS.items()})
     elif what in GROUPS:
-        rows = [(each.name, describe(each)) for each in choices(GROUPS[what])]
+        print_choices(GROUPS[what])
     else:
         known = [*GROUPS, "metrics"]
         raise UserError(f"there is nothing called {what}{nearest(what, known)}: choose of {', '.join(known)}")
-    width = max(len(name) for name, _ in rows)
-    for name, about in rows:
+
+
+def print_choices(group: str) -> None:
+    """Print what configs/<group> holds."""
+    _print({each.name: describe(each) for each in choices(group)})
+
+
+def _print(lines: Mapping[str, str]) -> None:
+    width = max(map(len, lines))
+    for name, about in lines.items():
         print(f"{name:{width}}  {about}")
 
 

@@ -4,13 +4,16 @@ import difflib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from spectrum_bench.errors import INTERRUPTED, UserError
 
+DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: tracebacks of errors that are else one line
 
-def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict]:
+
+def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict[str, str]]:
     """Folders and options of `argv`. A default of None marks a key that must be given.
 
     Raises:
@@ -20,7 +23,8 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
         print(usage.strip())
         raise SystemExit(0)
     known = ", ".join(f"{key}=" for key in defaults)
-    folders, options = [], dict(defaults)
+    folders: list[Path] = []
+    options = dict(defaults)
     for argument in argv:
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
@@ -40,7 +44,7 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
         raise UserError("no experiment directory given: name at least one (see --help)")
     if missing:
         raise UserError(f"{missing[0]}= is missing: add {missing[0]}=<folder> (see --help)")
-    return folders, options
+    return folders, {key: str(value) for key, value in options.items()}
 
 
 def count(key: str, value: str) -> int:
@@ -61,17 +65,24 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print the error as one line and exit with 1; with SPECTRUM_BENCH_DEBUG=1 its traceback too."""
-    if os.environ.get("SPECTRUM_BENCH_DEBUG", "0") not in ("", "0"):
+    """Print the error as one line and exit with 1; with debug=true its traceback too."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(1)
 
 
-def run(main) -> None:
+def without_debug(words: list[str]) -> list[str]:
+    """The words without debug=true, which every command takes: it shows the traceback of what is else one line."""
+    if "debug=true" in words:
+        os.environ[DEBUG] = "1"
+    return [word for word in words if word not in ("debug=true", "debug=false")]
+
+
+def run(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line; bad input becomes one line on stderr and exit code 1."""
     try:
-        main(sys.argv[1:])
+        main(without_debug(sys.argv[1:]))
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
