@@ -11,6 +11,7 @@ for budget in $BUDGETS; do [[ $budget = slow || $budget = fast ]] || { echo "BUD
 
 row nocache algo=nocache
 row nocache-again algo=nocache                                   # the noise floor
+row session algo=reuse schedule=full                             # every step computed: what the harness itself costs
 for budget in $BUDGETS; do
     case $budget in                                              # the Spectrum paper's two settings: 14 and 10 of 50 passes
         slow) steps=14 interval=4 flex=0.75 ;;
@@ -43,5 +44,5 @@ echo
 python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
 for budget in $BUDGETS; do
     echo
-    python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget" rows="${ROWS:-16}"
+    python src/report.py "$OUT/nocache-again" "$OUT/session" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget" rows="${ROWS:-16}"
 done

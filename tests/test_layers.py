@@ -208,7 +208,8 @@ from pathlib import Path
 atexit.register(lambda: Path(os.environ["TELL"]).write_text("\\n".join(sys.modules)))
 script, *sys.argv[1:] = sys.argv[1:]
 sys.path.insert(0, os.getcwd())
-runpy.run_module(sys.argv.pop(1), run_name="__main__") if script == "-m" else runpy.run_path(script, run_name="__main__")
+run, script = (runpy.run_module, sys.argv.pop(1)) if script == "-m" else (runpy.run_path, script)
+run(script, run_name="__main__")
 """
 
 

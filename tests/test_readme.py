@@ -4,9 +4,12 @@ import re
 import shlex
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import spectrum_bench
 from spectrum_bench import forecasters
 from spectrum_bench.commands import evaluate, report, run
 from spectrum_bench.commands import words as arguments
@@ -59,8 +62,8 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
     ("command", "runs"),
     [
         *((command, 7) for command in FULL_SIZE),
-        ("bash scripts/tiny_table.sh tiny-flux", 22),
-        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 12),
+        ("bash scripts/tiny_table.sh tiny-flux", 23),
+        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 13),
         ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 36),
         ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 15),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
@@ -90,8 +93,33 @@ def test_scripts_name_keys_that_exist(command, runs, tmp_path):
     assert len([words for words in asked if words[0].startswith("src/text_to")]) == runs
 
 
+def test_four_lines_of_python(random_pipe, capsys):
+    """As the README has them, on a small random pipeline in the place of FLUX.1-dev."""
+    small = SimpleNamespace(to=lambda device: random_pipe)
+    loader = SimpleNamespace(DiffusionPipeline=SimpleNamespace(from_pretrained=lambda repo, torch_dtype: small))
+    code = next(block for block in blocks("python") if "accelerate" in block)
+    exec(code, {"diffusers": loader, "torch": torch, "spectrum_bench": spectrum_bench, "prompt": "a red ring"})
+    assert len(code.splitlines()) == 4
+    assert capsys.readouterr().out.split() == [
+        "[0,",
+        "1,",
+        "2,",
+        "3,",
+        "4,",
+        "6,",
+        "8,",
+        "11,",
+        "15,",
+        "20,",
+        "25,",
+        "31,",
+        "38,",
+        "46]",
+    ]
+
+
 def test_the_algorithm_in_twenty_lines(compose, weights, tmp_path, monkeypatch):
-    code, yaml = blocks("python")[0], blocks("yaml")[0]
+    code, yaml = next(block for block in blocks("python") if "def damped" in block), blocks("yaml")[0]
     assert len((code + yaml).splitlines()) <= 20
     scope = {}
     exec(code, vars(forecasters), scope)  # as if it were appended to the file
