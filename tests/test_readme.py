@@ -97,7 +97,7 @@ def test_scripts_name_keys_that_exist(command, runs, tmp_path):
 def test_four_lines_of_python(random_pipe, capsys):
     """As the README has them, on a small random pipeline in the place of FLUX.1-dev."""
     small = SimpleNamespace(to=lambda device: random_pipe)
-    loader = SimpleNamespace(DiffusionPipeline=SimpleNamespace(from_pretrained=lambda repo, torch_dtype: small))
+    loader = SimpleNamespace(DiffusionPipeline=SimpleNamespace(from_pretrained=lambda repo, dtype: small))
     code = next(block for block in blocks("python") if "accelerate" in block)
     exec(code, {"diffusers": loader, "torch": torch, "spectrum_bench": spectrum_bench, "prompt": "a red ring"})
     assert len(code.splitlines()) == 4
