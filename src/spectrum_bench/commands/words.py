@@ -87,3 +87,5 @@ def run(main: Callable[[list[str]], None]) -> None:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
