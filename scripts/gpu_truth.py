@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from spectrum_bench import forecasters, gates, schedules
-from spectrum_bench.caching.history import FeatureBuffer
+from spectrum_bench.caching.history import History
 from spectrum_bench.caching.peers import CacheDiT, DiffusersCache
 from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.caching.sites.modules import Modules
@@ -47,6 +47,7 @@ from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.architectures import _build, _seeded, architecture
+from spectrum_bench.signals import ENTERING, MODULATED, PROBE
 
 try:
     import triton
@@ -342,11 +343,12 @@ def _forecast_rows(run: Run, name: str, shape: tuple, best: dict) -> None:
     for K in (10, 5, 14):
         shown.clear()
         w = forecast_weights(K)
-        buffers = [FeatureBuffer() for _ in range(sets)]
-        for buffer, rows in zip(buffers, data, strict=True):
-            buffer.rows = rows[:K]
-        now = check(buffers[0].combine(w), buffers[0].rows, w)
-        report("package", K, device.median(lambda i, b=buffers, w=w: b[i % sets].combine(w)), now)
+        histories = [History() for _ in range(sets)]
+        for history, rows in zip(histories, data, strict=True):
+            for row in rows[:K]:
+                history.append(row)
+        now = check(histories[0].combine(w), histories[0].features(), w)
+        report("package", K, device.median(lambda i, h=histories, w=w: h[i % sets].combine(w)), now)
         run.attempt("forecast", 3, partial(_kernel, run, name, K, w, data, outs, best, check, report), f"{name} triton")
         if K == 10 and name in ("flux", "wan14b"):
             wants = 25 if name == "flux" else 10
@@ -609,16 +611,16 @@ def spectrum_forecast(steps: int):
     return partial(forecasters.spectrum, degree=4, ridge=0.1, blend=0.5, steps=steps)
 
 
-def recording(mask: np.ndarray, seen_by: tuple, kept: list, look):
+def recording(mask: np.ndarray, signals: tuple, kept: list, look):
     """A gate that follows a mask and keeps what another gate would decide by: random weights have thresholds of their
     own, so they are found from what these weights do."""
 
-    @gates.observing(*seen_by)
-    def gate(step, T, seen, memory):
-        kept.append(look(seen, memory))
+    @gates.gate(observes=signals, state=gates.AccumulatedState)
+    def recorded(step, T, seen, state):
+        kept.append(look(seen, state))
         return bool(mask[step])
 
-    return gate
+    return recorded()
 
 
 def threshold(passes, wanted: int) -> float:
@@ -655,10 +657,11 @@ def teacache(model: Model, steps: int, mask, wanted: int, times: int = 1) -> Non
     """TeaCache's gate at a threshold where it computes about `wanted` steps of these random weights."""
     changes: list[float] = []
 
-    def look(seen, memory):
-        return gates.moved(memory, "modulated", seen["modulated"])
+    def look(seen, state):
+        before, state.modulated = state.modulated, seen[MODULATED]
+        return gates.relative_change(seen[MODULATED], before)
 
-    gate = recording(mask(steps), ("modulated",), changes, look)
+    gate = recording(mask(steps), (MODULATED,), changes, look)
     recorded = model.run.attempt(
         model.section,
         1.2 * wanted * (model.step_s or 1),
@@ -669,7 +672,7 @@ def teacache(model: Model, steps: int, mask, wanted: int, times: int = 1) -> Non
         return
     first_branch = changes[:: len(changes) // steps]  # guidance may make two calls a step
     limit = threshold(partial(accumulated_passes, first_branch), wanted)
-    gate = partial(gates.accumulated, threshold=limit, polynomial=[1.0, 0.0], first=1, last=1)
+    gate = gates.accumulated(threshold=limit, polynomial=[1.0, 0.0], first=1, last=1)
     model.method("teacache", steps, gate, forecasters.reuse, StackResidual(), times)
 
 
@@ -708,7 +711,7 @@ def flux(run: Run) -> None:
 def _first_block_caches(model: Model, steps: int, mask) -> None:
     """Ours, diffusers' and cache-dit's, at one threshold found for these random weights; diffusers' TaylorSeer."""
     run, reuse, added = model.run, forecasters.reuse, []
-    gate = recording(mask(steps), ("entering", "probe"), added, lambda seen, memory: seen["probe"] - seen["entering"])
+    gate = recording(mask(steps), (ENTERING, PROBE), added, lambda seen, state: seen[PROBE] - seen[ENTERING])
     wants = 2 * int(mask(steps).sum()) * model.step_s
     sample = partial(model.sample, steps, gate, reuse, TailResidual())
     if run.attempt("flux", wants, sample, "fbcache threshold") is None:
@@ -716,8 +719,8 @@ def _first_block_caches(model: Model, steps: int, mask) -> None:
     limit = threshold(partial(first_block_passes, added), 12)
     added.clear()
     run.line("flux", f"first-block threshold {limit:.4g}", method="fbcache threshold", threshold=limit)
-    model.method("fbcache", steps, partial(gates.first_block, threshold=limit), reuse, TailResidual())
-    observed = gates.observed
+    model.method("fbcache", steps, gates.first_block(threshold=limit), reuse, TailResidual())
+    observed = gates.observed()
     site = DiffusersCache("FirstBlockCacheConfig", {"threshold": limit})
     model.method("diffusers first-block", steps, observed, reuse, site)
 

@@ -189,9 +189,9 @@ def shapes_alone(name, site):
             session.callback(None, step, None, {})
     assert session.computed_steps == [0, 1]
     assert len({(out.shape, out.dtype) for out in outputs}) == 1
-    buffers = session.branches[(part, 0)].buffers
-    assert session.cache_bytes == sum(buffer.bytes for buffer in buffers.values())
-    return {slot: [(tuple(row.shape), row.dtype) for row in buffer.rows] for slot, buffer in buffers.items()}
+    histories = session.branches[(part, 0)].histories
+    assert session.cache_bytes == sum(history.nbytes for history in histories.values())
+    return {slot: [(tuple(row.shape), row.dtype) for row in h.features()] for slot, h in histories.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)

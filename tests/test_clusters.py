@@ -31,6 +31,11 @@ def test_never_skip_a_b_a_and_nothing_stays(random_pipes, name):
     assert not torch.equal(first, run(pipe, name, Modules())[0])
 
 
+def correction(branch, slot):
+    """How far the newest feature has been moved since its computed step."""
+    return branch.histories[slot].correct(lambda feature: feature)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_with_every_token_a_cluster_of_its_own_mlps_are_real(random_pipes, name):
     """count = tokens, reuse: every value of the image's and the text's MLPs is computed, whatever `share` is; only the
@@ -46,8 +51,8 @@ def test_with_every_token_a_cluster_of_its_own_mlps_are_real(random_pipes, name)
     calls = len(real) // 2
     assert {count for count, _ in real} == {real[0][0]}  # as many tokens at the skipped step
     branch = next(iter(session.branches.values()))
-    slot = next(s for s in branch.buffers if s.startswith("0.ff") and "context" not in s)
-    out = branch.buffers[slot].rows[-1] + branch.memory[f"correction {slot}"]
+    slot = next(s for s in branch.histories if s.startswith("0.ff") and "context" not in s)
+    out = branch.histories[slot].features()[-1] + correction(branch, slot)
     expected = real[calls][1]
     each = torch.stack([row.sort(0).values for row in expected])  # in the order of the clusters
     torch.testing.assert_close(torch.stack([row.sort(0).values for row in out]), each, rtol=1e-4, atol=1e-4)
@@ -58,9 +63,9 @@ def test_one_cluster_and_share_one_give_every_token_the_same(random_pipes):
     pipe = random_pipes("flux")
     _, session = run(pipe, "flux", Clusters(count=1, share=1.0), ONCE, TAYLOR, steps=3)
     branch = session.branches["transformer", 0]
-    base = branch.buffers["0.ff.0"].rows[-1] + branch.memory["correction 0.ff.0"]
+    base = branch.histories["0.ff.0"].features()[-1] + correction(branch, "0.ff.0")
     torch.testing.assert_close(base, base[:, :1].expand_as(base))
-    text = branch.memory["correction 0.ff_context.0"]
+    text = correction(branch, "0.ff_context.0")
     assert ((text.abs().sum(2) > 0).sum(1) == 1).all()  # in the text stream the one token alone is replaced
 
 

@@ -10,7 +10,7 @@ from numpy.polynomial import chebyshev
 from scipy.linalg import cho_factor, cho_solve
 
 from spectrum_bench import forecasters, schedules
-from spectrum_bench.caching.history import FeatureBuffer
+from spectrum_bench.caching.history import History
 
 T = 50
 SLOW = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
@@ -165,7 +165,7 @@ def test_forgetting_rows_of_weight_zero_changes_no_forecast():
             if branch.computing:
                 times.append(step)
                 branch.store("x", torch.from_numpy(H[step]))
-                most = max(most, len(branch.buffers["x"].rows))
+                most = max(most, len(branch.histories["x"]))
             else:
                 expected = forecaster(np.array(times, float), step) @ H[times]
                 np.testing.assert_allclose(branch.forecast("x").numpy(), expected, atol=1e-9)
@@ -175,25 +175,25 @@ def test_forgetting_rows_of_weight_zero_changes_no_forecast():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_weighted_sum_accumulates_in_fp32(dtype):
     rows = [torch.randn(2, 300, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(14)]
-    buffer = FeatureBuffer()
+    history = History()
     for row in rows:
-        buffer.append(row)
+        history.append(row)
     w = np.array([7.0 * (-1) ** i + 0.1 * i for i in range(14)])
     exact = sum(wi * row.double() for wi, row in zip(w, rows, strict=True))
-    out = buffer.combine(w)
+    out = history.combine(w)
     assert out.dtype == dtype
     scale = sum(abs(wi) * row.double().abs() for wi, row in zip(w, rows, strict=True))
     unit = torch.finfo(dtype).eps
     assert ((out.double() - exact).abs() <= unit * exact.abs() + 14 * 2**-23 * scale).all()
 
 
-def test_a_buffer_owns_its_memory_and_refuses_another_shape():
+def test_a_history_owns_its_memory_and_refuses_another_shape():
     whole = torch.randn(1, 80, 8)
-    buffer = FeatureBuffer()
-    buffer.append(whole[:, 16:])
-    assert buffer.rows[0].untyped_storage().nbytes() == buffer.bytes == 64 * 8 * 4
+    history = History()
+    history.append(whole[:, 16:])
+    assert history.features()[0].untyped_storage().nbytes() == history.nbytes == 64 * 8 * 4
     with pytest.raises(ValueError, match="changed"):
-        buffer.append(torch.randn(1, 32, 8))
+        history.append(torch.randn(1, 32, 8))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,11 +259,9 @@ def test_foca_is_its_equations_step_by_step():
         np.testing.assert_allclose(ours, F[step], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("now,gamma", [(1.0, 1.0), (2.5, 1.25), (9.0, 1.5)])
-def test_aligned_goes_as_far_as_the_probe(now, gamma):
-    """The probe's residual went from 0 to 2 between the two computed steps; now it is at `now`."""
-    memory = {"residuals": [torch.zeros(3), torch.full((3,), 2.0)], "residual": torch.full((3,), now)}
-    w = forecasters.aligned(np.array([0.0, 3.0, 7.0]), 9.0, least=1.0, most=1.5, memory=memory)
+@pytest.mark.parametrize("progress,gamma", [(0.5, 1.0), (1.25, 1.25), (4.5, 1.5), (None, 1.5)])
+def test_aligned_goes_as_far_as_the_probe(progress, gamma):
+    w = forecasters.aligned(np.array([0.0, 3.0, 7.0]), 9.0, least=1.0, most=1.5, progress=progress)
     np.testing.assert_allclose(w, [0, 1 - gamma, gamma])
 
 
@@ -294,10 +292,10 @@ def test_each_channel_follows_its_own_solver(dtype):
         np.array([0.0, 1, 2, 4, 8]),
         [torch.from_numpy(rng.standard_normal((1, 3, 5))).to(dtype) for _ in SLOW[:5]],
     )
-    buffer = FeatureBuffer()
+    history = History()
     for row in H:
-        buffer.append(row)
-    out = buffer.combine(forecasters.hyca(times, 11.0, solvers=names, channels=channels))
+        history.append(row)
+    out = history.combine(forecasters.hyca(times, 11.0, solvers=names, channels=channels))
     assert out.dtype == dtype
     for d, cluster in enumerate(channels):
         w = forecasters.SOLVERS[names[cluster]](times, 11.0)
@@ -312,7 +310,7 @@ def test_rows_that_no_channel_reads_are_forgotten():
     for step in range(6):
         branch.begin(step, True)
         branch.store("x", torch.full((1, 2, 3), float(step) ** 2))
-    assert len(branch.buffers["x"].rows) == 3
+    assert len(branch.histories["x"]) == 3
     branch.begin(6, False)
     np.testing.assert_allclose(branch.forecast("x")[0, 0].numpy(), [25 + 9 + 1, 25, 25])
 
@@ -325,8 +323,8 @@ def test_a_mixture_of_other_channels_is_refused():
     for words in ({"solvers": ["euler"], "channels": [0]}, {"solvers": ["reuse"], "channels": [1]}):
         with pytest.raises(ValueError, match="solvers must be of"):
             call(**words)
-    buffer = FeatureBuffer()
-    buffer.append(torch.zeros(1, 4, 8))
-    buffer.append(torch.zeros(1, 4, 8))
+    history = History()
+    history.append(torch.zeros(1, 4, 8))
+    history.append(torch.zeros(1, 4, 8))
     with pytest.raises(ValueError, match="do not fit"):
-        buffer.combine(call(solvers=["taylor1"], channels=[0] * 4))
+        history.combine(call(solvers=["taylor1"], channels=[0] * 4))

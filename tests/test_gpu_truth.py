@@ -13,6 +13,7 @@ import torch
 
 from spectrum_bench import gates
 from spectrum_bench.paths import ROOT
+from spectrum_bench.signals import ENTERING, MODULATED, PROBE
 
 SCRIPT = ROOT / "scripts/gpu_truth.py"
 
@@ -76,9 +77,10 @@ def test_thresholds_are_those_of_the_gates(script):
     rows = torch.rand(50, 64, generator=torch.Generator().manual_seed(0)) + 2
     changes = [gates.distance(new, old) for old, new in zip(rows, rows[1:], strict=False)]
     limit = script.threshold(partial(script.accumulated_passes, [np.nan, *changes]), 12)
-    gate, memory = partial(gates.accumulated, threshold=limit, polynomial=[1.0, 0.0]), {}
-    assert sum(gate(step, 50, {"modulated": row}, memory) for step, row in enumerate(rows)) <= 12
+    gate = gates.accumulated(threshold=limit, polynomial=[1.0, 0.0])
+    state = gate.start(50)
+    assert sum(gate.decide(step, {MODULATED: row}, state) for step, row in enumerate(rows)) <= 12
     limit = script.threshold(partial(script.first_block_passes, list(rows)), 12)
-    memory = {}
-    seen = [{"entering": torch.zeros(64), "probe": row} for row in rows]
-    assert sum(gates.first_block(step, 50, s, memory, threshold=limit) for step, s in enumerate(seen)) <= 12
+    gate = gates.first_block(threshold=limit)
+    state, seen = gate.start(50), [{ENTERING: torch.zeros(64), PROBE: row} for row in rows]
+    assert sum(gate.decide(step, s, state) for step, s in enumerate(seen)) <= 12

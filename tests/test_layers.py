@@ -18,6 +18,7 @@ LAYERS = (  # lowest first; a part imports from itself and from layers below its
     {"errors", "paths", "version"},
     {"checks"},
     {"schedules", "forecasters", "anatomy"},
+    {"signals"},
     {"gates"},
     {"caching"},
     {"sampling", "miniature"},

@@ -368,7 +368,7 @@ def test_a_skipped_step_runs_no_block_and_forecasts_what_enters_the_epilogue(nam
     for step in (2, 3):
         torch.testing.assert_close(left[step], base[step] + h1 + slope * (step - 1) * (h1 - h0), rtol=1e-4, atol=1e-4)
     (branch,) = session.branches.values()
-    assert {tuple(row.shape) for row in branch.buffers["stack"].rows} == {case.feature}
+    assert {tuple(row.shape) for row in branch.histories["stack"].features()} == {case.feature}
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -50,14 +50,14 @@ def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
     query = next(m for n, m in blocks(pipe)[site.watched].named_modules() if n.endswith("to_q"))
     handle = query.register_forward_hook(lambda *_: calls.append(1))
     try:
-        first, one = run(pipe, name, site, gates.observed, REUSE)
+        first, one = run(pipe, name, site, gates.observed(), REUSE)
     finally:
         handle.remove()
     assert not torch.equal(first, plain) and 0 < len(one.computed_steps) < STEPS
     assert len(calls) == sum(len(branch.computed) for branch in one.branches.values())
     assert len(one.branches) == CALLS.get(name, 1) and one.cache_bytes > 0
-    run(pipe, name, site, gates.observed, REUSE, prompts=("a blue star", "a square"), seed=7, steps=5)
-    again, two = run(pipe, name, site, gates.observed, REUSE)
+    run(pipe, name, site, gates.observed(), REUSE, prompts=("a blue star", "a square"), seed=7, steps=5)
+    again, two = run(pipe, name, site, gates.observed(), REUSE)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
     assert inventory(denoiser(pipe)) == before and not held(denoiser(pipe))
     assert torch.equal(sample(pipe, name), plain)
@@ -67,8 +67,8 @@ def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
 @pytest.mark.parametrize("threshold", [0.03, 0.1, 0.3, 1.0])
 def test_our_first_block_cache_is_that_of_diffusers(random_pipes, name, threshold):
     pipe, theirs = random_pipes(name), DiffusersCache("FirstBlockCacheConfig", {"threshold": threshold})
-    a, one = run(pipe, name, TailResidual(), partial(gates.first_block, threshold=threshold), REUSE)
-    b, two = run(pipe, name, theirs, gates.observed, REUSE)
+    a, one = run(pipe, name, TailResidual(), gates.first_block(threshold=threshold), REUSE)
+    b, two = run(pipe, name, theirs, gates.observed(), REUSE)
     assert one.computed_steps == two.computed_steps
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
@@ -80,7 +80,7 @@ def test_our_magcache_is_that_of_diffusers(random_pipes, name):
     theirs = DiffusersCache("MagCacheConfig", rule, {"num_inference_steps": "steps"})
     mask = partial(schedules.magcache, ratios=ratios, threshold=0.3, longest=3, retention=0.2)
     a, one = run(pipe, name, StackResidual(), mask, REUSE, steps=10)
-    b, two = run(pipe, name, theirs, gates.observed, REUSE, steps=10)
+    b, two = run(pipe, name, theirs, gates.observed(), REUSE, steps=10)
     assert one.computed_steps == two.computed_steps and len(one.computed_steps) < 10
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
@@ -91,17 +91,17 @@ def test_our_first_block_cache_is_dbcache_with_one_block(random_pipes, name, thr
     """DBCache's F1B0 without warm-up; its threshold means the same, and so does what it reuses."""
     pipe = random_pipes(name)
     theirs = CacheDiT({"Fn_compute_blocks": 1, "residual_diff_threshold": threshold, "max_warmup_steps": 0})
-    a, one = run(pipe, name, TailResidual(), partial(gates.first_block, threshold=threshold), REUSE)
-    b, two = run(pipe, name, theirs, gates.observed, REUSE)
+    a, one = run(pipe, name, TailResidual(), gates.first_block(threshold=threshold), REUSE)
+    b, two = run(pipe, name, theirs, gates.observed(), REUSE)
     assert one.computed_steps == two.computed_steps and (len(one.computed_steps) < STEPS or threshold < 0.5)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
 def test_what_cache_dit_cannot_do_is_said(random_pipes, monkeypatch):
     with pytest.raises(ValueError, match="cache-dit caches nothing in SD3Transformer2DModel"):
-        run(random_pipes("sd3"), "sd3", PEERS["dbcache"], gates.observed, REUSE)
+        run(random_pipes("sd3"), "sd3", PEERS["dbcache"], gates.observed(), REUSE)
     with pytest.raises(ValueError, match="no more than 40 blocks"):
-        run(random_pipes("flux"), "flux", CacheDiT({"Fn_compute_blocks": 40}), gates.observed, REUSE)
+        run(random_pipes("flux"), "flux", CacheDiT({"Fn_compute_blocks": 40}), gates.observed(), REUSE)
     for wrong in (({"nonsense": 1},), ({}, "NoSuchConfig"), ({}, "FoCaCalibratorConfig", {"nonsense": 1})):
         with pytest.raises(ValueError, match="cache-dit says.*(nonsense|NoSuchConfig)"):
             CacheDiT(*wrong)
@@ -112,7 +112,7 @@ def test_what_cache_dit_cannot_do_is_said(random_pipes, monkeypatch):
 
 def test_what_diffusers_cannot_do_is_said(random_pipes):
     with pytest.raises(ValueError, match="diffusers caches nothing in SD3Transformer2DModel: use our own"):
-        run(random_pipes("sd3"), "sd3", PEERS["fbcache"], gates.observed, REUSE)
+        run(random_pipes("sd3"), "sd3", PEERS["fbcache"], gates.observed(), REUSE)
     with pytest.raises(ValueError, match="site.config=FirstBlockCacheConfig.*nonsense"):
         DiffusersCache("FirstBlockCacheConfig", {"nonsense": 1})
     with pytest.raises(ValueError, match="site.config=NoSuchConfig"):
@@ -124,5 +124,5 @@ def test_what_diffusers_cannot_do_is_said(random_pipes):
 def test_ours_still_run_after_theirs(random_pipes):
     pipe = random_pipes("flux")
     first, _ = run(pipe, "flux", LastBlock(), MASK, TAYLOR)
-    run(pipe, "flux", PEERS["fbcache"], gates.observed, REUSE)
+    run(pipe, "flux", PEERS["fbcache"], gates.observed(), REUSE)
     assert torch.equal(run(pipe, "flux", LastBlock(), MASK, TAYLOR)[0], first)

@@ -17,7 +17,7 @@ from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailRes
 from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
 
-GATE = partial(gates.accumulated, threshold=0.05, polynomial=[1.0, 0.0])
+GATE = gates.accumulated(threshold=0.05, polynomial=[1.0, 0.0])
 SITES = {
     "last_block": LastBlock(),
     "stack_residual": StackResidual(),
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
 def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipes, name, site):
     pipe = random_pipes(name)
     plain = sample(pipe, name)
-    for schedule in (schedules.full, partial(gates.easycache, threshold=0, first=1)):
+    for schedule in (schedules.full, gates.easycache(threshold=0, first=1)):
         out, session = run(pipe, name, SITES[site], schedule)
         assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
 
@@ -85,7 +85,7 @@ def test_a_skipped_step_runs_no_block_and_forecasts_what_enters_the_epilogue(ran
         h = given[branch::each]
         for step, expected in {2: 2 * h[1] - h[0], 3: 3 * h[1] - 2 * h[0], 5: h[4] + (h[4] - h[1]) / 3}.items():
             torch.testing.assert_close(h[step], expected, rtol=1e-4, atol=1e-4 * float(h[1].abs().max()))
-    rows = {tuple(b.buffers["stack"].rows[0].shape) for b in session.branches.values()}
+    rows = {tuple(b.histories["stack"].features()[0].shape) for b in session.branches.values()}
     batch = 2 if name in ("sd3", "sdxl") else 1
     shape = {"sdxl": (batch, 48, 16, 16), "hunyuan": (1, 192, 128), "wan": (1, 192, 128)}.get(name, (batch, 64, 128))
     assert rows == {shape}
@@ -149,8 +149,8 @@ def test_two_denoisers_keep_their_own_features(two):
 
 def test_what_a_peer_holds_in_both_denoisers_counts(two, random_pipes):
     rule = DiffusersCache("FirstBlockCacheConfig", {"threshold": 10.0})
-    _, one = run(random_pipes("wan"), "wan", rule, gates.observed, forecasters.reuse)
-    _, both = run(two, "wan", rule, gates.observed, forecasters.reuse)
+    _, one = run(random_pipes("wan"), "wan", rule, gates.observed(), forecasters.reuse)
+    _, both = run(two, "wan", rule, gates.observed(), forecasters.reuse)
     assert len(one.branches) == 2 and len(both.branches) == 4 and both.cache_bytes == 2 * one.cache_bytes > 0
 
 
@@ -164,9 +164,9 @@ def test_two_denoisers_are_not_measured_as_one(two, compose, monkeypatch):
 def skipping(pipe, name, site, gate, forecaster):
     """The gate at a threshold that skips some steps of this random network, and what it then computes."""
     for threshold in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
-        _, session = run(pipe, name, site, partial(gate, threshold=threshold), forecaster)
+        _, session = run(pipe, name, site, gate(threshold=threshold), forecaster)
         if len(session.computed_steps) < STEPS:
-            return partial(gate, threshold=threshold), session.computed_steps
+            return gate(threshold=threshold), session.computed_steps
     raise AssertionError("it never skips")
 
 
@@ -175,12 +175,12 @@ def skipping(pipe, name, site, gate, forecaster):
 def test_gates_skip_and_leave_nothing(random_pipes, name, algo):
     """Never-skip at threshold 0; else skipped steps run the front blocks alone, and A, B, A gives A."""
     pipe, (site, gate, forecaster) = random_pipes(name), DYNAMIC[algo]
-    if name == "sdxl" and getattr(site, "front", 0):
+    if name == "sdxl" and site.front:
         with pytest.raises(ValueError, match="no front blocks"):
-            run(pipe, name, site, partial(gate, threshold=0.1), forecaster)
+            run(pipe, name, site, gate(threshold=0.1), forecaster)
         return
     plain = sample(pipe, name)
-    out, session = run(pipe, name, site, partial(gate, threshold=0), forecaster)
+    out, session = run(pipe, name, site, gate(threshold=0), forecaster)
     assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
 
     gate, computed = skipping(pipe, name, site, gate, forecaster)
@@ -195,7 +195,7 @@ def test_gates_skip_and_leave_nothing(random_pipes, name, algo):
     again, two = run(pipe, name, site, gate, forecaster)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
     assert one.computed_steps == computed and not torch.equal(first, plain)
-    front, passes = getattr(site, "front", 0), sum(len(branch.computed) for branch in one.branches.values())
+    front, passes = site.front, sum(len(branch.computed) for branch in one.branches.values())
     whole = STEPS * CALLS.get(name, 1)
     assert [calls[i] for i in range(len(blocks(pipe)))] == [whole if i < front else passes for i in range(len(calls))]
 
@@ -203,18 +203,18 @@ def test_gates_skip_and_leave_nothing(random_pipes, name, algo):
 def test_the_second_guidance_branch_follows_where_the_method_says_so(random_pipes):
     """EasyCache decides on Wan's first call of a step; the first-block gate on each for itself."""
     site, gate, forecaster = DYNAMIC["easycache"]
-    _, session = run(random_pipes("wan"), "wan", site, partial(gate, threshold=0.3), forecaster)
+    _, session = run(random_pipes("wan"), "wan", site, gate(threshold=0.3), forecaster)
     cond, uncond = session.branches.values()
-    assert cond.computed == uncond.computed and "latent" in cond.memory and not uncond.memory
+    assert cond.computed == uncond.computed and cond.state.latent is not None and uncond.state.latent is None
     site, gate, forecaster = DYNAMIC["fbcache"]
-    _, session = run(random_pipes("wan"), "wan", site, partial(gate, threshold=0.3), forecaster)
-    assert all("added" in branch.memory for branch in session.branches.values())
+    _, session = run(random_pipes("wan"), "wan", site, gate(threshold=0.3), forecaster)
+    assert all(branch.state.added is not None for branch in session.branches.values())
 
 
 def test_a_gate_s_tensors_count_as_cache(random_pipes):
     """FLUX, first-block: 64 tokens of 128 floats, once as the gate's reference and once as the cached residual."""
     site, gate, forecaster = DYNAMIC["fbcache"]
-    _, session = run(random_pipes("flux"), "flux", site, partial(gate, threshold=0.3), forecaster)
+    _, session = run(random_pipes("flux"), "flux", site, gate(threshold=0.3), forecaster)
     assert session.cache_bytes == 2 * 64 * 128 * 4
 
 
@@ -262,11 +262,12 @@ def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
     real = []
     handle = module.register_forward_hook(lambda m, a, out: real.append(out))
 
-    @gates.observing()
-    def gate(step, T, seen, memory):
-        errors.append(memory.get("error"))
-        return gates.speca(step, T, seen, memory, **SPECA | {"threshold": limit})
+    @gates.gate(state=gates.SpeCaState)
+    def watched(step, T, seen, state):
+        errors.append(state.error)
+        return gates.speca.rule(step, T, seen, state, **SPECA | {"threshold": limit})
 
+    gate = watched()
     before = inventory(denoiser(pipe))
     try:
         first, one = run(pipe, name, Modules(verify=True), gate, TAYLOR)
@@ -286,9 +287,10 @@ def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
 def test_speca_redoes_the_step_itself_where_it_is_told_to(random_pipes):
     """Immediate rejection at step 2 is the picture of a mask that computes 0 and 2."""
     pipe, steps = random_pipes("flux"), 3
-    gate = partial(gates.speca, **SPECA | {"threshold": 1e-9, "least": 1e-9}, immediate=True)
+    rule = SPECA | {"least": 1e-9, "immediate": True}
+    gate = gates.speca(**rule | {"threshold": 1e-9})
     ours, session = run(pipe, "flux", Modules(verify=True), gate, TAYLOR, steps=steps)
     plain, _ = run(pipe, "flux", Modules(), partial(schedules.mask, steps=[0, 2]), TAYLOR, steps=steps)
     assert session.computed_steps == [0, 2] and torch.equal(ours, plain)
-    never = partial(gate, threshold=1e9)
+    never = gates.speca(**rule | {"threshold": 1e9})
     assert run(pipe, "flux", Modules(verify=True), never, TAYLOR, steps=steps)[1].computed_steps == [0]

@@ -9,6 +9,7 @@ import torch
 from helpers import CALLS, MASK, blocks, denoiser, inventory, run, sample
 
 from spectrum_bench import forecasters, schedules
+from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites import tokens
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.tokens import Alternating, Tokens
@@ -97,21 +98,18 @@ def test_only_the_chosen_tokens_are_computed(random_pipes):
 def test_tokens_take_turns():
     """Equal importance, half of four tokens a step: by age the others come next; after a full step all are new."""
 
-    class Branch:
-        memory = {"importance 0": torch.ones(1, 4)}
-
-    class Session:
-        branch = Branch
-
-    choice = tokens._Choice(SITE, Session, "0", 0.5)
+    session = Session(schedules.full, REUSE, 5)
+    session.begin_call("transformer", torch.zeros(1), torch.zeros(1))
+    choice = tokens._Choice(SITE, session, "0", 0.5)
+    choice.state.importance = torch.ones(1, 4)
     first, second = (set(choice.tokens("x", 4, "head")[0].tolist()) for _ in range(2))
     assert first | second == {0, 1, 2, 3}
     choice.renew("x")
-    assert "age x" not in Branch.memory
-    Branch.memory["importance 0"] = torch.tensor([[0.0, 0, 9, 5, 1, 7]])
+    assert "x" not in choice.state.ages
+    choice.state.importance = torch.tensor([[0.0, 0, 9, 5, 1, 7]])
     assert set(choice.tokens("y", 4, "tail")[0].tolist()) == {0, 3}  # of the last four
     assert set(choice.tokens("z", 2, "head")[0].tolist()) <= {0, 1}
-    assert tokens._Choice(SITE, Session, "0", 0.2).tokens("x", 4, "head") is None
+    assert tokens._Choice(SITE, session, "0", 0.2).tokens("x", 4, "head") is None
 
 
 @pytest.mark.parametrize("masked", [None, "bool", "added"])

@@ -1,10 +1,15 @@
 """Where things are in a denoiser. The only file that reads diffusers' block registry (not yet public API)."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor, nn
+
+from spectrum_bench.errors import DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -42,17 +47,20 @@ class Anatomy:
     stacks: tuple[str, ...] | None = None
     answer: Callable[[Tensor], object] | None = None
     image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
-    modulated: Callable[[nn.Module, dict], Tensor] | None = None
+    modulated: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     modules: dict[str, BlockModules] = field(default_factory=dict)
 
 
-def _first_norm(block: nn.Module, given: dict) -> Tensor:
+def _first_norm(block: nn.Module, given: dict[str, Any]) -> Tensor:
     """(B, L, D) normalised and modulated by the timestep."""
-    return block.norm1(given["hidden_states"], emb=given["temb"])[0]
+    norm: Any = block.norm1
+    modulated: Tensor = norm(given["hidden_states"], emb=given["temb"])[0]
+    return modulated
 
 
-def _time_embedding(block: nn.Module, given: dict) -> Tensor:
-    return given["temb"]
+def _time_embedding(block: nn.Module, given: dict[str, Any]) -> Tensor:
+    embedding: Tensor = given["temb"]
+    return embedding
 
 
 TEXT_THEN_IMAGE = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "tail", "ff_context": "head"})
@@ -105,32 +113,102 @@ CORRECTED = {  # blocks that diffusers' registry describes wrongly, or leaves ou
 
 
 def anatomy(denoiser: nn.Module) -> Anatomy:
+    """What ANATOMY says of this class of denoiser, or the default."""
     return ANATOMY.get(type(denoiser).__name__, Anatomy())
 
 
-def block_io(block: nn.Module):
-    """Where a block's streams are among its arguments and outputs (diffusers' TransformerBlockMetadata)."""
-    if type(block).__name__ in CORRECTED:
-        return CORRECTED[type(block).__name__]
-    TransformerBlockRegistry._register()
-    return TransformerBlockRegistry._registry.get(type(block), TransformerBlockMetadata(return_hidden_states_index=0))
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """The names of what a module takes, in order. Ask when hooks are attached: it is too slow for a step."""
+    kind: Any = type(module)
+    return _parameter_names(kind)
+
+
+@cache
+def _parameter_names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+class Argument:
+    """One argument of a module's call, looked up once when hooks are attached.
+
+    Args:
+        which: its place (0: a denoiser's latent) or its name; a call without it gives None.
+    """
+
+    def __init__(self, module: nn.Module, which: int | str):
+        names = parameter_names(module)
+        self.name = names[which] if isinstance(which, int) else which
+        self.place = names.index(self.name) if self.name in names else len(names)
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Of a call's positional and named arguments."""
+        return args[self.place] if self.place < len(args) else kwargs.get(self.name)
+
+
+class BlockIO:
+    """Where a block's streams are among its arguments and outputs, looked up once when hooks are attached."""
+
+    def __init__(self, block: nn.Module):
+        self.names, self.where = parameter_names(block), _metadata(block)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The block's arguments by name, its image or video tokens as "hidden_states"."""
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        given["hidden_states"] = given[self.where.hidden_states_argument_name]
+        return given
+
+    def hidden(self, output: Any) -> Tensor:
+        """Of the block's output the image or video tokens."""
+        return output if isinstance(output, Tensor) else output[self.where.return_hidden_states_index]
+
+    def text(self, output: Any) -> Tensor | None:
+        """Of the block's output the text tokens, where it returns them apart."""
+        index = self.where.return_encoder_hidden_states_index
+        tokens: Tensor | None = None if index is None else output[index]
+        return tokens
+
+    def outputs(self, hidden: Tensor, arguments: dict[str, Any]) -> Any:
+        """What the block returns, with `hidden` as its image tokens; the text stream passes through."""
+        if self.where.return_encoder_hidden_states_index is None:
+            return hidden
+        out = {self.where.return_hidden_states_index: hidden}
+        out[self.where.return_encoder_hidden_states_index] = arguments[self.where.encoder_hidden_states_argument_name]
+        return tuple(out[i] for i in sorted(out))
+
+
+def _metadata(block: nn.Module) -> TransformerBlockMetadata:
+    default = CORRECTED.get(type(block).__name__, TransformerBlockMetadata(return_hidden_states_index=0))
+    return default if type(block).__name__ in CORRECTED else _registered().get(type(block), default)
+
+
+def _registered() -> dict[type, TransformerBlockMetadata]:
+    """diffusers' own list of classes of blocks."""
+    TransformerBlockRegistry._register()  # type: ignore[no-untyped-call]
+    registry: dict[type, TransformerBlockMetadata] = TransformerBlockRegistry._registry
+    return registry
 
 
 def stacks(denoiser: nn.Module) -> list[str]:
     """Names of what a skipped step bypasses: lists of blocks, and single ones, in the order in which they run.
 
     Raises:
-        ValueError: ANATOMY names none, and no module list holds blocks that diffusers has registered.
+        DoesNotFit: ANATOMY names none, and no module list holds blocks that diffusers has registered.
     """
-    if anatomy(denoiser).stacks is not None:
-        return [name for name in anatomy(denoiser).stacks if getattr(denoiser, name) is not None]  # no mid block
-    TransformerBlockRegistry._register()
-    known = tuple(TransformerBlockRegistry._registry)
-    found = [
+    declared = anatomy(denoiser).stacks
+    if declared is not None:
+        return [name for name in declared if getattr(denoiser, name) is not None]  # some U-Nets have no mid block
+    known = tuple(_registered())
+    names = [
         name
         for name, child in denoiser.named_children()
         if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], known)
     ]
-    if not found:
-        raise ValueError(f"{type(denoiser).__name__} has no list of transformer blocks that diffusers knows of")
-    return found
+    if not names:
+        raise DoesNotFit(f"{type(denoiser).__name__} has no list of transformer blocks that diffusers knows of")
+    return names
+
+
+def all_blocks(denoiser: nn.Module) -> list[nn.Module]:
+    """All blocks in the order in which they run."""
+    parts = [getattr(denoiser, name) for name in stacks(denoiser)]
+    return [block for part in parts for block in (part if isinstance(part, nn.ModuleList) else [part])]

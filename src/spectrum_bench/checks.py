@@ -1,6 +1,8 @@
 """Range checks with one wording, for settings and for the constants of schedules, gates, forecasters and sites."""
 
+import inspect
 import math
+from typing import Any
 
 from spectrum_bench.errors import BadValue
 
@@ -41,3 +43,22 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise BadValue(f"{name}={value} is none of {', '.join(choices)}")
     return str(value)
+
+
+def arguments(name: str, signature: inspect.Signature, *places: Any, **constants: Any) -> inspect.BoundArguments:
+    """The arguments of a call, with defaults.
+
+    Raises:
+        BadValue: a constant that the function does not take, or one that it lacks.
+    """
+    takes = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = [] if open_ended else [key for key in constants if key not in takes]
+    if unknown:
+        raise BadValue(f"{name}() got an unexpected keyword argument '{unknown[0]}': it takes {', '.join(takes)}")
+    try:
+        bound = signature.bind(*places, **constants)
+    except TypeError as error:
+        raise BadValue(f"{name}() {error}") from None
+    bound.apply_defaults()
+    return bound

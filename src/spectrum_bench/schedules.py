@@ -3,10 +3,15 @@ decided while it runs is a *gate*, in gates.py."""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-Mask = np.ndarray  # (T,) bool, True = compute
+from spectrum_bench import checks
+from spectrum_bench.errors import BadValue
+
+Mask = NDArray[np.bool_]  # (T,), True = compute
 
 
 def full(T: int) -> Mask:
@@ -20,7 +25,7 @@ def uniform(T: int, *, interval: int, warmup: int = 1) -> Mask:
     The counter of Shenyi-Z/TaylorSeer@288776d: a step is full if fewer than `warmup` came before it or `interval - 1`
     steps in a row were skipped. FORA's own DiT code counts down from the last step; the FLUX ports of it do not.
     """
-    _whole(interval=interval)
+    checks.whole("interval", interval)
     return adaptive_window(T, window=interval, flex=0.0, warmup=warmup)
 
 
@@ -30,9 +35,9 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 
     The counter of hanjq17/Spectrum@f7b7841, which rounds the growing window to three decimals.
     """
-    _whole(warmup=warmup)
-    _number("window", window, 1)
-    _number("flex", flex, 0)
+    checks.whole("warmup", warmup)
+    checks.number("window", window, 1)
+    checks.number("flex", flex, 0)
     out = np.arange(T) < warmup
     step = warmup - 1
     while (step := step + int(window)) < T:
@@ -44,16 +49,18 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 def mask(T: int, *, steps: Sequence[int]) -> Mask:
     """Exactly the steps of a list, for replaying what another method or implementation computed."""
     if isinstance(steps, (str, int, float)):
-        raise ValueError(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
+        raise BadValue(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
     wrong = [s for s in steps if not (isinstance(s, int) and 0 <= s < T)]
     if wrong:
-        raise ValueError(f"steps must be whole numbers from 0 to {T - 1}, not {wrong}")
+        raise BadValue(f"steps must be whole numbers from 0 to {T - 1}, not {wrong}")
     out = np.zeros(T, bool)
     out[steps] = True
     return out
 
 
-def magcache(T: int, *, ratios: Sequence[float], threshold: float, longest: int, retention: float, always=()) -> Mask:
+def magcache(
+    T: int, *, ratios: Sequence[float], threshold: float, longest: int, retention: float, always: Sequence[int] = ()
+) -> Mask:
     """MagCache (arXiv:2506.09045, Zehong-Ma/MagCache): skip while |1 - product of the `ratios` since the last computed
     step|, summed over the steps skipped, is at most `threshold`: how far the stack's residual has shrunk or grown.
 
@@ -65,18 +72,14 @@ def magcache(T: int, *, ratios: Sequence[float], threshold: float, longest: int,
         always: entries of `ratios` whose steps are computed in any case.
 
     Raises:
-        ValueError: constants that make no sense, or no ratios for this model.
+        BadValue: constants that make no sense, or no ratios for this model.
     """
-    if not ratios:
-        raise ValueError(
-            "this model has no constants for magcache yet, and another model's would make another method: "
-            "measure them with python src/calibrate.py algo=magcache model=<model>"
-        )
+    calibrated("magcache", ratios)
     for ratio in ratios:
-        _number("ratios", ratio, 0)
-    _number("threshold", threshold, 0)
-    _number("retention", retention, 0)
-    _whole(longest=longest)
+        checks.number("ratios", ratio, 0)
+    checks.number("threshold", threshold, 0)
+    checks.number("retention", retention, 0)
+    checks.whole("longest", longest)
     out, ratio, error, skipped = np.ones(T, bool), 1.0, 0.0, 0
     for step in range(max(1, math.floor(retention * T + 0.5)), T):
         entry = round(step * (len(ratios) - 1) / max(T - 1, 1))
@@ -89,44 +92,53 @@ def magcache(T: int, *, ratios: Sequence[float], threshold: float, longest: int,
     return out
 
 
-Schedule = Callable[[int], Mask] | Callable[..., bool]  # a mask, or a gate
+class Decides(Protocol):
+    """A gate (gates.Gate), as far as a schedule needs to know it."""
+
+    @property
+    def decide(self) -> Callable[..., bool]: ...
 
 
-def bare(function: Callable) -> Callable:
+Schedule = Callable[[int], Mask] | Decides
+
+
+def bare(function: object) -> Any:
     """The function of which a YAML's `_partial_: true` made a partial one."""
     return getattr(function, "func", function)
 
 
-def is_gate(schedule: Schedule) -> bool:
+def is_gate(schedule: object) -> bool:
     """Whether the schedule decides by what only the running model can tell."""
-    return hasattr(bare(schedule), "observes")
+    return hasattr(schedule, "decide")
 
 
 def plan(schedule: Schedule, T: int) -> Mask | None:
     """The schedule's mask over T steps, checked; None for a gate.
 
     Raises:
-        ValueError: T < 1, or the mask is not (T,) bool or leaves step 0 out.
+        BadValue: T < 1, or the mask is not (T,) bool or leaves step 0 out.
     """
-    if not (isinstance(T, int) and T >= 1):
-        raise ValueError(f"num_inference_steps must be a whole number of at least 1, not {T}")
-    if is_gate(schedule):
+    checks.whole("num_inference_steps", T)
+    if is_gate(schedule) or not callable(schedule):
         return None
     out = schedule(T)
     if getattr(out, "dtype", None) is not np.dtype(bool) or out.shape != (T,):
-        raise ValueError(f"a schedule must return ({T},) bool, one entry a step")
+        raise BadValue(f"a schedule must return ({T},) bool, one entry a step")
     if not out[0]:
-        raise ValueError("step 0 must be computed: there is nothing to forecast it from")
+        raise BadValue("step 0 must be computed: there is nothing to forecast it from")
     return out
 
 
-def _whole(**values: int) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+def calibrated(method: str, numbers: object) -> None:
+    """Refuse constants that a model has not been measured for.
 
-
-def _number(name: str, value: float, least: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= least):
-        bound = f" of at least {least:g}" if math.isfinite(least) else ""
-        raise ValueError(f"{name} must be a number{bound}, not {value}")
+    Raises:
+        BadValue: there are none, or they are no numbers.
+    """
+    if not numbers or not isinstance(numbers, Sequence):
+        raise BadValue(
+            f"this model has no constants for {method} yet, and another model's would make another method: "
+            f"measure them with python src/calibrate.py algo={method} model=<model>"
+        )
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+        raise BadValue(f"the constants of {method} must be numbers, not {list(numbers)}")

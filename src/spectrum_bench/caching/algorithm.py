@@ -1,14 +1,23 @@
-"""What is run: a schedule, a forecaster and a site under one name."""
+"""What is run: a schedule, a forecaster and a site under one name, and whether they go together."""
 
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import torch
 
-from spectrum_bench import forecasters, gates, schedules
+from spectrum_bench import checks
 from spectrum_bench.caching.sites.base import Site
-from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.forecasters import Weights
-from spectrum_bench.schedules import Schedule
+from spectrum_bench.errors import BadValue, DoesNotFit
+from spectrum_bench.forecasters import Forecaster, forgotten, reuse
+from spectrum_bench.gates import Gate, Method, is_observed
+from spectrum_bench.schedules import Mask, Schedule, bare, full, plan
+from spectrum_bench.signals import FirstBlock, Front
+
+LONGEST = 100  # steps of a run that are enough to see what a forecaster reads
 
 
 @dataclass(frozen=True)
@@ -17,23 +26,100 @@ class Algorithm:
 
     name: str
     schedule: Schedule
-    forecaster: Weights
+    forecaster: Forecaster
     site: Site | None
 
     def check(self, T: int) -> None:
-        """Refuse what can be refused without a model.
+        """Refuse what would only fail, or silently be another method, once the model runs. Needs no model.
 
         Raises:
-            UserError: constants that make no sense over T steps, or parts that do not go together.
+            BadValue: a constant that makes no sense, is unknown or missing, or that this model is not measured for.
+            DoesNotFit: parts that do not go together, or a forecaster that reads a forgotten row.
         """
-        mask = schedules.plan(self.schedule, T)
-        if self.site is None and (mask is None or not mask.all()):
-            raise DoesNotFit(f"algo={self.name} caches nothing, so schedule=full is the only one for it")
-        if mask is None:
-            gates.check(self.schedule, T, self.site)
+        if isinstance(bare(self.schedule), Method):
+            raise BadValue(f"{bare(self.schedule).__name__} is a gate: leave _partial_ out of its YAML")
+        if not isinstance(self.schedule, Gate):
+            check_arguments(self.schedule, T)
+        check_arguments(self.forecaster, np.arange(3.0), 4.0)
+        mask = plan(self.schedule, T)
+        if self.site is None:
+            if mask is None or not mask.all():
+                raise DoesNotFit(f"algo={self.name} caches nothing, so schedule=full is the only one for it")
+            return
+        if isinstance(self.schedule, Gate):
+            check_gate(self.schedule, self.site, T)
         self.forecaster(np.arange(3.0), 4.0)
-        if hasattr(self.site, "check"):
-            self.site.check(self.schedule, self.forecaster)
+        self.site.check(self.schedule, self.forecaster)
+        if not self.site.decides:
+            check_forgetting(self.forecaster, plausible(T) if mask is None else [mask])
 
 
-NOCACHE = Algorithm("nocache", schedules.full, forecasters.reuse, None)  # the plain pipeline: the reference
+NOCACHE = Algorithm("nocache", full, reuse, None)  # the plain pipeline: the reference
+
+
+def check_arguments(function: object, *arguments: Any) -> None:
+    """Refuse constants that a schedule or a forecaster does not take, or that it lacks.
+
+    Raises:
+        BadValue: there are some.
+    """
+    plain, before = bare(function), getattr(function, "args", ())
+    name, signature = getattr(plain, "__name__", type(plain).__name__), inspect.signature(plain)
+    checks.arguments(name, signature, *before, *arguments, **getattr(function, "keywords", {}))
+
+
+def check_gate(gate: Gate[Any], site: Site, T: int) -> None:
+    """Refuse a gate at a site where what it observes does not exist. Asks it once, with tensors of one zero.
+
+    Raises:
+        DoesNotFit: one line that names the fix.
+    """
+    if is_observed(gate) and not site.decides:
+        raise DoesNotFit("schedule=observed is for what decides by itself: algo=diffusers_* or cachedit_* alone")
+    places = {signal.place for signal in gate.observes}
+    if Front in places and not site.front:
+        raise DoesNotFit(
+            f"{gate.name} observes the front blocks, and this site does not run them: use site=tail_residual"
+        )
+    if FirstBlock in places and not site.runs_blocks:
+        raise DoesNotFit(
+            f"{gate.name} observes the first block, and this site does not run it: use site=stack_residual"
+        )
+    gate.decide(0, {signal: torch.zeros(1) for signal in gate.observes}, gate.start(T))
+
+
+def plausible(T: int) -> list[Mask]:
+    """What a gate may decide: every second, third and fifth step, one of them after a warm-up."""
+    steps = np.arange(T)
+    return [steps % 2 == 0, (steps < 5) | (steps % 3 == 0), steps % 5 == 0]
+
+
+def check_forgetting(forecaster: Forecaster, masks: list[Mask]) -> None:
+    """Refuse a forecaster whose forecast from the rows that are kept is another than that from all rows.
+
+    Raises:
+        DoesNotFit: a later step reads a row with weight 0 one step ahead; or not one weight a row.
+    """
+    for step, times, kept in chain.from_iterable(skipped_steps(forecaster, mask) for mask in masks):
+        whole, part = forecaster(np.array(times, float), step), forecaster(np.array(kept, float), step)
+        name = getattr(bare(forecaster), "__name__", "the forecaster")
+        if len(whole) != len(times) or len(part) != len(kept):
+            raise DoesNotFit(f"{name} returns {len(part)} weights for {len(kept)} rows: return one a row")
+        if whole[: -len(kept)].any() or not np.allclose(whole[-len(kept) :], part, rtol=1e-6, atol=1e-9):
+            raise DoesNotFit(
+                f"{name} reads at step {step} a row that is forgotten by then, because its weight is 0 one step after "
+                f"step {times[-1]}: give it another weight there, or 0 at every later step too"
+            )
+
+
+def skipped_steps(forecaster: Forecaster, mask: Mask) -> Iterator[tuple[int, list[int], list[int]]]:
+    """(step, all computed steps, those whose rows are kept) of every skipped step; as many as LONGEST."""
+    times: list[int] = []
+    kept: list[int] = []
+    for step, computing in enumerate(mask[:LONGEST].tolist()):
+        if computing:
+            times.append(step)
+            kept.append(step)
+            del kept[: forgotten(forecaster, kept)]
+        else:
+            yield step, times, kept

@@ -1,60 +1,90 @@
-"""The cached features of one tensor, and the one place where a forecast is made from them."""
+"""The history of one feature at one site, and the one place where a forecast is made from it.
 
-import numpy as np
+Nobody outside indexes its rows, so that they may be kept elsewhere: in a ring buffer, say, or in host memory.
+"""
+
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.forecasters import Floats
 
-class FeatureBuffer:
-    """Rows of a feature at computed steps, each in the feature's own dtype and shape."""
 
-    def __init__(self):
-        self.rows: list[Tensor] = []
+class History:
+    """A feature at computed steps, oldest first: rows in the feature's own dtype and shape."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._correction: Tensor | None = None  # of the newest row
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def append(self, feature: Tensor) -> None:
-        """Keep a feature; nobody may write to it afterwards.
+        """Keep a feature; nobody may write to it afterwards. It ends the correction of the row before.
 
         Raises:
-            ValueError: its shape or dtype differs from the rows already here.
+            DoesNotFit: its shape or dtype differs from the rows already here.
         """
-        if self.rows and (feature.shape, feature.dtype) != (self.rows[0].shape, self.rows[0].dtype):
-            raise ValueError(f"the feature changed from {tuple(self.rows[0].shape)} to {tuple(feature.shape)} in a run")
+        if self._rows and (feature.shape, feature.dtype) != (self._rows[0].shape, self._rows[0].dtype):
+            before, now = tuple(self._rows[0].shape), tuple(feature.shape)
+            raise DoesNotFit(f"the feature changed from {before} to {now} in a run")
         if feature.untyped_storage().nbytes() > feature.nbytes:
             feature = feature.clone()  # a slice would keep the text tokens beside it alive
-        self.rows.append(feature)
+        self._rows.append(feature)
+        self._correction = None
 
     def forget(self, count: int) -> None:
-        """Drop the `count` oldest rows."""
-        del self.rows[:count]
+        """Drop the oldest rows until `count` are left."""
+        del self._rows[: max(0, len(self._rows) - count)]
 
     def refresh(self, tokens: Tensor, values: Tensor) -> None:
         """Put (B, k, D) values at the (B, k) tokens of the newest row; what was given out before stays as it was."""
         index = tokens[..., None].expand(-1, -1, values.shape[2])
-        self.rows[-1] = self.rows[-1].scatter(1, index, values.to(self.rows[-1].dtype))
+        self._rows[-1] = self._rows[-1].scatter(1, index, values.to(self._rows[-1].dtype))
 
-    def combine(self, weights: np.ndarray) -> Tensor:
+    def correct(self, edit: Callable[[Tensor], Tensor]) -> Tensor:
+        """Edit the newest row, with its earlier corrections in it. The row itself stays, and so does `combine`; the
+        correction lasts until the next row comes.
+
+        Returns:
+            The correction: how far all edits together have moved the row.
+        """
+        newest = self._rows[-1]
+        base = newest + (0 if self._correction is None else self._correction)
+        self._correction = edit(base) - newest
+        return self._correction
+
+    def combine(self, weights: Floats) -> Tensor:
         """sum_k weights[k] * rows[k], accumulated in fp32 (weights reach 7 in magnitude), in the feature's dtype.
 
         Args:
             weights: (K,), or (K, D) for (B, L, D) rows, a weight for each channel.
 
         Raises:
-            ValueError: weights for another number of channels.
+            DoesNotFit: weights for another number of channels.
         """
-        newest = self.rows[-1]
+        newest = self._rows[-1]
         if not weights[:-1].any() and (weights[-1] == 1).all():
             return newest  # plain reuse: no arithmetic, no copy
         total = torch.zeros_like(newest, dtype=torch.promote_types(newest.dtype, torch.float32))
         if weights.ndim == 2:
             if newest.ndim != 3 or newest.shape[2] != weights.shape[1]:
-                raise ValueError(f"weights for {weights.shape[1]} channels do not fit a {tuple(newest.shape)} feature")
-            for w, row in zip(torch.from_numpy(weights).to(total), self.rows, strict=True):
+                raise DoesNotFit(f"weights for {weights.shape[1]} channels do not fit a {tuple(newest.shape)} feature")
+            for w, row in zip(torch.from_numpy(weights).to(total), self._rows, strict=True):
                 total.addcmul_(row, w)
             return total.to(newest.dtype)
-        for w, row in zip(weights.tolist(), self.rows, strict=True):  # w is an immediate argument: no copy, no sync
+        for w, row in zip(weights.tolist(), self._rows, strict=True):  # w is an immediate argument: no copy, no sync
             total.add_(row, alpha=w)
         return total.to(newest.dtype)
 
+    def features(self) -> list[Tensor]:
+        """The rows, for a study that reads them; nobody may write to them."""
+        return list(self._rows)
+
     @property
-    def bytes(self) -> int:
-        return sum(row.nbytes for row in self.rows)
+    def nbytes(self) -> int:
+        """Of all rows and the correction."""
+        return sum(row.nbytes for row in self._rows) + (0 if self._correction is None else self._correction.nbytes)

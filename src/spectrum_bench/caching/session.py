@@ -9,95 +9,155 @@ State lives in the session alone. When the block ends, the pipeline's modules ar
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import anatomy
-from spectrum_bench.caching.history import FeatureBuffer
-from spectrum_bench.caching.sites.base import Site, argument
-from spectrum_bench.forecasters import Weights, reads_memory
-from spectrum_bench.gates import POINTS, WHERE
-from spectrum_bench.schedules import Schedule, bare, plan
+from spectrum_bench.anatomy import Anatomy, Argument, anatomy
+from spectrum_bench.caching.history import History
+from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.forecasters import Floats, Forecaster, follows_gate, forgotten
+from spectrum_bench.gates import Gate, Progressing, State
+from spectrum_bench.schedules import Schedule, plan
+from spectrum_bench.signals import OUTPUT, Call, Place, Signal
+
+Own = TypeVar("Own")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def not_compiled(function: Function) -> Function:
+    """Keep a function out of torch.compile: where blocks are compiled, so are their hooks."""
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Branch:
-    """What one guidance branch of one denoiser remembers: its decisions, its cached features, and `memory`, where gate
-    and site keep what else they need."""
+    """What one guidance branch of one denoiser remembers.
 
-    def __init__(self, forecaster: Weights):
-        self.forecaster = forecaster
+    Attributes:
+        computing: the decision about this step.
+        computed: the steps that were computed.
+        times: the steps whose features are still kept.
+        histories: the cached features, one history a slot; sites name the slots.
+        state: of the gate; None for a mask.
+        output: the denoiser's, at the newest computed step, where the gate observes it.
+    """
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        state: State | None = None,
+        progress: Callable[[], float | None] | None = None,
+    ):
+        self.forecaster, self.state, self._progress = forecaster, state, progress
         self.computing = True
         self.computed: list[int] = []
-        self.times: list[int] = []  # of the rows still kept
-        self.buffers: defaultdict[str, FeatureBuffer] = defaultdict(FeatureBuffer)
-        self.weights: np.ndarray | None = None
-        self.memory: dict = {}
-        self.output: Tensor | None = None  # the denoiser's newest, where a gate observes it
+        self.times: list[int] = []
+        self.histories: defaultdict[str, History] = defaultdict(History)
+        self.weights: Floats = np.ones(0)
+        self.output: Tensor | None = None
+        self._own: dict[tuple[type, str], object] = {}
 
     def begin(self, step: int, computing: bool) -> None:
-        """Note the decision; find the weights of a skipped step's forecast."""
+        """Note the decision about a step; find the weights of a skipped step's forecast."""
         self.computing = computing or not self.times
         if self.computing:
             self.computed.append(step)
             self.times.append(step)
-            ahead = self.forecaster(np.array(self.times, float), step + 1)
-            read = ahead.reshape(len(ahead), -1).any(1)
-            del self.times[: read.argmax()]  # what the next forecast would not read, none will
+            del self.times[: forgotten(self.forecaster, self.times)]
+        elif self._progress is None:
+            self.weights = self.forecaster(np.array(self.times, float), step)
         else:
-            known = {"memory": self.memory} if reads_memory(self.forecaster) else {}
-            self.weights = self.forecaster(np.array(self.times, float), step, **known)
+            self.weights = self.forecaster(np.array(self.times, float), step, progress=self._progress())
 
-    def observe(self, step: int, computed: bool) -> None:
-        """Correct the note of a step at which somebody else's code decided."""
-        if not computed:
-            self.computing = False
-            self.computed.remove(step)
+    def note_skipped(self, step: int) -> None:
+        """Correct the note of a step that somebody else's code has skipped."""
+        self.computing = False
+        self.computed.remove(step)
 
-    @torch.compiler.disable  # where blocks are compiled, their hooks are too
+    def own(self, kind: type[Own], slot: str = "") -> Own:
+        """A site's own state, a dataclass: made when first asked for, one a class and slot. Its tensors count."""
+        key = (kind, slot)
+        if key not in self._own:
+            self._own[key] = kind()
+        return self._own[key]  # type: ignore[return-value]
+
+    @not_compiled
     def store(self, slot: str, feature: Tensor) -> None:
-        buffer = self.buffers[slot]
-        buffer.append(feature)
-        buffer.forget(len(buffer.rows) - len(self.times))
+        """Keep a computed step's feature."""
+        history = self.histories[slot]
+        history.append(feature)
+        history.forget(len(self.times))
 
     def refresh(self, slot: str, tokens: Tensor, values: Tensor) -> None:
         """Put (B, k, D) values at the (B, k) tokens of the newest feature."""
-        self.buffers[slot].refresh(tokens, values)
+        self.histories[slot].refresh(tokens, values)
 
     def forecast(self, slot: str) -> Tensor:
-        return self.buffers[slot].combine(self.weights)
+        """The feature at a skipped step."""
+        return self.histories[slot].combine(self.weights)
 
     @property
-    def bytes(self) -> int:
-        held = [self.output, *self.memory.values()]
-        held = [tensor for entry in held for tensor in (entry if isinstance(entry, list) else [entry])]
-        known = {id(tensor): tensor.nbytes for tensor in held if isinstance(tensor, Tensor)}
-        return sum(known.values()) + sum(buffer.bytes for buffer in self.buffers.values())
+    def nbytes(self) -> int:
+        """Of all that is kept from step to step: histories, and every tensor in the states of gate and site."""
+        states = {id(tensor): tensor.nbytes for tensor in tensors([self.output, self.state, self._own])}
+        return sum(states.values()) + sum(history.nbytes for history in self.histories.values())
+
+
+def tensors(node: object) -> Iterator[Tensor]:
+    """Every tensor in lists, tuples, dicts and dataclasses, whatever the nesting."""
+    if isinstance(node, Tensor):
+        yield node
+    elif isinstance(node, (list, tuple)):
+        for part in node:
+            yield from tensors(part)
+    elif isinstance(node, dict):
+        yield from tensors(list(node.values()))
+    elif hasattr(node, "__dataclass_fields__"):
+        yield from tensors(list(vars(node).values()))
 
 
 class Session:
-    """The clock and the branches of one pipeline call."""
+    """The clock and the branches of one pipeline call.
 
-    def __init__(self, schedule: Schedule, forecaster: Weights, num_steps: int):
-        self.schedule, self._mask = schedule, plan(schedule, num_steps)
-        self._observes = bare(schedule).observes if self._mask is None else ()
-        self._shared = self._mask is None and bare(schedule).shared
-        self._point = max((WHERE[name] for name in self._observes), key=POINTS.index, default="call")
-        self.forecaster = forecaster
-        self.num_steps = num_steps
+    Attributes:
+        step, call: of the denoising steps, and of the denoiser's calls in this step (0 cond, 1 uncond).
+        branches: by the denoiser's name and the call.
+        branch: the one now running.
+        held_elsewhere: functions that give the bytes which somebody else's caching holds.
+        timestep: gives the pipeline's current timestep.
+        cache_bytes: the most that was held at the end of a step.
+    """
+
+    branch: Branch
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        forecaster: Forecaster,
+        num_steps: int,
+        timestep: Callable[[], object] = lambda: None,
+    ):
+        self.schedule, self.forecaster, self.num_steps, self.timestep = schedule, forecaster, num_steps, timestep
+        self._mask, self._gate = plan(schedule, num_steps), schedule if isinstance(schedule, Gate) else None
+        self._follows_gate = follows_gate(forecaster)
+        self.observes: tuple[Signal, ...] = self._gate.observes if self._gate else ()
+        self.places = {signal.place for signal in self.observes} | {Call}
+        self._last_place = max(self.places, key=lambda place: place.order)
+        self._seen: dict[Signal, Tensor] = {}  # in this step and branch
+        self._undecided = True
         self.step = 0
-        self.call = -1  # how many times the denoiser ran in this step, less one: 0 cond, 1 uncond
+        self.call = -1
         self.branches: dict[tuple[str, int], Branch] = {}
-        self.branch: Branch | None = None  # the one now running
-        self.leader: Branch | None = None  # the first of this denoiser in this step
-        self.seen: dict[str, Tensor | None] = {}  # what the gate observes, in this step and branch
-        self.timestep: Callable | None = None  # gives the pipeline's current one
-        self.cache_bytes = 0  # the most held at the end of a step
-        self.held: Callable[[], int] = lambda: 0  # bytes that somebody else's caching holds
+        self._leader: Branch | None = None  # the first of this denoiser in this step
+        self.held_elsewhere: list[Callable[[], int]] = []
+        self.cache_bytes = 0
 
     @property
     def computing(self) -> bool:
+        """Whether the branch that is now running computes this step."""
         return self.branch.computing
 
     @property
@@ -106,51 +166,87 @@ class Session:
         return sorted({step for branch in self.branches.values() for step in branch.computed})
 
     def begin_call(self, name: str, latent: Tensor, timestep: Tensor) -> None:
-        """A denoiser is about to run on `latent` at `timestep`: find its branch."""
+        """A denoiser is about to run on `latent` at `timestep`: find its branch.
+
+        Raises:
+            DoesNotFit: the pipeline takes more steps than it was asked for.
+        """
         if self.step >= self.num_steps:
-            raise ValueError(
+            raise DoesNotFit(
                 f"the pipeline takes more than the {self.num_steps} steps that it was asked for; a "
                 "scheduler with two passes a step, such as Heun's, or with warm-up, as PNDM's, does so"
             )
         self.call += 1
         key = (name, self.call)
         if key not in self.branches:
-            self.branches[key] = Branch(self.forecaster)
-        self.branch, self.leader, self.seen = self.branches[key], self.branches.get((name, 0)), {}
-        self.arrive("call", latent=lambda: latent, timestep=lambda: timestep, output=lambda: self.branch.output)
+            self.branches[key] = self._new_branch()
+        self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
+        self._seen, self._undecided = {}, True
+        self.decide_at(Call(latent, timestep, self.branch.output))
 
-    @torch.compiler.disable
-    def arrive(self, point: str, **observables: Callable[[], Tensor | None]) -> None:
-        """The denoiser has come to one of POINTS: look at what the gate observes there; decide at the last."""
-        for name, look in observables.items():
-            if name in self._observes:
-                self.seen[name] = look()
-        if point != self._point:
-            return
+    def _new_branch(self) -> Branch:
+        state = self._gate.start(self.num_steps) if self._gate else None
+        if self._follows_gate and isinstance(state, Progressing):
+            return Branch(self.forecaster, state, state.progress)
+        return Branch(self.forecaster, state)
+
+    @not_compiled
+    def decide_at(self, place: Place) -> None:
+        """The denoiser has come to a place: read the signals there, and decide if it is the last one with a signal."""
+        for signal in self.observes:
+            if signal.read is not None and isinstance(place, signal.place):
+                self.report(signal, signal.read(place))
+        if isinstance(place, self._last_place):
+            self._decide()
+
+    def report(self, signal: Signal, value: Tensor | None) -> None:
+        """A signal of this step is known."""
+        if value is not None and self._undecided:
+            self._seen[signal] = value
+
+    def _decide(self) -> None:
+        """Whether to compute this step in this branch, by the mask, the first branch or the gate."""
         if self._mask is not None:
             computing = bool(self._mask[self.step])
-        elif self._shared and self.leader is not self.branch:
-            computing = self.leader.computing
+        elif self._gate is None:
+            raise TypeError(f"{self.schedule} is neither a mask nor a Gate")
+        elif self._gate.shared and self._leader is not None and self._leader is not self.branch:
+            computing = self._leader.computing
         else:
-            computing = self.schedule(self.step, self.num_steps, self.seen, self.branch.memory)
+            unknown = [s.name for s in self.observes if s.attach is not None and s not in self._seen]
+            if unknown:
+                raise DoesNotFit(
+                    f"{self._gate.name} observes {unknown[0]}, which is not known when it decides: let more blocks "
+                    "run at every step (site.front)"
+                )
+            computing = self._gate.decide(self.step, self._seen, self.branch.state)
+        self._seen, self._undecided = {}, False
         self.branch.begin(self.step, computing)
-        self.seen = {}
 
     def end_call(self, output: Tensor) -> None:
         """A denoiser has run."""
-        if "output" in self._observes and self.computing:
+        if OUTPUT in self.observes and self.computing:
             self.branch.output = output
 
-    def callback(self, pipe, step: int, timestep, tensors: dict) -> dict:
+    def callback(self, pipe: Any, step: int, timestep: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Pass this as the pipeline's `callback_on_step_end`: it moves the clock."""
-        held = self.held() + sum(branch.bytes for branch in self.branches.values())
+        held = sum(nbytes() for nbytes in self.held_elsewhere)
+        held += sum(branch.nbytes for branch in self.branches.values())
         self.cache_bytes = max(self.cache_bytes, held)
         self.step, self.call = step + 1, -1
-        return tensors
+        return inputs
+
+
+class Attachable(Protocol):
+    """A site (caching/sites/base.py), as far as a session needs to know it."""
+
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None: ...
 
 
 @contextmanager
-def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, num_steps: int) -> Iterator[Session]:
+def cached(
+    pipe: Any, *, schedule: Schedule, forecaster: Forecaster, site: Attachable | None, num_steps: int
+) -> Iterator[Session]:
     """Run the pipeline's denoiser under an algorithm, for one call.
 
     Args:
@@ -158,29 +254,40 @@ def cached(pipe, *, schedule: Schedule, forecaster: Weights, site: Site | None, 
         num_steps: the call's `num_inference_steps`.
 
     Raises:
-        ValueError: a schedule without step 0, a pipeline without a denoiser or with one that the site does not know,
+        DoesNotFit: a schedule without step 0, a pipeline without a denoiser or with one that the site does not know,
             or more steps than `num_steps`.
     """
     networks = denoisers(pipe)
     if not networks:
-        raise ValueError(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
-    session = Session(schedule, forecaster, num_steps)
-    session.timestep = lambda: pipe.current_timestep
+        raise DoesNotFit(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
+    session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep)
     with ExitStack() as undo:
         for name, denoiser in networks.items():
-
-            def begin(module, args, kwargs, name=name):
-                session.begin_call(name, argument(module, 0, args, kwargs), argument(module, "timestep", args, kwargs))
-
-            undo.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
-            undo.callback(denoiser.register_forward_hook(lambda module, args, out: session.end_call(out[0])).remove)
+            _keep_time(name, denoiser, session, undo)
+            for signal in session.observes:
+                if signal.attach is not None:  # to the modules themselves: the site has not replaced any yet
+                    signal.attach(denoiser, anatomy(denoiser), partial(session.report, signal), undo)
             if site is not None:
                 site.attach(denoiser, anatomy(denoiser), session, undo)
         yield session
 
 
-def denoisers(pipe) -> dict[str, nn.Module]:
+def _keep_time(name: str, denoiser: nn.Module, session: Session, undo: ExitStack) -> None:
+    """Tell the session of every call of a denoiser."""
+    latent, timestep = Argument(denoiser, 0), Argument(denoiser, "timestep")
+
+    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+        session.begin_call(name, latent.of(args, kwargs), timestep.of(args, kwargs))
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        session.end_call(output[0])
+
+    undo.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    undo.callback(denoiser.register_forward_hook(end).remove)
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The networks that a pipeline runs at every step, by attribute name."""
     names = ("transformer", "transformer_2", "unet")
-    found = {name: getattr(pipe, name, None) for name in names}
-    return {name: module for name, module in found.items() if module is not None}
+    networks = {name: getattr(pipe, name, None) for name in names}
+    return {name: module for name, module in networks.items() if module is not None}

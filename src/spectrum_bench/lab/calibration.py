@@ -16,10 +16,11 @@ from spectrum_bench.caching.sites.base import Site
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
-from spectrum_bench.gates import moved, observing
+from spectrum_bench.gates import AccumulatedState, Seen, gate, relative_change
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
-from spectrum_bench.schedules import Schedule
+from spectrum_bench.schedules import Schedule, full
+from spectrum_bench.signals import MODULATED
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,6 @@ class Fit:
 Constants = dict[str, Any]  # what the algorithm reads from configs/calibration/<algo>/<model>.json
 
 
-@observing()
-def always(step, T, seen, memory) -> bool:
-    return True
-
-
-@observing("modulated")
-def recorder(step, T, seen, memory, *, changes: list) -> bool:
-    """Computes every step and keeps how far TeaCache's signal moved."""
-    changes.append(moved(memory, "modulated", seen["modulated"]))
-    return True
-
-
 class Features(Observer):
     """Keeps the session, whose first branch holds the site's feature at every step when nothing is forgotten."""
 
@@ -69,13 +58,13 @@ class Features(Observer):
 
     def rows(self) -> list[torch.Tensor]:
         branch = next(iter(self.session.branches.values()))
-        return [row.float() for row in branch.buffers["stack"].rows]
+        return [feature.float() for feature in branch.histories["stack"].features()]
 
 
-def trajectory(run: Uncached, job: Job, gate: Schedule, site: Site) -> list[torch.Tensor]:
+def trajectory(run: Uncached, job: Job, schedule: Schedule, site: Site) -> list[torch.Tensor]:
     """The site's feature at every step of one uncached sample, in float32."""
     keep_all = lambda times, t: np.ones(len(times))  # noqa: E731
-    algorithm, features = Algorithm("trajectory", gate, keep_all, site), Features()
+    algorithm, features = Algorithm("trajectory", schedule, keep_all, site), Features()
     Sampler(run.pipe, algorithm, run.num_steps, run.arguments).watch(job, [features])
     return features.rows()
 
@@ -107,11 +96,13 @@ def changes(run: Uncached, job: Job) -> tuple[np.ndarray, np.ndarray]:
     stack's output, along one uncached trajectory."""
     signal: list[float] = []
 
-    @observing("modulated")
-    def gate(step, T, seen, memory):
-        return recorder(step, T, seen, memory, changes=signal)
+    @gate(observes=(MODULATED,), state=AccumulatedState)
+    def recorder(step: int, T: int, seen: Seen, state: AccumulatedState) -> bool:
+        signal.append(relative_change(seen[MODULATED], state.modulated))
+        state.modulated = seen[MODULATED]
+        return True
 
-    rows = trajectory(run, job, gate, LastBlock())
+    rows = trajectory(run, job, recorder(), LastBlock())
     output = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(rows, rows[1:], strict=False)]
     calls = len(signal) // run.num_steps  # a step: the first is the branch whose rows these are
     return np.array(signal[::calls][1:]), np.array(output)
@@ -127,7 +118,7 @@ def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[
 def magcache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """MagCache's ratios (arXiv:2506.09045): of the norm of a token's stack residual to that of the step before, mean
     over tokens, here also over prompts (its authors take one); the first is 1."""
-    each = np.array([ratios(trajectory(run, job, always, StackResidual())) for job in jobs])
+    each = np.array([ratios(trajectory(run, job, full, StackResidual())) for job in jobs])
     mean, spread = each.mean(0), np.abs(each - each.mean(0)).max()
     print(f"{len(jobs)} prompts x {run.num_steps} steps: ratios {mean.min():.4f} to {mean.max():.4f}")
     print(f"no prompt is further than {spread:.4f} from the mean: the method stands on that being small")
@@ -212,7 +203,7 @@ def hyca(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """
     movements, errors = 0.0, 0.0
     for job in jobs:
-        rows = torch.stack(trajectory(run, job, always, LastBlock()))
+        rows = torch.stack(trajectory(run, job, full, LastBlock()))
         if rows.ndim != 4:
             raise UserError("hyca's channels are those of (B, L, D) tokens, and a U-Net's features are none")
         rows = rows.flatten(1, 2).double().cpu().numpy()  # (T, tokens, D)

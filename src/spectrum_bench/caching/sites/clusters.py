@@ -1,18 +1,22 @@
 """ClusCa's site: every module is forecast, and one real token of each cluster corrects the MLPs' forecasts."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import block_io, stacks
-from spectrum_bench.caching.sites.base import StandIn, all_blocks, hidden_of
-from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench import checks
+from spectrum_bench.anatomy import Anatomy, BlockIO, all_blocks, stacks
+from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.sites.base import Site, StandIn
+from spectrum_bench.caching.sites.modules import Cached, Modules
 from spectrum_bench.caching.sites.tokens import pick
 
 
 @dataclass(frozen=True)
-class Clusters:
+class Clusters(Site):
     """ClusCa (arXiv:2509.10312; Shenyi-Z/Cache4Diffusion@91a1949, clusca-flux).
 
     At a computed step the tokens are clustered by their hidden state behind the first stack of blocks, image and text
@@ -29,66 +33,72 @@ class Clusters:
     count: int = 16
     share: float = 0.005
     rounds: int = 10
-    runs_blocks = True
 
-    def __post_init__(self):
-        for name, value in (("count", self.count), ("rounds", self.rounds)):
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"site.{name} must be a whole number of at least 1, not {value}")
-        if not (isinstance(self.share, (int, float)) and 0 <= self.share <= 1):
-            raise ValueError(f"site.share must be a number in [0, 1], not {self.share}")
+    def __post_init__(self) -> None:
+        checks.whole("site.count", self.count)
+        checks.whole("site.rounds", self.rounds)
+        checks.number("site.share", self.share, 0, 1)
 
-    def attach(self, denoiser, anatomy, session, undo):
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         Modules().attach(denoiser, anatomy, session, undo)
         first = getattr(denoiser, stacks(denoiser)[0])
         for i, block in enumerate(all_blocks(denoiser)[: len(first)]):
-            for name in anatomy.modules[type(block).__name__].mlps:
+            for name in anatomy.modules[type(block).__name__].mlps or {}:
                 cached = getattr(block, name)
                 if cached is not None:  # SD3's last block has no ff_context
                     undo.callback(setattr, block, name, cached)
                     stream = "image" if name in ("ff", "ffn") else "text"
                     setattr(block, name, _Corrected(cached, session, f"{i}.{name}.0", self, stream))
+        io = BlockIO(first[-1])
 
-        def cluster(block, args, output):
+        def cluster(block: nn.Module, args: Any, output: Any) -> None:
             if session.computing:
-                text = block_io(block).return_encoder_hidden_states_index
-                streams = {"image": hidden_of(block, output), "text": None if text is None else output[text]}
-                memory = session.branch.memory
-                for name, stream in streams.items():
-                    if stream is not None:
-                        found = k_means(stream.float(), self.count, self.rounds, memory.get(f"centroids {name}"))
-                        memory[f"cluster {name}"], memory[f"centroids {name}"] = found
+                for name, tokens in {"image": io.hidden(output), "text": io.text(output)}.items():
+                    if tokens is not None:
+                        state = session.branch.own(_Clustered, name)
+                        state.cluster, state.centroids = k_means(
+                            tokens.float(), self.count, self.rounds, state.centroids
+                        )
 
         undo.callback(first[-1].register_forward_hook(cluster).remove)
+
+
+@dataclass
+class _Clustered:
+    """What a guidance branch remembers of the clusters of one stream.
+
+    Attributes:
+        cluster: (B, L) the cluster of each token, at the last computed step.
+        centroids: (B, count, D).
+    """
+
+    cluster: Tensor | None = None
+    centroids: Tensor | None = None
 
 
 class _Corrected(StandIn):
     """Stands in for a module that is forecast: some of its tokens are computed and correct the rest."""
 
-    def __init__(self, cached: nn.Module, session, slot: str, site: Clusters, stream: str):
+    def __init__(self, cached: Cached, session: Session, slot: str, site: Clusters, stream: str):
         super().__init__(cached, session)
         self.slot, self.site, self.stream = slot, site, stream
         self.draws = torch.Generator().manual_seed(0)
 
-    def forward(self, hidden):
-        branch, key = self.session.branch, f"correction {self.slot}"
+    def forward(self, hidden: Tensor) -> Any:
+        branch = self.session.branch
         out = self.module(hidden)  # computed, or forecast
-        if branch.computing:
-            branch.memory.pop(key, None)
+        cluster = branch.own(_Clustered, self.stream).cluster
+        if branch.computing or cluster is None:
             return out
-        cluster = branch.memory.get(f"cluster {self.stream}")
-        if cluster is None:
-            return out
-        newest = branch.buffers[self.slot].rows[-1]
-        base = newest + branch.memory.get(key, 0)
         chosen = one_of_each(cluster, self.site.count, self.draws)
-        values = self.module.module(pick(hidden, chosen)).to(base.dtype)
-        index = chosen[..., None].expand(-1, -1, values.shape[2])
-        base = base.scatter(1, index, values)
-        if self.stream == "image":
-            base = base + self.site.share * (pick(values, cluster) - base)
-        branch.memory[key] = base - newest
-        return out + branch.memory[key]
+        values = self.module.module(pick(hidden, chosen))
+
+        def replace(newest: Tensor) -> Tensor:
+            real = values.to(newest.dtype)
+            base = newest.scatter(1, chosen[..., None].expand(-1, -1, real.shape[2]), real)
+            return base + self.site.share * (pick(real, cluster) - base) if self.stream == "image" else base
+
+        return out + branch.histories[self.slot].correct(replace)
 
 
 def k_means(tokens: Tensor, count: int, rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:

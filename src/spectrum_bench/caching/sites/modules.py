@@ -2,34 +2,39 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from spectrum_bench.caching.sites.base import StandIn, all_blocks, observe_first_block
+from spectrum_bench.anatomy import Anatomy, all_blocks
+from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block
+from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.gates import Verifier
 
 
 @dataclass(frozen=True)
-class Modules:
+class Modules(Site):
     """Attention and MLP outputs of every block, before the gate (FORA, arXiv:2407.01425, section 3; TaylorSeer,
     arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). Norms, modulation and gates run."""
 
     verify: bool = False  # let a gate compare the last block's forecast with the truth (SpeCa)
-    runs_blocks = True
 
-    def attach(self, denoiser, anatomy, session, undo):
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         blocks = all_blocks(denoiser)
         if self.verify:
-            _redo(denoiser, session, undo)
+            _compute_what_is_rejected(denoiser, session, undo)
         observe_first_block(blocks[0], anatomy, session, undo)
         for i, block in enumerate(blocks):
             if type(block).__name__ not in anatomy.modules:
-                raise ValueError(
+                raise DoesNotFit(
                     f"per-module caching does not know the modules of {type(block).__name__}: "
                     "use site=last_block, or add them to ANATOMY"
                 )
             modules, last = anatomy.modules[type(block).__name__], self.verify and block is blocks[-1]
             present = [name for name in modules.cached if getattr(block, name) is not None]  # SD3 lacks some
-            stand_ins = dict.fromkeys(present, Cached) | dict.fromkeys(modules.idle, _Idle)
+            stand_ins: dict[str, type[Cached] | type[_Idle]] = dict.fromkeys(present, Cached)
+            stand_ins |= dict.fromkeys(modules.idle, _Idle)
             if last:
                 stand_ins |= dict.fromkeys(present[-1:], _Verified) | dict.fromkeys(modules.idle, _Feeding)
             for name, stand_in in stand_ins.items():
@@ -41,12 +46,12 @@ class Modules:
 class Cached(StandIn):
     """Stands in for a module: stores its output, or each of its outputs, or gives their forecast."""
 
-    def __init__(self, module: nn.Module, session, slot: str):
+    def __init__(self, module: nn.Module, session: Session, slot: str):
         super().__init__(module, session)
         self.slot = slot
         self.outputs = 0  # how many the module returns as a tuple; 0 for a plain tensor
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.session.branch
         if branch.computing:
             out = self.module(*args, **kwargs)
@@ -59,13 +64,13 @@ class Cached(StandIn):
 
 
 class _Idle(StandIn):
-    """Stands in for a module whose output only feeds a forecast one: on a skipped step it gives zero channels."""
+    """Stands in for a module that only feeds a forecast one: on a skipped step it gives tensors of no channel."""
 
-    def __init__(self, module: nn.Module, session, slot: str):
+    def __init__(self, module: nn.Module, session: Session, slot: str):
         super().__init__(module, session)
         self.outputs = 0
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.session.computing:
             out = self.module(*args, **kwargs)
             self.outputs = len(out) if isinstance(out, tuple) else 0
@@ -75,33 +80,39 @@ class _Idle(StandIn):
         return nothing if self.outputs else nothing[0]
 
 
-class _Verified(Cached):
-    """The last block's last cached module: where the gate left `verify`, it also runs, and its error is kept."""
+def _verifier(session: Session) -> Verifier | None:
+    """The gate's state, where it has this skipped step's forecast verified."""
+    state = session.branch.state
+    return state if isinstance(state, Verifier) and state.verifies else None
 
-    def forward(self, *args, **kwargs):
-        out, memory = super().forward(*args, **kwargs), self.session.branch.memory
-        if not self.session.computing and memory.get("verify"):
-            memory["error"] = memory["verify"](out, self.module(*args, **kwargs))
+
+class _Verified(Cached):
+    """The last block's last cached module: where the gate asks for it, the module runs too, and the gate sees both."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out, verifier = super().forward(*args, **kwargs), _verifier(self.session)
+        if not self.session.computing and verifier is not None:
+            verifier.verify(out, self.module(*args, **kwargs))
         return out
 
 
 class _Feeding(_Idle):
-    """What feeds such a module: it runs when that does."""
+    """A module that feeds the verified one: it runs when that one runs."""
 
-    def forward(self, *args, **kwargs):
-        if self.session.branch.memory.get("verify"):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if _verifier(self.session) is not None:
             return self.module(*args, **kwargs)
         return super().forward(*args, **kwargs)
 
 
-def _redo(denoiser: nn.Module, session, undo: ExitStack) -> None:
-    """Compute a step after all when its error exceeds the gate's `limit`."""
+def _compute_what_is_rejected(denoiser: nn.Module, session: Session, undo: ExitStack) -> None:
+    """Compute a skipped step after all where the gate rejects its forecast."""
     run = denoiser.forward
 
-    def forward(*args, **kwargs):
-        out, branch = run(*args, **kwargs), session.branch
-        if not branch.computing and branch.memory.get("error", 0) > branch.memory.get("limit", float("inf")):
-            branch.memory |= {"skipped": 0, "verify": None}
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        out, branch, verifier = run(*args, **kwargs), session.branch, session.branch.state
+        if not branch.computing and isinstance(verifier, Verifier) and verifier.rejects:
+            verifier.note_computed()
             branch.begin(session.step, True)
             out = run(*args, **kwargs)
         return out

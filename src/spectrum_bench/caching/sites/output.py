@@ -1,27 +1,35 @@
 """A skipped step runs nothing at all: the denoiser's own output is cached."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import nn
 
-from spectrum_bench.caching.sites.base import argument
+from spectrum_bench.anatomy import Anatomy, Argument
+from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.errors import DoesNotFit
 
 
 @dataclass(frozen=True)
-class OutputResidual:
+class OutputResidual(Site):
     """What the denoiser's output has more than the latent it was given (EasyCache, arXiv:2507.02860)."""
 
-    runs_blocks = False
+    @property
+    def runs_blocks(self) -> bool:
+        return False
 
-    def attach(self, denoiser, anatomy, session, undo):
-        run = denoiser.forward
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
+        run, latent = denoiser.forward, Argument(denoiser, 0)
 
-        def forward(*args, **kwargs):
-            x = argument(denoiser, 0, args, kwargs)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            x = latent.of(args, kwargs)
             if session.computing:
                 out = run(*args, **kwargs)
                 if out[0].shape != x.shape:
-                    raise ValueError(f"{type(denoiser).__name__} cannot be skipped: its output is no latent's shape")
+                    raise DoesNotFit(f"{type(denoiser).__name__} cannot be skipped: its output is no latent's shape")
                 session.branch.store("output", out[0] - x)
                 return out
             v = x + session.branch.forecast("output")

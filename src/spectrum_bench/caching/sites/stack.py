@@ -1,22 +1,44 @@
-"""Where features are cached. A site puts stand-ins into the denoiser for one session and never decides by itself:
-on a computed step it stores, on a skipped one it answers with the session's forecast.
-"""
+"""The block stack: a skipped step bypasses all blocks; prologue and epilogue run with the current timestep."""
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import Anatomy, stacks
-from spectrum_bench.caching.sites.base import StandIn, all_blocks, by_name, hidden_of, observe, outputs_of
+from spectrum_bench.anatomy import Anatomy, BlockIO, all_blocks, stacks
+from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.sites.base import Site, StandIn
+from spectrum_bench.errors import BadValue, DoesNotFit
+from spectrum_bench.signals import FirstBlock, Front
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Block stack: a skipped step bypasses all blocks; prologue and epilogue run with the current timestep
+Runs = Callable[[], bool]  # whether the blocks run in the step and branch that is now running
+
+
+class StackSite(Site):
+    """A site that bypasses the block stack: what of it is cached, and how a skipped step restores the output."""
+
+    def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
+        """What is cached.
+
+        Args:
+            embedded, entering, leaving: the image or video tokens before the first block, before the first block that
+                can be skipped, and behind the last one; (B, L, D), in a U-Net (B, D, H, W).
+        """
+        raise NotImplementedError
+
+    def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
+        """The last block's output of a skipped step, from the forecast feature."""
+        raise NotImplementedError
+
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
+        bypass(self, denoiser, anatomy, session, undo, lambda: session.computing)
 
 
 @dataclass(frozen=True)
-class LastBlock:
+class LastBlock(StackSite):
     """The last block's output, image tokens only: what enters the epilogue (Spectrum, arXiv:2603.01623).
 
     Attributes:
@@ -24,7 +46,6 @@ class LastBlock:
     """
 
     front: int = 0
-    runs_blocks = True
 
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         return leaving
@@ -32,17 +53,13 @@ class LastBlock:
     def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
         return forecast
 
-    def attach(self, denoiser, anatomy, session, undo):
-        _bypass(self, denoiser, anatomy, session, undo)
-
 
 @dataclass(frozen=True)
-class StackResidual:
+class StackResidual(StackSite):
     """What all blocks together add to the embedded latent (TeaCache, arXiv:2411.19108; with front=1 DiCache,
     arXiv:2508.17356)."""
 
     front: int = 0
-    runs_blocks = True
 
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         return leaving - embedded
@@ -50,16 +67,12 @@ class StackResidual:
     def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
         return embedded + forecast
 
-    def attach(self, denoiser, anatomy, session, undo):
-        _bypass(self, denoiser, anatomy, session, undo)
-
 
 @dataclass(frozen=True)
-class TailResidual:
+class TailResidual(StackSite):
     """What the blocks behind the front ones add (first-block cache: chengzeyi/ParaAttention, diffusers@58eb52c)."""
 
     front: int = 1
-    runs_blocks = True
 
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         return leaving - entering
@@ -67,53 +80,55 @@ class TailResidual:
     def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
         return entering + forecast
 
-    def attach(self, denoiser, anatomy, session, undo):
-        _bypass(self, denoiser, anatomy, session, undo)
-
 
 class _Entry(StandIn):
     """Stands in for the first block that can be skipped: on a skipped step it gives the whole stack's answer."""
 
-    def __init__(self, block: nn.Module, session, site: LastBlock | StackResidual | TailResidual, anatomy: Anatomy):
-        super().__init__(block, session)
-        self.site, self.anatomy = site, anatomy
-        self.embedded: Tensor | None = None
-        self.entering: Tensor | None = None  # (B, L, D); (B, D, H, W) in a U-Net
+    def __init__(self, blocks: list[nn.Module], session: Session, site: StackSite, anatomy: Anatomy, runs: Runs):
+        super().__init__(blocks[site.front], session)
+        self.site, self.anatomy, self.runs = site, anatomy, runs
+        self.io, self.first_io, self.last_io = (BlockIO(block) for block in (self.module, blocks[0], blocks[-1]))
+        self.embedded: Any = None  # tensors from the first block to the last one of a step
+        self.entering: Any = None
 
-    def embed(self, block, args, kwargs):
-        """Before the first block: what gates observe there."""
-        given = by_name(block, args, kwargs)
-        self.embedded = given["hidden_states"]
-        observe(self.session, self.anatomy, block, given)
+    def embed(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before the first block, where it is not the one that is stood in for."""
+        self._embed(block, self.first_io.arguments(args, kwargs))
 
-    def forward(self, *args, **kwargs):
-        given = by_name(self.module, args, kwargs)
+    def _embed(self, block: nn.Module, arguments: dict[str, Any]) -> None:
+        self.embedded = arguments["hidden_states"]
+        if FirstBlock in self.session.places:
+            self.session.decide_at(FirstBlock(block, arguments, self.anatomy))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = self.io.arguments(args, kwargs)
         if not self.site.front:
-            self.embed(self.module, args, kwargs)
-        embedded, entering = self.embedded, given["hidden_states"]
-        self.session.arrive("front", probe=lambda: entering)
-        if self.session.computing:
+            self._embed(self.module, arguments)
+        embedded, entering = self.embedded, arguments["hidden_states"]
+        if Front in self.session.places:
+            self.session.decide_at(Front(entering))
+        if self.runs():
             self.entering = entering
             return self.module(*args, **kwargs)
         self.embedded = None
         forecast = self.session.branch.forecast("stack")
         if forecast.shape != entering.shape:
-            raise ValueError(
+            raise DoesNotFit(
                 f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(forecast.shape)} to "
                 f"{tuple(entering.shape)} in a run"
             )
         hidden = self.site.restore(embedded, entering, forecast)
         if self.anatomy.answer is not None:
             return self.anatomy.answer(hidden)
-        return outputs_of(self.module, hidden, given)
+        return self.io.outputs(hidden, arguments)
 
-    def leave(self, block, args, output):
+    def leave(self, block: nn.Module, args: Any, output: Any) -> None:
         """After the last block of a computed step: keep the feature."""
         if self.entering is None:
-            raise ValueError(f"{type(block).__name__} cannot be skipped: the model does not begin with its first block")
-        leaving = self.anatomy.image(hidden_of(block, output), self.entering)
+            raise DoesNotFit(f"{type(block).__name__} cannot be skipped: the model does not begin with its first block")
+        leaving = self.anatomy.image(self.last_io.hidden(output), self.entering)
         if leaving.shape != self.entering.shape:
-            raise ValueError(
+            raise DoesNotFit(
                 f"{type(block).__name__} cannot be skipped: it gives {tuple(leaving.shape)} where the first block gets "
                 f"{tuple(self.entering.shape)}; say in ANATOMY which stacks count, or which tokens are the image's"
             )
@@ -124,82 +139,83 @@ class _Entry(StandIn):
 class _Through(StandIn):
     """Stands in for a single block between lists: on a skipped step its input passes through."""
 
-    def forward(self, hidden_states, *args, **kwargs):
-        return self.module(hidden_states, *args, **kwargs) if self.session.computing else hidden_states
+    def __init__(self, block: nn.Module, session: Session, runs: Runs):
+        super().__init__(block, session)
+        self.runs = runs
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.module(hidden_states, *args, **kwargs) if self.runs() else hidden_states
 
 
 class _Stack(nn.Module):
     """Stands in for a list of blocks, and is empty on skipped steps: their cost must not grow with its length."""
 
-    def __init__(self, blocks: nn.ModuleList, session, entry: _Entry | None):
+    def __init__(self, blocks: nn.ModuleList, entry: _Entry | None, runs: Runs):
         super().__init__()
-        self.blocks, self.session, self.entry = blocks, session, entry  # entry in the first list alone
+        self.blocks, self.entry, self.runs = blocks, entry, runs  # entry in the first list alone
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.blocks)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> nn.Module:
         if isinstance(index, slice):
-            raise ValueError(f"{type(self.blocks[0]).__name__} cannot be skipped: the model runs its blocks in slices")
+            raise DoesNotFit(f"{type(self.blocks[0]).__name__} cannot be skipped: the model runs its blocks in slices")
         return self.blocks[index]  # the model may read of a block what it likes
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[nn.Module]:
         blocks = iter(self.blocks)
         if self.entry is not None:
             yield from islice(blocks, self.entry.site.front)
             next(blocks)
-            yield self.entry  # decides, before the next line asks
-        if self.session.computing:
+            yield self.entry  # the session decides before the next line asks
+        if self.runs():
             yield from blocks
 
 
-def _bypass(site, denoiser, anatomy, session, undo):
+def bypass(
+    site: StackSite, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack, runs: Runs
+) -> None:
+    """Put stand-ins in place of the block stack, which are empty where it does not run.
+
+    Raises:
+        DoesNotFit: a denoiser whose blocks cannot be skipped.
+        BadValue: more front blocks than the first stack has.
+    """
     parts = {name: getattr(denoiser, name) for name in stacks(denoiser)}
     blocks = all_blocks(denoiser)
     first = next(iter(parts.values()))
     if not (isinstance(site.front, int) and 0 <= site.front < (len(first) if isinstance(first, nn.ModuleList) else 1)):
-        raise ValueError(f"site.front must be a whole number below the length of the first stack, not {site.front}")
+        raise BadValue(f"site.front must be a whole number below the length of the first stack, not {site.front}")
     if site.front and anatomy.answer is not None:
-        raise ValueError(
+        raise DoesNotFit(
             f"{type(denoiser).__name__} has no front blocks that could run at every step: use another algo"
         )
-    entry = _Entry(blocks[site.front], session, site, anatomy)
+    entry = _Entry(blocks, session, site, anatomy, runs)
     if site.front:
         undo.callback(blocks[0].register_forward_pre_hook(entry.embed, with_kwargs=True).remove)
     undo.callback(blocks[-1].register_forward_hook(entry.leave).remove)
     for i, (name, part) in enumerate(parts.items()):
         undo.callback(setattr, denoiser, name, part)
         if isinstance(part, nn.ModuleList):
-            setattr(denoiser, name, _Stack(part, session, None if i else entry))
+            setattr(denoiser, name, _Stack(part, None if i else entry, runs))
         else:
-            setattr(denoiser, name, _Through(part, session))
+            setattr(denoiser, name, _Through(part, session, runs))
     if isinstance(first, nn.ModuleList) and len(first) > 1:
         _untouched(first[0], first[1], undo)
 
 
 def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
-    """What the second block gets must be what the first gave: a skipped step would do to the forecast whatever the
-    model does between them (a ControlNet's residuals, VACE's hints)."""
+    """Refuse a model that changes the tokens between its first and second block (a ControlNet's residuals, VACE's
+    hints): at a skipped step it would do the same to the forecast."""
     given: list[Tensor] = []
+    first_io, second_io = BlockIO(first), BlockIO(second)
 
-    def keep(block, args, output):
-        given[:] = [hidden_of(block, output)]
+    def keep(block: nn.Module, args: Any, output: Any) -> None:
+        given[:] = [first_io.hidden(output)]
 
-    def check(block, args, kwargs):
-        if given and by_name(block, args, kwargs)["hidden_states"] is not given.pop():
-            raise ValueError(f"{type(block).__name__} cannot be skipped: the model changes what it gets from the first")
+    def check(block: nn.Module, args: Any, kwargs: Any) -> None:
+        if given and second_io.arguments(args, kwargs)["hidden_states"] is not given.pop():
+            raise DoesNotFit(f"{type(block).__name__} cannot be skipped: the model changes what it gets from the first")
 
     undo.callback(first.register_forward_hook(keep).remove)
     undo.callback(second.register_forward_pre_hook(check, with_kwargs=True).remove)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Output: a skipped step runs nothing at all
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Modules: a skipped step runs the blocks, but their attention and MLPs are forecast
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Blocks differ in the order of their arguments and outputs

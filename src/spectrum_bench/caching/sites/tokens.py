@@ -1,8 +1,10 @@
 """Token-wise caching: at a skipped step the MLPs run for the tokens that need it most, attention is reused."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from spectrum_bench.caching.sites.base import StandIn, all_blocks, observe_first_block
+from spectrum_bench import checks
+from spectrum_bench.anatomy import Anatomy, BlockModules, all_blocks
+from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block
 from spectrum_bench.caching.sites.modules import Cached
-from spectrum_bench.caching.sites.stack import LastBlock
+from spectrum_bench.caching.sites.stack import LastBlock, bypass
+from spectrum_bench.errors import BadValue, DoesNotFit
+from spectrum_bench.forecasters import Forecaster
+from spectrum_bench.schedules import Schedule
+
+Score = Callable[[Tensor, Tensor, Tensor, float | None, Tensor | None], Tensor]  # (query, key, value, scale, mask)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
@@ -29,26 +39,33 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, ma
     return total / query.shape[2]
 
 
-def value_norm(query, key, value, scale, mask) -> Tensor:
+def value_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
     """How much a token has to say; any attention kernel will do."""
-    return value.float().norm(dim=-1).mean(1)
+    norm: Tensor = value.float().norm(dim=-1).mean(1)
+    return norm
 
 
-def key_norm(query, key, value, scale, mask) -> Tensor:
+def key_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
     """As `value_norm`, of the keys."""
-    return key.float().norm(dim=-1).mean(1)
+    norm: Tensor = key.float().norm(dim=-1).mean(1)
+    return norm
 
 
-def random(query, key, value, scale, mask) -> Tensor:
+def random(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
     """No preference: what choosing itself is worth."""
     return torch.rand(key.shape[0], key.shape[2], generator=torch.Generator().manual_seed(0)).to(key.device)
 
 
-SCORES = {f.__name__: f for f in (attention, value_norm, key_norm, random)}
+SCORES: dict[str, Score] = {
+    "attention": attention,
+    "value_norm": value_norm,
+    "key_norm": key_norm,
+    "random": random,
+}
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Site):
     """ToCa (arXiv:2410.05317; Shenyi-Z/ToCa@e84096f, flux-ToCa).
 
     Attention outputs are reused; each MLP runs for the k tokens of highest score and puts them into its cached output.
@@ -69,45 +86,49 @@ class Tokens:
     double: float = 0.4
     single: float = 1.6
     age_weight: float = 0.25
-    runs_blocks = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.score not in SCORES:
-            raise ValueError(f"site.score must be one of {', '.join(SCORES)}, not {self.score}")
+            raise BadValue(f"site.score must be one of {', '.join(SCORES)}, not {self.score}")
         for name in ("ratio", "double", "single", "age_weight"):
-            if not (isinstance(value := getattr(self, name), (int, float)) and 0 <= value <= 10):
-                raise ValueError(f"site.{name} must be a number from 0 to 10, not {value}")
+            checks.number(f"site.{name}", getattr(self, name), 0, 10)
 
-    def check(self, schedule, forecaster):
+    def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         """Refuse a forecaster that does more than reuse: what would be computed anew is the newest feature."""
         if forecaster(np.array([90.0, 95.0, 99.0]), 100.0).tolist() != [0, 0, 1]:
-            raise ValueError("token-wise caching reuses: use algo=toca, or another site for this forecaster")
+            raise DoesNotFit("token-wise caching reuses: use algo=toca, or another site for this forecaster")
 
-    def attach(self, denoiser, anatomy, session, undo):
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         self.check(session.schedule, session.forecaster)
         blocks = all_blocks(denoiser)
         observe_first_block(blocks[0], anatomy, session, undo)
-        depth = {}
+        depth: dict[str, int] = {}  # by class of block
         for i, block in enumerate(blocks):
             kind = type(block).__name__
             modules = anatomy.modules.get(kind)
             if modules is None or modules.mlps is None:
-                raise ValueError(f"token-wise caching does not know the MLPs of {kind}: use site=last_block or modules")
+                raise DoesNotFit(f"token-wise caching does not know the MLPs of {kind}: use site=last_block or modules")
             layer = depth[kind] = depth.get(kind, -1) + 1
             share = self.ratio * (1.5 - layer / 27) * (self.single if modules.fused else self.double)
             choice = _Choice(self, session, str(i), max(share, 0.0))
-            stand_ins = {name: _FusedAttention if modules.fused else _Attention for name in modules.attentions}
-            stand_ins |= dict(zip(modules.fused or (), (_Widen, _Close), strict=False))
-            stand_ins |= {name: partial(_Mlp, place=place) for name, place in modules.mlps.items()}
-            for name, stand_in in stand_ins.items():
+            for name, stand_in in _stand_ins(modules).items():
                 module = getattr(block, name)
                 if module is not None:  # SD3's last block has no ff_context
                     undo.callback(setattr, block, name, module)
                     setattr(block, name, stand_in(module, session, f"{i}.{name}", choice))
 
 
+def _stand_ins(modules: BlockModules) -> dict[str, Callable[..., StandIn]]:
+    """By the name of a block's module, what stands in for it."""
+    stand_ins: dict[str, Callable[..., StandIn]] = {}
+    for name in modules.attentions:
+        stand_ins[name] = _FusedAttention if modules.fused else _Attention
+    stand_ins |= dict(zip(modules.fused or (), (_Widen, _Close), strict=False))
+    return stand_ins | {name: partial(_Mlp, place=place) for name, place in (modules.mlps or {}).items()}
+
+
 @dataclass(frozen=True)
-class Alternating:
+class Alternating(Site):
     """DuCa (arXiv:2412.18911; Shenyi-Z/DuCa): of the steps after a computed one the first, third, ... are token-wise,
     the second, fourth, ... skip all blocks and reuse the last block's output of the step before.
 
@@ -115,74 +136,88 @@ class Alternating:
     """
 
     tokens: Tokens
-    runs_blocks = False
-
-    def check(self, schedule, forecaster):
-        self.tokens.check(schedule, forecaster)
-
-    def attach(self, denoiser, anatomy, session, undo):
-        self.tokens.attach(denoiser, anatomy, session, undo)
-        LastBlock().attach(denoiser, anatomy, _Turns(session), undo)
-
-
-class _Turns:
-    """The session as the block stack sees it: to run is to be computed or token-wise."""
-
-    def __init__(self, session):
-        self.session = session
 
     @property
-    def computing(self) -> bool:
-        branch = self.session.branch
-        return branch.computing or (self.session.step - branch.times[-1]) % 2 == 1
+    def runs_blocks(self) -> bool:
+        return False
 
-    def __getattr__(self, name):
-        return getattr(self.session, name)
+    def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
+        self.tokens.check(schedule, forecaster)
+
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
+        def runs() -> bool:
+            branch = session.branch
+            return branch.computing or (session.step - branch.times[-1]) % 2 == 1
+
+        self.tokens.attach(denoiser, anatomy, session, undo)
+        bypass(LastBlock(), denoiser, anatomy, session, undo, runs)
+
+
+@dataclass
+class _BlockTokens:
+    """What a guidance branch remembers of one block's tokens.
+
+    Attributes:
+        importance: (B, L) by the score, at the last computed step.
+        chosen: (B, k) tokens of a block that closes attention and MLP together, at this skipped step.
+        ages: by slot, (B, L) how many skipped steps ago each token was computed.
+    """
+
+    importance: Tensor | None = None
+    chosen: Tensor | None = None
+    ages: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Choice:
     """Which tokens of a block's streams are computed at a skipped step."""
 
-    def __init__(self, site: Tokens, session, block: str, share: float):
+    def __init__(self, site: Tokens, session: Session, block: str, share: float):
         self.site, self.session, self.block, self.share = site, session, block, share
 
-    def look(self, query, key, value, scale=None, attn_mask=None, **_) -> None:
+    @property
+    def state(self) -> _BlockTokens:
+        return self.session.branch.own(_BlockTokens, self.block)
+
+    def look(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float | None = None,
+        attn_mask: Tensor | None = None,
+        **_: Any,
+    ) -> None:
         """At a computed step: how important each token is."""
-        found = SCORES[self.site.score](query, key, value, scale, attn_mask)
-        self.session.branch.memory[f"importance {self.block}"] = found
+        self.state.importance = SCORES[self.site.score](query, key, value, scale, attn_mask)
 
     def tokens(self, slot: str, count: int, place: str) -> Tensor | None:
         """At a skipped step: (B, k) of a stream of `count` tokens at the "head" or "tail" of the joint one, None for
         k = 0. Also counts their age."""
-        memory, k = self.session.branch.memory, min(int(self.share * count), count)
+        state, k = self.state, min(int(self.share * count), count)
         if k == 0:
             return None
-        try:
-            importance = memory[f"importance {self.block}"]
-        except KeyError:
-            raise ValueError(
-                "token scores are read off torch's own attention: use diffusers' native attention backend"
-            ) from None
-        importance = importance[:, :count] if place == "head" else importance[:, -count:]
-        age = memory.get(f"age {slot}", torch.zeros_like(importance))
+        if state.importance is None:
+            raise DoesNotFit("token scores are read off torch's own attention: use diffusers' native attention backend")
+        importance = state.importance[:, :count] if place == "head" else state.importance[:, -count:]
+        age = state.ages.get(slot, torch.zeros_like(importance))
         score = normalize(importance, dim=1) + self.site.age_weight * age / self.site.interval
         chosen = score.topk(k, dim=1).indices
-        memory[f"age {slot}"] = (age + 1).scatter(1, chosen, 0)
+        state.ages[slot] = (age + 1).scatter(1, chosen, 0)
         return chosen
 
     def renew(self, slot: str) -> None:
         """After a computed step every token is new."""
-        self.session.branch.memory.pop(f"age {slot}", None)
+        self.state.ages.pop(slot, None)
 
 
 class _Watch(TorchFunctionMode):
     """Shows the first attention inside it to `look`; nothing else is touched."""
 
-    def __init__(self, look):
+    def __init__(self, look: Callable[..., None]):
         super().__init__()
-        self.look = look
+        self.look: Callable[..., None] | None = look
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention and self.look is not None:
             named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
@@ -194,13 +229,13 @@ class _Watch(TorchFunctionMode):
 class _Chosen(StandIn):
     """Stands in for a layer of an MLP, which runs for chosen tokens."""
 
-    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice):
+    def __init__(self, module: nn.Module, session: Session, slot: str, choice: _Choice):
         super().__init__(module, session)
         self.slot, self.choice = slot, choice
 
     def refresh(self, chosen: Tensor | None, values: Tensor | None) -> Tensor:
         """The cached output with new values at the chosen tokens."""
-        if chosen is not None:
+        if chosen is not None and values is not None:
             self.session.branch.refresh(self.slot, chosen, values)
         return self.session.branch.forecast(self.slot)
 
@@ -208,11 +243,11 @@ class _Chosen(StandIn):
 class _Attention(Cached):
     """Reused whole; at a computed step it shows how important tokens are."""
 
-    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice):
+    def __init__(self, module: nn.Module, session: Session, slot: str, choice: _Choice):
         super().__init__(module, session, slot)
         self.choice = choice
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         looked_at = self.session.computing and self.slot.endswith(("attn", "attn1"))
         with _Watch(self.choice.look) if looked_at else nullcontext():
             return super().forward(*args, **kwargs)
@@ -221,48 +256,47 @@ class _Attention(Cached):
 class _FusedAttention(_Attention):
     """In a block that closes attention and MLP together: on a skipped step, of the chosen tokens alone."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
         if self.session.computing:
             return out
         streams = out if self.outputs else (out,)
         joint = torch.cat(streams, dim=1)
-        joint = pick(joint, self.session.branch.memory[f"chosen {self.choice.block}"])
+        joint = pick(joint, self.choice.state.chosen)
         return (joint, *(stream[:, :0] for stream in streams[1:])) if self.outputs else joint
 
 
 class _Widen(_Chosen):
     """The MLP's first layer in such a block: chooses."""
 
-    def forward(self, hidden):
-        memory = self.session.branch.memory
+    def forward(self, hidden: Tensor) -> Any:
+        state = self.choice.state
         if self.session.computing:
-            memory.pop(f"chosen {self.choice.block}", None)
+            state.chosen = None
             self.choice.renew(self.slot)
             return self.module(hidden)
-        chosen = self.choice.tokens(self.slot, hidden.shape[1], "head")
-        memory[f"chosen {self.choice.block}"] = chosen
-        return self.module(pick(hidden, chosen))
+        state.chosen = self.choice.tokens(self.slot, hidden.shape[1], "head")
+        return self.module(pick(hidden, state.chosen))
 
 
 class _Close(_Chosen):
     """The layer that closes attention and MLP: its output is what is cached."""
 
-    def forward(self, hidden):
+    def forward(self, hidden: Tensor) -> Any:
         if self.session.computing:
             out = self.module(hidden)
             self.session.branch.store(self.slot, out)
             return out
-        chosen = self.session.branch.memory[f"chosen {self.choice.block}"]
+        chosen = self.choice.state.chosen
         return self.refresh(chosen, None if chosen is None else self.module(hidden))
 
 
 class _Mlp(_Chosen):
-    def __init__(self, module: nn.Module, session, slot: str, choice: _Choice, place: str):
+    def __init__(self, module: nn.Module, session: Session, slot: str, choice: _Choice, place: str):
         super().__init__(module, session, slot, choice)
         self.place = place
 
-    def forward(self, hidden):
+    def forward(self, hidden: Tensor) -> Any:
         if self.session.computing:
             self.choice.renew(self.slot)
             out = self.module(hidden)

@@ -1,15 +1,20 @@
 """DeepCache's site: a skipped step of a U-Net runs its shallow layers alone."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spectrum_bench.caching.sites.base import StandIn
+from spectrum_bench.anatomy import Anatomy
+from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.sites.base import Site, StandIn
+from spectrum_bench.errors import BadValue, DoesNotFit
 
 
 @dataclass(frozen=True)
-class Shallow:
+class Shallow(Site):
     """What the deep layers give to the shallow ones (DeepCache, arXiv:2312.00858; horseee/DeepCache). A skipped step
     runs the down layers before, and the up layers after, layer `layer` of block `block`, counted from the outside.
 
@@ -19,18 +24,23 @@ class Shallow:
 
     block: int = 0
     layer: int = 0
-    runs_blocks = False
 
-    def attach(self, denoiser, anatomy, session, undo):
+    @property
+    def runs_blocks(self) -> bool:
+        return False
+
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         if not hasattr(denoiser, "up_blocks"):
-            raise ValueError(f"{type(denoiser).__name__} is no U-Net: use site=last_block or tail_residual")
-        downs, ups = denoiser.down_blocks, list(denoiser.up_blocks)[::-1]
+            raise DoesNotFit(f"{type(denoiser).__name__} is no U-Net: use site=last_block or tail_residual")
+        unet: Any = denoiser
+        downs, ups = unet.down_blocks, list(unet.up_blocks)[::-1]
         if not (isinstance(self.block, int) and 0 <= self.block < len(ups)):
-            raise ValueError(f"site.block must be a whole number from 0 to {len(ups) - 1}, not {self.block}")
+            raise BadValue(f"site.block must be a whole number from 0 to {len(ups) - 1}, not {self.block}")
         down, up = downs[self.block], ups[self.block]
         count = len(up.resnets)
         if not (isinstance(self.layer, int) and 0 <= self.layer < count):
-            raise ValueError(f"site.layer must be a whole number from 0 to {count - 1}, not {self.layer}")
+            raise BadValue(f"site.layer must be a whole number from 0 to {count - 1}, not {self.layer}")
+        deep: list[tuple[Any, str, int | None]]
         deep = [(down, name, i) for name in ("resnets", "attentions") for i in _indices(down, name) if i >= self.layer]
         deep += [(down, "downsamplers", i) for i in _indices(down, "downsamplers")]
         deep += [(denoiser, "down_blocks", i) for i in range(self.block + 1, len(downs))]
@@ -56,7 +66,7 @@ def _indices(block: nn.Module, name: str) -> range:
 class _Kept(StandIn):
     """The deepest feature that a skipped step needs."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.session.branch
         if branch.computing:
             out = self.module(*args, **kwargs)
@@ -70,7 +80,7 @@ class _Kept(StandIn):
 class _Nothing(StandIn):
     """Runs on computed steps; on skipped ones gives tensors of batch size 0, which only go to others like it."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.session.computing:
             out = self.module(*args, **kwargs)
             self.like = _shapes(out)
@@ -78,11 +88,11 @@ class _Nothing(StandIn):
         return _empty(self.like, args[0] if args else kwargs["hidden_states"])
 
 
-def _shapes(out):
+def _shapes(out: Any) -> Any:
     return out.shape[1:] if isinstance(out, Tensor) else tuple(_shapes(part) for part in out)
 
 
-def _empty(like, reference: Tensor):
+def _empty(like: Any, reference: Tensor) -> Any:
     if isinstance(like, torch.Size):
         return reference.new_empty((0, *like))
     return tuple(_empty(part, reference) for part in like)
