@@ -191,6 +191,7 @@ WITHOUT_A_MODEL = [
     "text_to_image.py seed=abc",
     "text_to_image.py model.repo=nobody/nothing",
     "calibrate.py --help",
+    "../download.py --help",
     "evaluate.py --help",
     "evaluate.py nowhere reference=nowhere",
     "report.py --help",

@@ -6,6 +6,7 @@ it: a small copy with loss (yuv420p) is for looking at.
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -17,12 +18,12 @@ from spectrum_bench.errors import UserError
 Pixels = NDArray[np.uint8]  # (H, W, 3) of a picture, (F, H, W, 3) of a clip
 
 # Settings of imageio's ffmpeg plugin.
-CLIP: dict[str, object] = {
+CLIP: dict[str, Any] = {
     "codec": "libx264rgb",
     "pixelformat": "rgb24",
     "output_params": ["-crf", "0", "-preset", "ultrafast"],
 }
-PREVIEW: dict[str, object] = {
+PREVIEW: dict[str, Any] = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
     "output_params": ["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"],
@@ -73,7 +74,7 @@ def _read_picture(path: Path) -> Pixels:
 
 
 def _read_clip(path: Path) -> Pixels:
-    with iio.imopen(path, "r", plugin="FFMPEG") as clip:
+    with iio.imopen(path, "r", plugin="FFMPEG") as clip:  # type: ignore[call-overload]  # its stubs know no FFMPEG
         coding = clip.metadata()["pix_fmt"]
         if not coding.startswith(("gbrp", "rgb")):
             raise Unreadable(f"is coded as {coding}, with loss, not as RGB")
@@ -91,10 +92,10 @@ def _lossless(pixels: Pixels, fps: float | None) -> bytes:
     return data
 
 
-def _video(pixels: Pixels, fps: float | None, settings: dict[str, object]) -> bytes:
-    quiet = {"macro_block_size": 1, "ffmpeg_log_level": "error"}  # 1: no frame is scaled to a multiple of 16 pixels
-    data: bytes = iio.imwrite("<bytes>", pixels, extension=".mp4", plugin="FFMPEG", fps=fps, **quiet, **settings)
-    return data
+def _video(pixels: Pixels, fps: float | None, settings: dict[str, Any]) -> bytes:
+    own_size = {"macro_block_size": 1}  # else frames are scaled to multiples of 16 pixels
+    more = own_size | settings | {"fps": fps, "ffmpeg_log_level": "error"}
+    return iio.imwrite("<bytes>", pixels, extension=".mp4", plugin="FFMPEG", **more)
 
 
 def _holds(data: bytes, pixels: Pixels) -> bool:
