@@ -200,7 +200,8 @@ WITHOUT_A_MODEL = [
     "tune.py --help",
     "-m spectrum_bench list algos",
 ]
-EXTRAS = {"ray", "cache_dit", "lpips", "open_clip"}  # may be missing, and are asked for only where they are used
+# May be missing, and are asked for only where they are used.
+EXTRAS = {"ray", "cache_dit", "lpips", "open_clip", "ImageReward", "vbench"}
 
 
 TELL = """

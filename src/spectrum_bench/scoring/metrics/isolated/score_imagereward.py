@@ -56,12 +56,15 @@ import json
 import sys
 from typing import Any
 
+import torch
+import transformers
+from PIL import Image
+from PIL.Image import Image as Picture
+
 
 def load(weights: str, med_config: str, vocabulary: str) -> Any:
     """The package's own model with these weights, every one of which must find its place: its own loader is silent
     about those that do not."""
-    import torch
-    import transformers
     from ImageReward.ImageReward import ImageReward
 
     tokenizer: Any = transformers.BertTokenizer
@@ -83,16 +86,12 @@ def load(weights: str, med_config: str, vocabulary: str) -> Any:
     return model.to(device).eval()
 
 
-def picture(path: str) -> Any:
-    from PIL import Image
-
+def picture(path: str) -> Picture:
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def main(manifest: str, results: str, weights: str, med_config: str, vocabulary: str, *_: str) -> None:
-    import torch
-
     model = load(weights, med_config, vocabulary)
     with open(manifest, encoding="utf-8") as lines, open(results, "a", encoding="utf-8") as out:
         for line in lines:

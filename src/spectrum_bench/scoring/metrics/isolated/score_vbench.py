@@ -115,6 +115,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 AT_ONCE = 100  # clips between two writes of the results; VBench loads a dimension's network anew for each
 
 
@@ -158,8 +160,7 @@ def score(judge: Any, dimensions: Sequence[str], clips: dict[str, str], folder: 
 
 
 def main(manifest: str, results: str, cache: str, *dimensions: str) -> None:
-    os.environ["VBENCH_CACHE_DIR"] = cache
-    import torch
+    os.environ["VBENCH_CACHE_DIR"] = cache  # which the package reads when it is imported
     import vbench
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
