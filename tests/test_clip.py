@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.scoring.metrics import METRICS, clip
+from spectrum_bench.scoring.metrics.contracts import ModelFacts
 
 PROMPTS = captions(3)
 PICTURES = pictures(PROMPTS)
@@ -38,7 +39,7 @@ def small(tmp_path_factory):
 @torch.inference_mode()
 def test_it_is_a_hundred_times_the_cosine(small):
     architecture, path, model = small
-    score = clip.load_clip("clip", architecture, path)
+    score = clip.load("clip", architecture, path)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     for picture, prompt in zip(PICTURES, PROMPTS, strict=True):
         resized = np.asarray(Image.fromarray(picture).resize((32, 32), Image.Resampling.BICUBIC))
@@ -46,29 +47,34 @@ def test_it_is_a_hundred_times_the_cosine(small):
         seen = model.encode_image(pixels[None])[0]
         said = model.encode_text(open_clip.tokenize([prompt]))[0]
         cosine = (seen @ said / seen.norm() / said.norm()).item()
-        assert score(picture, prompt)["clip"] == pytest.approx(100 * cosine, abs=1e-3)
+        assert score([picture], [prompt])[0]["clip"] == pytest.approx(100 * cosine, abs=1e-3)
 
 
-def test_prompts_pictures_and_frames_matter(small):
-    score = clip.load_clip("clip", *small[:2])
-    values = {score(picture, prompt)["clip"] for picture in PICTURES for prompt in PROMPTS}
-    assert len(values) == 9
-    frames = [score(frame, PROMPTS[0])["clip"] for frame in PICTURES]
-    assert score(PICTURES, PROMPTS[0])["clip"] == pytest.approx(np.mean(frames), abs=1e-4)
-    assert abs(score(noisy(PICTURES[:1], 1)[0], PROMPTS[0])["clip"] - frames[0]) < 1
+def test_prompts_pictures_and_frames_matter(small, monkeypatch):
+    score = clip.load("clip", *small[:2])
+    values = [[each["clip"] for each in score(PICTURES, [prompt] * 3)] for prompt in PROMPTS]
+    assert len(set(sum(values, []))) == 9
+    clips = score([PICTURES, PICTURES[0], PICTURES[1:]], PROMPTS[:1] * 3)
+    frames = values[0]
+    means = [np.mean(frames), frames[0], np.mean(frames[1:])]
+    assert [each["clip"] for each in clips] == pytest.approx(means, abs=1e-4)
+    monkeypatch.setattr(clip, "AT_ONCE", 2)
+    assert [each["clip"] for each in score(PICTURES, PROMPTS[:1] * 3)] == pytest.approx(frames, abs=1e-4)
+    assert abs(score(noisy(PICTURES[:1], 1), PROMPTS[:1])[0]["clip"] - frames[0]) < 1
 
 
 def test_the_activation_is_openais(small):
     """Plain ViT-L-14 with the same file would take GELU: other numbers, and no complaint."""
-    score = clip.load_clip("clip", *small[:2])
+    score = clip.load("clip", *small[:2])
     assert open_clip.get_model_config("ViT-L-14-quickgelu")["quick_gelu"]
     assert not open_clip.get_model_config("ViT-L-14").get("quick_gelu")
     open_clip.factory._MODEL_CONFIGS["small"] = SMALL | {"quick_gelu": False}
     try:
-        other = clip.load_clip("clip", "small", small[1])
+        other = clip.load("clip", "small", small[1])
     finally:
         del open_clip.factory._MODEL_CONFIGS["small"]
-    assert abs(score(PICTURES[0], PROMPTS[0])["clip"] - other(PICTURES[0], PROMPTS[0])["clip"]) > 1e-3
+    (ours,), (gelu,) = (scorer(PICTURES[:1], PROMPTS[:1]) for scorer in (score, other))
+    assert abs(ours["clip"] - gelu["clip"]) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["clip", "clip_g"])
@@ -77,9 +83,9 @@ def test_without_weights_it_is_unavailable(name, monkeypatch, tmp_path):
     with pytest.raises(
         MetricUnavailable, match=f"{name}: no weights of .*; hf download .* open_clip_model.safetensors"
     ):
-        METRICS[name].scorer({})
+        METRICS[name].scorer(ModelFacts())
 
 
 def test_weights_of_another_model_are_refused(small):
     with pytest.raises(MetricUnavailable, match="does not fit ViT-B-32"):
-        clip.load_clip("clip", "ViT-B-32", small[1])
+        clip.load("clip", "ViT-B-32", small[1])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,9 +23,10 @@ from safetensors.numpy import save
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
-from spectrum_bench.sampling import downloads
+from spectrum_bench.sampling import catalogue, downloads, remote
+from spectrum_bench.sampling.catalogue import WebEntry, parse, read_catalogue
 from spectrum_bench.sampling.models import find_weights
-from spectrum_bench.scoring.metrics import METRICS, pixel
+from spectrum_bench.scoring.metrics import METRICS, weights
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 INDEX = {
@@ -218,7 +220,7 @@ def test_a_model_is_what_its_pipeline_needs_and_is_then_found_offline(hub, downl
 def test_dry_run_lists_sizes_and_fetches_nothing(hub, download, tmp_path):
     code, out, errors = download("model=flux", "--dry-run")
     assert (code, errors) == (0, [])
-    total = downloads.human(sum(map(len, NEEDED.values())))
+    total = remote.human(sum(map(len, NEEDED.values())))
     assert out[0] == f"model=flux from {FLUX}: {total} in {len(NEEDED)} files, {total} missing"
     assert f"  missing   200 kB  {SHARD}" in out
     assert len(out) == 1 + len(NEEDED)
@@ -259,7 +261,7 @@ def test_after_ctrl_c_whole_files_are_kept(hub, start, download, tmp_path, monke
 def test_a_gated_model_says_how_to_log_in(hub, download):
     hub.gated.add(FLUX)
     code, out, errors = download("model=flux")
-    total = downloads.human(sum(map(len, NEEDED.values())))
+    total = remote.human(sum(map(len, NEEDED.values())))
     listed = f"model=flux from {FLUX} (gated): {total} in {len(NEEDED)} files, {total} missing"
     login = f"{FLUX} is gated: accept its licence on {hub.url}/{FLUX}, then hf auth login"
     assert (code, out, errors) == (1, [listed], [f"error: model=flux: {login}"])
@@ -276,13 +278,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(hub, download):
 
 
 def test_what_has_come_already_needs_no_room(tmp_path, monkeypatch):
-    file = downloads.WebFile("http://a/b.pt", tmp_path / "b.pt", 1000, "")
+    file = remote.WebFile("http://a/b.pt", tmp_path / "b.pt", 1000, "")
     file.part.write_bytes(b"a" * 900)
-    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
-    downloads.check_space([file])
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
+    remote.check_space([file])
     file.part.write_bytes(b"a" * 899)
     with pytest.raises(UserError, match="too small by 1 B"):
-        downloads.check_space([file])
+        remote.check_space([file])
 
 
 def test_one_failure_does_not_lose_the_others(hub, start, checkout, tmp_path, monkeypatch):
@@ -321,10 +323,10 @@ def test_no_network_is_one_line(download, env, message):
     ],
 )
 def test_what_a_server_refuses_is_explained(url, status, headers, message):
-    request = httpx2.Request("GET", url.format(**downloads.PLACES) + "/resolve/main/c?signature=long")
+    request = httpx2.Request("GET", url.format(**catalogue.places()) + "/resolve/main/c?signature=long")
     with pytest.raises(HfHubHTTPError) as refused:
         hf_raise_for_status(httpx2.Response(status, headers=headers, request=request))
-    assert message.format(**downloads.PLACES) in downloads.explain(refused.value)
+    assert message.format(**catalogue.places()) in remote.explain(refused.value)
 
 
 def test_prompts_come_with_their_origin_and_only_if_the_checksum_is_right(hub, download, checkout):
@@ -333,9 +335,7 @@ def test_prompts_come_with_their_origin_and_only_if_the_checksum_is_right(hub, d
 
     def pin(sha256):
         entry = {"url": "{hub}" + path, "size": len(listed), "sha256": sha256}
-        (checkout / "configs/downloads.yaml").write_text(
-            yaml.safe_dump({"prompts": {"drawbench": entry}, "metrics": {}})
-        )
+        (checkout / "configs/downloads.yaml").write_text(yaml.safe_dump({"prompts": {"drawbench": entry}}))
 
     txt, part = checkout / "prompts/drawbench.txt", checkout / "prompts/drawbench.txt.part"
     hub.files[path] = listed.replace(b"red", b"bad")
@@ -356,18 +356,41 @@ def test_prompts_come_with_their_origin_and_only_if_the_checksum_is_right(hub, d
     assert code == 1 and "was edited or is damaged" in errors[0] and txt.read_bytes() == listed
 
 
+METRIC = """
+from spectrum_bench.sampling.catalogue import HubEntry, WebEntry
+WEIGHTS = {{"toy": (
+    WebEntry("{{hub}}/a/weights.pth", "{{torch}}/hub/checkpoints", 7, "{digest}"),
+    HubEntry("timm/clip", "open_clip_model.safetensors"),
+)}}
+"""
+SCRIPT = """
+# /// script
+# dependencies = []
+# [[tool.spectrum-bench.weights]]
+# url = "{{hub}}/a/weights.pth"
+# to = "{{vbench}}/toy"
+# size = 7
+# sha256 = "{digest}"
+# ///
+"""
+
+
 def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_path):
+    """One of each kind, which declare their weights themselves."""
     digest = hashlib.sha256(b"weights").hexdigest()
     hub.files["/a/weights.pth"] = b"weights"
     hub.repos["timm/clip"] = {"open_clip_model.safetensors": TENSOR, "open_clip_pytorch_model.bin": b"pickle"}
-    web = {"url": "{hub}/a/weights.pth", "to": "{torch}/hub/checkpoints", "size": 7, "sha256": digest}
-    entries = {"lpips": [web], "clip": [{"repo": "timm/clip", "file": "open_clip_model.safetensors"}]}
-    (checkout / "configs/downloads.yaml").write_text(
-        yaml.safe_dump({"prompts": {}, "metrics": entries}, sort_keys=False)
-    )
-    code, out, errors = download("metrics=all", TORCH_HOME=str(tmp_path / "torch"))
-    assert (code, errors) == (0, []) and out[-2:] == ["metrics=lpips: all here", "metrics=clip: all here"]
+    folder = checkout / "src/spectrum_bench/scoring/metrics"
+    (folder / "toy.py").write_text(METRIC.format(digest=digest))
+    (folder / "isolated/score_alone.py").write_text(SCRIPT.format(digest=digest))
+    entries = 'Metric("toy", "paired", "", True, "toy:make"), Metric("alone", "files", "", True, environment="alone")'
+    listed = (folder / "__init__.py").read_text()
+    (folder / "__init__.py").write_text(listed.replace("for metric in (", f"for metric in ({entries},"))
+    places = {"TORCH_HOME": str(tmp_path / "torch"), "VBENCH_CACHE_DIR": str(tmp_path / "vbench")}
+    code, out, errors = download("metrics=alone,toy", **places)
+    assert (code, errors) == (0, []) and out[-2:] == ["metrics=alone: all here", "metrics=toy: all here"]
     assert (tmp_path / "torch/hub/checkpoints/weights.pth").read_bytes() == b"weights"
+    assert (tmp_path / "vbench/toy/weights.pth").read_bytes() == b"weights"
     snapshot = tmp_path / "hf/hub/models--timm--clip"
     commit = (snapshot / "refs/main").read_text()
     assert (snapshot / "snapshots" / commit / "open_clip_model.safetensors").read_bytes() == TENSOR
@@ -389,15 +412,16 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
 )
 def test_what_does_not_exist_is_refused_with_what_does(word, message):
     with pytest.raises(UserError, match=message):
-        downloads.parse([word])
+        parse([word], read_catalogue(weights()))
 
 
 def test_words_stand_for_names():
-    wanted, dry_run = downloads.parse(["prompts=all", "metrics=clip,lpips,clip", "--dry-run"])
+    everything = read_catalogue(weights())
+    wanted, dry_run = parse(["prompts=all", "metrics=clip,lpips,clip", "--dry-run"], everything)
     assert dry_run and wanted == [("prompts", n) for n in ("drawbench", "coco", "vbench")] + [
         ("metrics", "clip"), ("metrics", "lpips"),
     ]  # fmt: skip
-    assert ("model", "flux") in downloads.parse(["model=all"])[0]
+    assert ("model", "flux") in parse(["model=all"], everything)[0]
 
 
 def test_help_says_what_there_is():
@@ -422,17 +446,15 @@ def test_the_plain_weights_unless_the_model_names_a_variant():
         pick(["vae/config.json"], index)
 
 
-def test_the_catalogue_is_complete_and_agrees_with_the_metrics():
-    catalogue = downloads.catalogue()
-    files = [*catalogue["prompts"].values(), *(e for entries in catalogue["metrics"].values() for e in entries)]
-    for entry in files:
-        if "url" in entry:
-            assert entry["url"].startswith(("https://", "{hub}/")) and entry["size"] > 0
-            assert len(bytes.fromhex(entry["sha256"])) == 32
-        else:
-            assert set(entry) == {"repo", "file"}
-    for metric, (_, name) in pixel.BACKBONES.items():
-        (file,) = catalogue["metrics"][metric]
-        assert file["url"].endswith(name) and name.endswith(f"-{file['sha256'][:8]}.pth")
+def test_the_catalogue_is_complete():
+    everything = read_catalogue(weights())
+    entries = [*everything.prompts.values(), *(e for entries in everything.metrics.values() for e in entries)]
+    for entry in entries:
+        if isinstance(entry, WebEntry):
+            assert entry.source.startswith(("https://", catalogue.places()["hub"])) and entry.size > 0
+            assert len(bytes.fromhex(entry.sha256)) == 32 and entry.path.is_absolute()
+            digits = re.search(r"-([0-9a-f]{8})\.pth$", entry.url)  # PyTorch's rule for names
+            assert not digits or entry.sha256.startswith(digits[1])
     weightless = {"psnr", "ssim", "caption", "vbench_standard"}  # the last has vbench's
-    assert set(catalogue["metrics"]) == set(METRICS) - weightless
+    assert set(everything.metrics) == set(METRICS) - weightless
+    assert METRICS["vbench_standard"].weights() == METRICS["vbench"].weights()

@@ -12,9 +12,11 @@ import yaml
 from PIL import Image
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.scoring import evaluation, stats
-from spectrum_bench.scoring.experiments import pairs, read_experiment
+from spectrum_bench.sampling import media
+from spectrum_bench.scoring import evaluation, experiments, scorers, stats
+from spectrum_bench.scoring.experiments import Decoded, pairs, read_experiment
 from spectrum_bench.scoring.metrics import pixel
+from spectrum_bench.scoring.summary import describe
 
 PROMPTS = fabricate.captions(6)
 PICTURES = fabricate.pictures(PROMPTS)
@@ -82,7 +84,8 @@ def test_files(spectrum, reference):
     low, high = summary["metrics"]["psnr"]["interval"]
     assert low < summary["metrics"]["psnr"]["mean"] < high
     assert "names no judge" in summary["metrics"]["caption"]["unavailable"]
-    assert summary == json.loads((spectrum / "summary.json").read_text())
+    assert summary == json.loads((spectrum / "summary.json").read_text()) and summary["schema"] == 2
+    assert summary["versions"].keys() >= {"python", "numpy", "scipy", "pillow", "torch", "lpips"}
     assert not list(spectrum.glob(".*"))
 
 
@@ -123,14 +126,14 @@ def test_wrapping_arithmetic_would_be_caught(spectrum, reference, monkeypatch):
         mse = np.mean((a - b) ** 2)
         return 100.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
 
-    monkeypatch.setattr(pixel, "make_psnr", lambda config: wrapping)
+    monkeypatch.setattr(pixel, "make_psnr", lambda model: wrapping)
     with pytest.raises(UserError, match="sanity: psnr of different prompts' pictures is 2[78]"):
         evaluate(spectrum, reference)
     assert not (spectrum / "metrics.csv").exists()
 
 
 def test_a_metric_that_is_not_perfect_on_itself_is_caught(spectrum, reference, monkeypatch):
-    monkeypatch.setattr(pixel, "make_ssim", lambda config: lambda a, b: 0.99)
+    monkeypatch.setattr(pixel, "make_ssim", lambda model: lambda a, b: 0.99)
     with pytest.raises(UserError, match="sanity: ssim of a picture and itself is 0.99, not 1"):
         evaluate(spectrum, reference)
 
@@ -180,7 +183,7 @@ def test_captions_beside_the_references_own(tmp_path, monkeypatch):
         value = math.nan if prompt == "no grammar" else float(prompt == PROMPTS[0] and (sample == images[0]).all())
         return dict.fromkeys(names, value)
 
-    monkeypatch.setattr("spectrum_bench.scoring.metrics.caption.make_caption", lambda config: scorer)
+    monkeypatch.setattr("spectrum_bench.scoring.metrics.caption.make_caption", lambda model: scorer)
     found = evaluate(other, reference)
     assert found["metrics"]["caption"]["mean"] == pytest.approx(1 / 6) and found["metrics"]["caption"]["n"] == 6
     assert found["metrics"]["caption"]["reference"]["mean"] == 0
@@ -188,6 +191,49 @@ def test_captions_beside_the_references_own(tmp_path, monkeypatch):
     assert found["metrics"]["caption"]["details"]["things"]["n"] == 6
     assert rows(other)[6]["caption"] == rows(other)[6]["caption_reference"] == ""
     assert float(rows(other)[0]["caption"]) == 1
+
+
+def test_samples_in_small_windows_get_the_same_rows(spectrum, reference, monkeypatch):
+    first = evaluate(spectrum, reference), (spectrum / "metrics.csv").read_bytes()
+    for samples, size in ((1, 2**26), (32, 1), (4, 2 * PICTURES[0].nbytes)):
+        monkeypatch.setattr(scorers, "SAMPLES", samples)
+        monkeypatch.setattr(scorers, "BYTES", size)
+        assert first == (evaluate(spectrum, reference), (spectrum / "metrics.csv").read_bytes())
+
+
+def test_the_reference_is_decoded_once_while_it_fits_into_memory(reference, monkeypatch):
+    experiment = read_experiment(reference)
+    read = []
+    monkeypatch.setattr(media, "read", lambda path, read_file=media.read: read.append(path) or read_file(path))
+    decoded = Decoded(experiment, budget=2 * PICTURES[0].nbytes + 1)
+    for _ in range(2):
+        for record, picture in zip(experiment.records, PICTURES, strict=True):
+            assert np.array_equal(decoded.picture(record), picture)
+    assert len(read) == 6 + 4  # two of six are kept
+
+    read.clear()
+    list(evaluation.evaluate([experiment, experiment], experiment, "psnr"))
+    assert len(read) == 3 * 6  # the samples of both experiments, and the reference once
+
+
+def test_a_progress_bar_is_the_callers(spectrum, reference):
+    titles = []
+
+    def track(steps, title):
+        titles.append((title, len(steps)))
+        return steps
+
+    experiments = [read_experiment(spectrum), read_experiment(reference)]
+    list(evaluation.evaluate(experiments, experiments[1], "psnr", track))
+    assert titles == [("scoring spectrum", 6), ("scoring nocache", 6)]
+
+
+def test_lines_for_a_person(spectrum, reference):
+    lines = list(describe(evaluate(spectrum, reference)))
+    assert lines[0].startswith("psnr     3") and "dB  (95 % in [" in lines[0] and lines[0].endswith(", 6 prompts)")
+    assert [line[:3] for line in lines[2:4]] == ["—  "] * 2
+    assert lines[4].startswith("sanity, reference against itself: psnr 100  ssim 1")
+    assert lines[5].startswith("sanity, reference against shuffled prompts: psnr ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,8 +251,9 @@ def test_interval_covers_and_pairs_are_sharper():
     near = base + rng.normal(0.5, 0.3, 50)
     prompts = range(50)
     assert not stats.tied(near - base, prompts)
-    a, b = stats.estimate(base, prompts)["interval"], stats.estimate(near, prompts)["interval"]
-    assert a[1] > b[0]  # unpaired, they cannot be told apart
+    assert (
+        stats.estimate(base, prompts).high > stats.estimate(near, prompts).low
+    )  # unpaired, nobody can tell them apart
     assert stats.tied(base - base, prompts) and stats.tied(rng.permutation([1, -1] * 25), prompts)
 
 
@@ -214,23 +261,26 @@ def test_interval_covers_and_pairs_are_sharper():
 def test_no_interval_and_no_warning_from_degenerate_data(values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = stats.estimate(values, range(len(values)))
-    assert found["interval"] is None and found["n"] == len(values)
-    assert found["mean"] is None if not values else found["mean"] == pytest.approx(values[0])
+        estimate = stats.estimate(values, range(len(values)))
+    if not values:
+        assert estimate is None
+    else:
+        assert estimate.low is None and estimate.high is None and estimate.n == len(values)
+        assert estimate.mean == pytest.approx(values[0])
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0] * 7 + [1], [1] * 30 + [0], [100.0] * 5 + [20.0]])
 def test_intervals_of_awkward_data_are_numbers(values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = stats.estimate(np.array(values, float), range(len(values)))
-    assert found["interval"] is None or (np.isfinite(found["interval"]).all() and found["interval"][0] < found["mean"])
+        estimate = stats.estimate(np.array(values, float), range(len(values)))
+    assert estimate.low is None or (np.isfinite([estimate.low, estimate.high]).all() and estimate.low < estimate.mean)
 
 
 def test_seeds_of_a_prompt_count_once():
     once = stats.estimate([1.0, 2.0, 4.0], "abc")
     assert stats.estimate([1.0, 2.0, 4.0] * 5, "abc" * 5) == once
-    assert stats.estimate([1.0, math.nan, 4.0], "abc")["n"] == 2
+    assert stats.estimate([1.0, math.nan, 4.0], "abc").n == 2
 
 
 @pytest.mark.parametrize("prompts", ["ab", "abc", "aabbc", "abcdefghij" * 3])
@@ -247,20 +297,22 @@ def test_derangement_moves_every_prompt(prompts):
 def test_refused_references(spectrum, reference, tmp_path):
     short = fabricate.experiment(tmp_path / "short", PROMPTS, PICTURES, nfe=20, steps=20)
     other = fabricate.experiment(tmp_path / "flux", PROMPTS, PICTURES, model={"name": "flux"})
-    wide = fabricate.experiment(tmp_path / "wide", PROMPTS, PICTURES, model={"dtype": "bfloat16"})
+    wide = fabricate.experiment(tmp_path / "wide", PROMPTS, PICTURES, model={"dtype": "float16"})
     seed = fabricate.experiment(tmp_path / "seed", PROMPTS, PICTURES, seed=7)
     worded = fabricate.experiment(tmp_path / "worded", PROMPTS[::-1], PICTURES)
     for folder, words in [
         (spectrum, r"skips steps \(spectrum: 14 of 50 passes\) and cannot be a reference"),
         (short, "takes 50 steps and its reference .* only 20: make the reference with num_inference_steps=50"),
         (other, "made with tiny-flux and .* with flux: give a reference made with the same model"),
-        (wide, "has model.dtype=None and .* has bfloat16"),
+        (wide, "has model.dtype=None and .* has float16"),
         (seed, r"\(seeds \[0\]\) and .* \(seeds \[7\]\) have no sample in common"),
         (worded, "prompt 0 is 'a .* make both with the same prompt_file"),
     ]:
         with pytest.raises(UserError, match=words) as error:
             evaluate(spectrum, folder)
         assert "\n" not in str(error.value)
+    plain = fabricate.experiment(tmp_path / "plain", PROMPTS, PICTURES, model={"vae_tiling": False, "scheduler": {}})
+    assert not experiments.check_reference(read_experiment(spectrum), read_experiment(plain))
     fewer = fabricate.experiment(tmp_path / "steps", PROMPTS, fabricate.noisy(PICTURES, 9), "steps", 25, 25)
     assert evaluate(fewer, reference)["samples"] == 6
     edit_config(spectrum, lambda config: config["model"].update(note="words", judge=None))
@@ -319,6 +371,15 @@ def test_unreadable_directories(spectrum, reference):
             read_experiment(spectrum)
     (spectrum / "config.yaml").unlink()
     with pytest.raises(UserError, match="no .*config.yaml"):
+        read_experiment(spectrum)
+
+
+def test_schemas_of_a_configuration(spectrum):
+    for schema in (1, 2):
+        edit_config(spectrum, lambda config, schema=schema: config.update(schema=schema))
+        assert read_experiment(spectrum).name == "spectrum"
+    edit_config(spectrum, lambda config: config.update(schema=3))
+    with pytest.raises(UserError, match="config.yaml was made by a newer version .schema 3.: update"):
         read_experiment(spectrum)
 
 

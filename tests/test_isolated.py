@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,12 @@ import fabricate
 import numpy as np
 import pytest
 
-from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.errors import BadValue, MetricUnavailable
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
-from spectrum_bench.scoring.metrics import METRICS, VBENCH, chosen, isolated
-from spectrum_bench.scoring.metrics.isolated import score_vbench
+from spectrum_bench.scoring.metrics import METRICS, chosen, isolated, vbench
+from spectrum_bench.scoring.metrics.contracts import ModelFacts
+from spectrum_bench.scoring.metrics.isolated import header, score_vbench
 
 PROMPTS = fabricate.captions(4)
 SCRIPT = """
@@ -39,11 +41,8 @@ with open(results, "a") as out:
 def runs(tmp_path, monkeypatch):
     """A reference and an experiment, an ImageReward that is a toy, and the list of what it was asked to score."""
     (tmp_path / "score_imagereward.py").write_text(SCRIPT)
-    monkeypatch.setattr(isolated, "HERE", tmp_path)
+    monkeypatch.setattr(header, "SCRIPTS", tmp_path)
     monkeypatch.setattr(isolated, "environment", lambda name: Path(sys.executable))
-    monkeypatch.setattr(
-        isolated, "make_imagereward", lambda config: lambda items: isolated.score("imagereward", [], items)
-    )
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     clean = fabricate.pictures(PROMPTS)
     folders = [
@@ -59,19 +58,20 @@ def runs(tmp_path, monkeypatch):
     return evaluate, tmp_path
 
 
-def test_scores_are_kept_and_failures_named(runs, capsys, monkeypatch):
+def test_scores_are_kept_and_failures_named(runs, caplog):
     evaluate, folder = runs
     stars = sum("star" in prompt for prompt in PROMPTS)
     assert 0 < stars < 4
     found = evaluate()["metrics"]["imagereward"]
     assert found["n"] == 4 - stars and found["reference"]["n"] == 4
     assert found["difference"]["mean"] == pytest.approx(-1)
-    errors = [line for line in capsys.readouterr().err.splitlines() if "a star" in line]
+    errors = [line for line in caplog.messages if "a star" in line]
     assert len(errors) == stars and all("fora" in line and line.startswith("imagereward: ") for line in errors)
     assert len((folder / "log").read_text().split()) == 8
+    caplog.clear()
     evaluate()  # what was scored is not scored again; what failed is
     assert len((folder / "log").read_text().split()) == stars
-    assert capsys.readouterr().err.count("a star") == stars  # not once more for each earlier time
+    assert caplog.text.count("a star") == stars  # not once more for each earlier time
     assert not list(folder.rglob("*.manifest"))
 
 
@@ -101,18 +101,33 @@ def test_a_changed_sample_is_scored_again(runs):
     assert str(changed) in (folder / "log").read_text()
 
 
-def test_an_environment_is_made_once_and_again_when_its_requirements_change(tmp_path, monkeypatch):
+def test_an_environment_is_made_once_and_again_when_its_packages_change(tmp_path, monkeypatch):
+    def declare(*packages):
+        text = f"# /// script\n# dependencies = {json.dumps(packages)}\n# ///\n"
+        (tmp_path / "score_toy.py").write_text(text)
+
     monkeypatch.setattr(isolated, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(isolated, "REQUIREMENTS", tmp_path)
-    (tmp_path / "toy.txt").write_text("# nothing\n")
+    monkeypatch.setattr(header, "SCRIPTS", tmp_path)
+    declare()
     assert not isolated.is_made("toy")
     python = isolated.environment("toy")
     assert python.is_file() and isolated.is_made("toy") and isolated.environment("toy") == python
-    (tmp_path / "toy.txt").write_text("/no/such/package\n")
+    declare("/no/such/package")
     assert not isolated.is_made("toy")
     with pytest.raises(MetricUnavailable, match="toy: its environment could not be made .*no/such/package"):
         isolated.environment("toy")
     assert not isolated.is_made("toy")
+
+
+def test_a_script_says_what_it_needs():
+    scripts = {metric.environment for metric in METRICS.values() if metric.environment}
+    assert scripts == {"imagereward", "vbench"}
+    for name in scripts:
+        head = header.read(name)
+        assert head.version("torch") and head.version("no-such-package") is None
+        assert all(re.fullmatch(r"[\w-]+(==[\d.]+|>=\d+)", package) for package in head.dependencies)
+        assert head.weights and not [entry.path for entry in head.weights if "{" in str(entry.path)]
+    assert header.read("vbench").version("vbench") == "0.1.5"
 
 
 def test_without_weights_they_are_unavailable(monkeypatch, tmp_path):
@@ -120,51 +135,54 @@ def test_without_weights_they_are_unavailable(monkeypatch, tmp_path):
     with pytest.raises(
         MetricUnavailable, match="imagereward: no ~/.cache/ImageReward/ImageReward.pt; python download.py"
     ):
-        METRICS["imagereward"].scorer({})
+        METRICS["imagereward"].scorer(ModelFacts())
     with pytest.raises(MetricUnavailable, match="vbench: no ~/.cache/vbench/.*; python download.py metrics=vbench"):
-        METRICS["vbench"].scorer({"model": {"fps": 16}})
+        METRICS["vbench"].scorer(ModelFacts(fps=16))
     with pytest.raises(MetricUnavailable, match="vbench: these are pictures"):
-        METRICS["vbench"].scorer({"model": {}})
+        METRICS["vbench"].scorer(ModelFacts())
     with pytest.raises(MetricUnavailable, match="imagereward: these are clips"):
-        METRICS["imagereward"].scorer({"model": {"fps": 16}})
+        METRICS["imagereward"].scorer(ModelFacts(fps=16))
 
 
 def test_vbenchs_quality_score():
     """By hand: all dimensions at the top of their range give 1, at the bottom 0; each counts by its weight."""
-    top = {name: high for name, (_, high, _) in isolated.QUALITY.items()}
-    bottom = {name: low for name, (low, _, _) in isolated.QUALITY.items()}
-    assert isolated.quality(top) == pytest.approx(1) and isolated.quality(bottom) == pytest.approx(0)
-    assert isolated.quality(bottom | {"dynamic_degree": 1.0}) == pytest.approx(0.5 / 6.5)
-    assert isolated.quality(bottom | {"motion_smoothness": 0.85175}) == pytest.approx(0.5 / 6.5)
-    assert isolated.quality(top | {"dynamic_degree": 0.0}) == pytest.approx(6 / 6.5)
-    assert math.isnan(isolated.quality(top | {"imaging_quality": math.nan}))
-    assert set(isolated.QUALITY) == set(VBENCH) == set(METRICS["vbench"].details)
+    top = {name: high for name, (_, high, _) in vbench.QUALITY.items()}
+    bottom = {name: low for name, (low, _, _) in vbench.QUALITY.items()}
+    assert vbench.quality(top) == pytest.approx(1) and vbench.quality(bottom) == pytest.approx(0)
+    assert vbench.quality(bottom | {"dynamic_degree": 1.0}) == pytest.approx(0.5 / 6.5)
+    assert vbench.quality(bottom | {"motion_smoothness": 0.85175}) == pytest.approx(0.5 / 6.5)
+    assert vbench.quality(top | {"dynamic_degree": 0.0}) == pytest.approx(6 / 6.5)
+    assert math.isnan(vbench.quality(top | {"imaging_quality": math.nan}))
+    assert set(vbench.QUALITY) == set(vbench.DIMENSIONS) == set(METRICS["vbench"].details)
 
 
 def test_vbenchs_standard_score_is_made_of_each_dimensions_own_prompts():
     """Against the formula as the official script has it: means over each dimension's clips first, then their sum."""
     rng = np.random.default_rng(0)
-    found = [{name: rng.random() for name in VBENCH} for _ in range(40)]
-    found = [each | {"vbench": isolated.quality(each)} for each in found]
-    asked = [{VBENCH[i % 7]} | ({VBENCH[5], VBENCH[6]} if i % 3 else set()) for i in range(36)] + [set()] * 4
+    found = [{name: rng.random() for name in vbench.DIMENSIONS} for _ in range(40)]
+    found = [each | {"vbench": vbench.quality(each)} for each in found]
+    asked = [
+        {vbench.DIMENSIONS[i % 7]} | ({vbench.DIMENSIONS[5], vbench.DIMENSIONS[6]} if i % 3 else set())
+        for i in range(36)
+    ] + [set()] * 4
     found[8] = dict.fromkeys(found[8], math.nan)  # could not be scored
-    rows = isolated.standard(found, asked)
+    rows = vbench.standard(found, asked)
     assert [math.isnan(row["vbench_standard"]) for row in rows] == [i in (8, *range(36, 40)) for i in range(40)]
     pairs = list(zip(found, asked, strict=True))
-    means = {n: np.mean([f[n] for f, dims in pairs if n in dims and f[n] == f[n]]) for n in VBENCH}
-    assert np.nanmean([row["vbench_standard"] for row in rows]) == pytest.approx(isolated.quality(means))
-    for name in VBENCH:
+    means = {n: np.mean([f[n] for f, dims in pairs if n in dims and f[n] == f[n]]) for n in vbench.DIMENSIONS}
+    assert np.nanmean([row["vbench_standard"] for row in rows]) == pytest.approx(vbench.quality(means))
+    for name in vbench.DIMENSIONS:
         assert np.nanmean([row[f"standard_{name}"] for row in rows]) == pytest.approx(means[name])
     with pytest.raises(MetricUnavailable, match="vbench_standard: no clip .* for imaging_quality; .* prompts=vbench"):
-        isolated.standard(found, [dims - {"imaging_quality"} for dims in asked])
+        vbench.standard(found, [dims - {"imaging_quality"} for dims in asked])
 
 
 @pytest.mark.skipif(not isolated.is_made("vbench"), reason="the environment of vbench is not made")
 def test_vbenchs_own_list_of_prompts():
     """The counts that its README has: 944 prompts, of which 326 are for the quality dimensions."""
-    asked = isolated.prompts_of_dimensions()
+    asked = vbench.prompts_of_dimensions()
     assert len(asked) == 944 and sum(map(bool, asked.values())) == 326
-    counts = [sum(name in dims for dims in asked.values()) for name in VBENCH]
+    counts = [sum(name in dims for dims in asked.values()) for name in vbench.DIMENSIONS]
     assert counts == [72, 86, 75, 72, 72, 93, 93]
 
 
@@ -214,11 +232,13 @@ def test_vbench_writes_as_it_goes(tmp_path, monkeypatch):
 
 
 def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():
-    assert chosen({}) == ["psnr", "ssim", "lpips", "caption"]
-    assert chosen({"model": {"metrics": ["clip", "psnr"]}}) == ["psnr", "clip"]
-    assert chosen({"model": {"metrics": ["clip"]}}, "vbench,ssim") == ["ssim", "vbench"]
-    with pytest.raises(ValueError, match="there is no metric fid"):
-        chosen({}, "psnr,fid")
+    assert chosen(ModelFacts()) == ["psnr", "ssim", "lpips", "caption"]
+    assert chosen(ModelFacts(metrics=("clip", "psnr"))) == ["psnr", "clip"]
+    assert chosen(ModelFacts(metrics=("clip",)), "vbench,ssim") == ["ssim", "vbench"]
+    with pytest.raises(BadValue, match="metrics=psnr,fid: there is no metric fid"):
+        chosen(ModelFacts(), "psnr,fid")
+    with pytest.raises(BadValue, match="model.metrics: there is no metric fid"):
+        chosen(ModelFacts(metrics=("fid",)))
 
 
 def test_the_command_line(tmp_path):

@@ -192,6 +192,7 @@ WITHOUT_A_MODEL = [
     "text_to_image.py seed=abc",
     "text_to_image.py model.repo=nobody/nothing",
     "calibrate.py --help",
+    "../download.py --help",
     "evaluate.py --help",
     "evaluate.py nowhere reference=nowhere",
     "report.py --help",
@@ -200,7 +201,8 @@ WITHOUT_A_MODEL = [
     "tune.py --help",
     "-m spectrum_bench list algos",
 ]
-EXTRAS = {"ray", "cache_dit", "lpips", "open_clip"}  # may be missing, and are asked for only where they are used
+# May be missing, and are asked for only where they are used.
+EXTRAS = {"ray", "cache_dit", "lpips", "open_clip", "ImageReward", "vbench"}
 
 
 TELL = """

@@ -14,7 +14,9 @@ import torch
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.miniature import judge as tiny_judge
 from spectrum_bench.miniature import world
-from spectrum_bench.scoring.metrics import METRICS, caption, pixel
+from spectrum_bench.sampling.catalogue import WebEntry
+from spectrum_bench.scoring.metrics import METRICS, caption, perceptual, pixel
+from spectrum_bench.scoring.metrics.contracts import ModelFacts, Unscorable
 
 PICTURES = fabricate.pictures(fabricate.captions(4))
 GREY = np.full((64, 64, 3), 100, np.uint8)
@@ -62,7 +64,7 @@ def test_ssim_agrees_with_torchmetrics(sigma):
 def test_ssim_takes_the_smallest_picture_that_it_can():
     small = fabricate.noisy(PICTURES[0], 10)[:11, :12]
     assert 0 < pixel.ssim(small, PICTURES[0][:11, :12]) < 1
-    with pytest.raises(ValueError, match="12x10, smaller than the metric's window"):
+    with pytest.raises(Unscorable, match="12x10, smaller than the metric's window"):
         pixel.ssim(small[:10], PICTURES[0][:10, :12])
 
 
@@ -86,7 +88,7 @@ def test_identity_symmetry_and_order(metric):
     ],
 )
 def test_refused_pictures(metric, other, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(Unscorable, match=words):
         metric(GREY, other)
 
 
@@ -94,11 +96,11 @@ def test_lpips_without_weights_is_unavailable(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
     with pytest.raises(MetricUnavailable, match=f"no backbone weights {path}; wget -P {path.parent} https://"):
-        METRICS["lpips"].scorer({})
+        METRICS["lpips"].scorer(ModelFacts())
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not these weights")
     with pytest.raises(MetricUnavailable, match=f"{path} are damaged; rm {path}; wget"):
-        METRICS["lpips"].scorer({})
+        METRICS["lpips"].scorer(ModelFacts())
 
 
 @pytest.mark.parametrize("metric,net", [("lpips", "alex"), ("lpips_vgg", "vgg")])
@@ -112,23 +114,39 @@ def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path, metric, net
     backbone = build(num_classes=1)
     state = io.BytesIO()
     torch.save({k: v for k, v in backbone.state_dict().items() if k.startswith("features")}, state)
-    name = f"{net}-{hashlib.sha256(state.getvalue()).hexdigest()[:8]}.pth"
-    path = tmp_path / "hub" / "checkpoints" / name
+    digest = hashlib.sha256(state.getvalue()).hexdigest()
+    path = tmp_path / "hub" / "checkpoints" / f"{net}.pth"
     path.parent.mkdir(parents=True)
     path.write_bytes(state.getvalue())
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setitem(pixel.BACKBONES, metric, (net, name))
-    score = METRICS[metric].scorer({})
+    entry = WebEntry(f"https://nowhere/{path.name}", "{torch}/hub/checkpoints", len(state.getvalue()), digest)
+    monkeypatch.setitem(perceptual.WEIGHTS, metric, (entry,))
+    score = METRICS[metric].scorer(ModelFacts())
     with monkeypatch.context() as patch:
         patch.setattr(torchvision.models, {"alex": "alexnet", "vgg": "vgg16"}[net], lambda pretrained: backbone)
         witness = lpips.LPIPS(net=net, verbose=False)
-    a, b = PICTURES[0], PICTURES[1]
-    found = score(a, b)
-    assert found == pytest.approx(witness(lpips.im2tensor(a), lpips.im2tensor(b)).item(), rel=1e-6) and found > 1e-4
-    assert score(a, a) == 0 and score(a, b) == pytest.approx(score(b, a), rel=1e-5)
-    with pytest.raises(ValueError, match="30x30, smaller"):
-        score(a[:30, :30], b[:30, :30])
-    assert score(a[:31, :31], b[:31, :31]) > 0
+    a, b, c = PICTURES[:3]
+    expected = [witness(lpips.im2tensor(x), lpips.im2tensor(y)).item() for x, y in ((a, b), (b, c), (c, a))]
+    scores = score([a, b, c], [b, c, a])
+    assert scores == pytest.approx(expected, rel=1e-6) and min(scores) > 1e-4
+    assert score([a, b], [a, b]) == [0, 0] and score([b], [a]) == pytest.approx(scores[:1], rel=1e-5)
+    monkeypatch.setitem(perceptual.AT_ONCE, "cpu", 1)  # a picture at a time
+    assert score([a, b, c], [b, c, a]) == pytest.approx(scores, rel=1e-5)
+    small = [picture[:31, :31] for picture in (a, b)]
+    assert score([a, small[0], c], [b, small[1], a]) == pytest.approx(
+        [scores[0], *score(*[[x] for x in small]), scores[2]]
+    )
+    with pytest.raises(Unscorable, match="30x30, smaller"):
+        score([a, a[:30, :30]], [b, b[:30, :30]])
+
+
+def test_pictures_go_through_a_network_in_runs_of_one_size():
+    from spectrum_bench.scoring.metrics.batches import runs
+
+    sizes = [8, 8, 8, 4, 4, 16, 8]
+    pictures = [np.zeros((side, side, 3), np.uint8) for side in sizes]
+    lengths = [run.stop - run.start for run in runs(pictures, pixels=2 * 8 * 8)]
+    assert lengths == [2, 1, 2, 1, 1] and list(runs([], 1)) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,24 +157,29 @@ def test_a_judge_is_known_by_its_accuracy_through_the_models_own_vae(tmp_path):
     for name, share in (("judge", 0.9), ("model", 0.7)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "judge.json").write_text(json.dumps({"through_the_vae": {"caption": share}}))
-    config = {"model": {"judge": str(tmp_path / "judge"), "repo": str(tmp_path / "model")}}
-    assert caption.judge_facts(config)["through_the_vae"]["caption"] == 0.7
+    model = ModelFacts(judge=str(tmp_path / "judge"), repo=str(tmp_path / "model"))
+    assert caption.judge_facts(model)["through_the_vae"]["caption"] == 0.7
     (tmp_path / "model" / "judge.json").unlink()
-    assert caption.judge_facts(config)["through_the_vae"]["caption"] == 0.9
-    assert caption.judge_facts({"model": {"repo": str(tmp_path / "model")}}) is None
+    assert caption.judge_facts(model)["through_the_vae"]["caption"] == 0.9
+    assert caption.judge_facts(ModelFacts(repo=str(tmp_path / "model"))) is None
 
 
 def save_random_judge(folder):
     tiny_judge.save_judge(tiny_judge.Judge(8), folder, {"width": 8, "rendered": {"caption": 0.5}})
-    return {"model": {"judge": str(folder)}}
+    return ModelFacts(judge=str(folder))
 
 
 def test_caption_needs_a_judge(tmp_path):
-    for config in ({}, {"model": None}, {"model": {"judge": None}}):
-        with pytest.raises(MetricUnavailable, match="names no judge"):
-            METRICS["caption"].scorer(config)
+    with pytest.raises(MetricUnavailable, match="names no judge"):
+        METRICS["caption"].scorer(ModelFacts())
     with pytest.raises(MetricUnavailable, match="judge.json; python training/train_tiny.py"):
-        METRICS["caption"].scorer({"model": {"judge": str(tmp_path)}})
+        METRICS["caption"].scorer(ModelFacts(judge=str(tmp_path)))
+
+
+def test_what_a_metric_may_know_of_a_model():
+    assert ModelFacts.of({}) == ModelFacts.of({"judge": None, "metrics": None, "init": "pretrained"}) == ModelFacts()
+    settings = {"metrics": ["clip"], "judge": "a", "repo": "b", "fps": 16, "init": "random", "note": "c"}
+    assert ModelFacts.of(settings) == ModelFacts(("clip",), "a", "b", 16, random=True)
 
 
 def test_caption_passes_on_what_the_judge_sees(tmp_path, monkeypatch):
@@ -182,7 +205,7 @@ def test_caption_passes_on_what_the_judge_sees(tmp_path, monkeypatch):
 def test_caption_is_blank_outside_the_grammar(tmp_path):
     scorer = METRICS["caption"].scorer(save_random_judge(tmp_path))
     assert all(math.isnan(v) for v in scorer(PICTURES[0], "a dog in the snow").values())
-    with pytest.raises(ValueError, match="32x64: the judge reads 64x64"):
+    with pytest.raises(Unscorable, match="32x64: the judge reads 64x64"):
         scorer(PICTURES[0][:, :32], fabricate.captions(1)[0])
 
 
@@ -190,7 +213,7 @@ def test_the_shipped_judge_reads_rendered_pictures():
     folder = caption.ROOT / "assets/tiny/flux/judge"
     if not folder.is_dir():
         pytest.skip("no trained judge here: python training/train_tiny.py")
-    scorer = METRICS["caption"].scorer({"model": {"judge": "assets/tiny/flux/judge"}})
+    scorer = METRICS["caption"].scorer(ModelFacts(judge="assets/tiny/flux/judge"))
     prompts = fabricate.captions(64)
     pictures = fabricate.pictures(prompts)
     right = np.mean([scorer(p, c)["caption"] for p, c in zip(pictures, prompts, strict=True)])

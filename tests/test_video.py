@@ -2,7 +2,9 @@
 
 import json
 import resource
+from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from helpers import composed, settings
@@ -16,6 +18,7 @@ from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.metrics import pixel
+from spectrum_bench.scoring.scorers import Item, by_frame
 
 
 def clip(frames=5, height=48, width=64, seed=0):
@@ -43,9 +46,11 @@ def test_a_clip_that_ffmpeg_could_not_write_whole_is_no_clip():
 
 
 def test_other_readers_see_the_same_pixels(tmp_path):
-    imageio = pytest.importorskip("imageio.v3")
+    """ffmpeg by itself, without imageio between."""
     (tmp_path / "a.mp4").write_bytes(media.encode(clip(), fps=8)[".mp4"])
-    assert np.array_equal(imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG"), clip())
+    facts, *frames = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"), pix_fmt="rgb24")
+    assert facts["size"] == (64, 48) and facts["fps"] == 8
+    assert b"".join(frames) == clip().tobytes()
 
 
 def test_a_picture_is_a_png(tmp_path):
@@ -55,15 +60,20 @@ def test_a_picture_is_a_png(tmp_path):
 
 
 def test_scores_of_clips_are_means_over_frames():
+    def scores(metric, *pixels):
+        items = [Item(Path("a"), "", sample, reference) for sample, reference in pixels]
+        return by_frame(lambda *lists: [metric(*each) for each in zip(*lists, strict=True)], items)
+
     a, b = clip(), clip(seed=1)
     b[0] = a[0]  # a frame alike counts with the cap, not as infinite
     expected = np.mean([pixel.psnr(x, y) for x, y in zip(a, b, strict=True)])
-    assert evaluation.by_frame(pixel.psnr, a, b) == expected and expected > 20
-    assert evaluation.by_frame(pixel.ssim, a, a) == pytest.approx(1.0)
-    assert evaluation.by_frame(pixel.psnr, a[0], b[1]) == pixel.psnr(a[0], b[1])
+    assert scores(pixel.psnr, (a, b)) == [expected] and expected > 20
+    assert scores(pixel.ssim, (a, a)) == [pytest.approx(1.0)]
+    one = pixel.psnr(a[0], b[1])
+    assert scores(pixel.psnr, (a[0], b[1]), (a, b), (a[0], b[1])) == [one, expected, one]
     for x, y in ((a, b[:3]), (a, b[0]), (a[0], b)):
-        with pytest.raises(ValueError, match="frames and its reference"):
-            evaluation.by_frame(pixel.psnr, x, y)
+        with pytest.raises(UserError, match="a has [15] frames and its reference"):
+            scores(pixel.psnr, (x, y))
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,23 @@ example: python download.py model=flux prompts=drawbench,coco metrics=lpips --dr
 """
 
 import sys
+from functools import partial
 
-from spectrum_bench.sampling import downloads
+from spectrum_bench.sampling.catalogue import KEYS, parse, read_catalogue
+from spectrum_bench.sampling.downloads import run
+from spectrum_bench.scoring.metrics import weights
 
 
 def main(argv: list[str]) -> None:
+    catalogue = read_catalogue(weights())
     if not argv or {"-h", "--help"} & set(argv):
-        print(__doc__.strip().format(**{key: ", ".join(names) for key, names in downloads.choices().items()}))
+        print((__doc__ or "").strip().format(**{key: ", ".join(catalogue.names(key)) for key in KEYS}))
         return
-    wanted, dry_run = downloads.parse(argv)
+    complain = partial(print, file=sys.stderr)
     try:
-        failed = downloads.run(wanted, dry_run)
+        failed = run(*parse(argv, catalogue), catalogue, say=print, complain=complain)
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on from here", file=sys.stderr)
+        complain("\nstopped: the same command goes on from here")
         raise
     if failed:
         raise SystemExit(1)

@@ -17,7 +17,6 @@ Writes into each experiment directory
 from pathlib import Path
 
 from spectrum_bench.commands import words as arguments
-from spectrum_bench.errors import UserError
 
 OPTIONS = {"reference": None, "metrics": ""}
 
@@ -35,52 +34,23 @@ def main(argv: list[str]) -> None:
         pairs(experiment, reference)
     from spectrum_bench.scoring.evaluation import evaluate
     from spectrum_bench.scoring.metrics import chosen
+    from spectrum_bench.scoring.summary import describe
 
     for experiment in experiments:
-        try:
-            chosen(experiment.config, options["metrics"])
-        except ValueError as error:
-            raise UserError(f"metrics={options['metrics']}: {error}") from None
-    said = set()
+        chosen(experiment.facts, options["metrics"])
+    printed: set[str] = set()
     for experiment, summary in zip(experiments, evaluate(experiments, reference, options["metrics"]), strict=True):
         same = summary["identical_pairs"]
         print(f"{experiment.folder}: {summary['samples']} samples, {same} identical to the reference")
         for line in describe(summary):
-            if line not in said or "%" in line:  # what holds for all of them is said once
+            if line not in printed or "%" in line:  # what holds for all of them is printed once
                 print(f"  {line}")
-            said.add(line)
+            printed.add(line)
 
 
 def check() -> None:
-    """One line a metric: ready, or what is missing and what to type."""
-    from spectrum_bench.errors import MetricUnavailable
-    from spectrum_bench.scoring.metrics import METRICS
-    from spectrum_bench.scoring.metrics.isolated import is_made
+    """Print a line for each metric: ready, or what is missing and what to type."""
+    from spectrum_bench.scoring.scorers import readiness
 
-    for name, metric in METRICS.items():
-        config = {"model": {"judge": "assets/tiny/flux/judge"} | ({"fps": 16} if "vbench" in name else {})}
-        try:
-            metric.scorer(config)
-        except MetricUnavailable as reason:
-            print(f"—      {reason}")
-            continue
-        made = metric.kind != "batch" or is_made(name.removesuffix("_standard"))
-        print(f"ready  {name}" + ("" if made else ": its environment will be made on first use, some gigabytes"))
-
-
-def describe(summary: dict) -> list[str]:
-    """One experiment's scores, a line each."""
-    lines, left = [], summary["unpaired"]
-    if any(left.values()):
-        lines.append(f"left out: {left['experiment']} samples and {left['reference']} references without a partner")
-    for name, found in summary["metrics"].items():
-        if "unavailable" in found:
-            lines.append(f"—  {found['unavailable']}")
-            continue
-        low_high = found["interval"]
-        span = f"95 % in [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else "no 95 % interval"
-        lines.append(f"{name:8} {found['mean']:.4g} {found['unit']}  ({span}, {found['n']} prompts)")
-    for anchor, values in summary["anchors"].items():
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items()) if values else "n/a, one prompt only"
-        lines.append(f"sanity, reference against {'shuffled prompts' if anchor == 'shuffled' else 'itself'}: {text}")
-    return lines
+    for line in readiness():
+        print(line)

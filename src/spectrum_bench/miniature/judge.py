@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Judge(nn.Module):
     def __init__(self, width: int):
         super().__init__()
 
-        def layer(i, o, stride=1):
+        def layer(i: int, o: int, stride: int = 1) -> list[nn.Module]:
             return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.GroupNorm(8, o), nn.SiLU()]
 
         self.width = width
@@ -72,10 +73,10 @@ def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor
     centres = torch.arange(world.SIDE // CELL, device=images.device) * CELL + CELL / 2
     places = places.to(images.device)
 
-    def numbers(names, of):
-        return torch.tensor([names.index(of(s)) for s in scenes], device=images.device)
+    def numbers(names: list[str], values: list[str]) -> Tensor:
+        return torch.tensor([names.index(value) for value in values], device=images.device)
 
-    total = F.cross_entropy(out["ground"], numbers(list(BACKGROUNDS), lambda s: s.background))
+    total = F.cross_entropy(out["ground"], numbers(list(BACKGROUNDS), [s.background for s in scenes]))
     target = torch.zeros_like(out["heat"][:, 0])
     for k in range(2):
         there = torch.tensor([len(s.things) > k for s in scenes], device=images.device)
@@ -83,8 +84,9 @@ def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor
         square = ((centres[None, None, :] - x) ** 2 + (centres[None, :, None] - y) ** 2) / CELL**2
         target = torch.maximum(target, torch.exp(-square / 1.5) * there[:, None, None])
         b, i, j = ((square < 2) & there[:, None, None]).nonzero(as_tuple=True)
+        things = [s.things[min(k, len(s.things) - 1)] for s in scenes]
         for head, names in KINDS.items():
-            index = numbers(names, lambda s, k=k, head=head: getattr(s.things[min(k, len(s.things) - 1)], head))
+            index = numbers(names, [getattr(thing, head) for thing in things])
             total = total + F.cross_entropy(out[head][b, :, i, j], index[b])
     bce = F.binary_cross_entropy_with_logits(out["heat"][:, 0], target, reduction="none")
     return total + 4 * (bce * (1 + 8 * target)).mean()
@@ -99,24 +101,35 @@ def check(scene: Scene, *frames: Seen) -> dict[str, float]:
     it. A clip's things are those of its middle frame.
     """
     middle = frames[len(frames) // 2]
-    found = {(t.colour, t.shape): (t, x, y) for t, x, y in middle.things}
+    seen = {(t.colour, t.shape): t for t, _, _ in middle.things}
     wanted = {(t.colour, t.shape): t for t in scene.things}
-    things = len(middle.things) == len(scene.things) and found.keys() == wanted.keys()
-    sizes = things and all(found[k][0].size == wanted[k].size for k in wanted)
+    things = len(middle.things) == len(scene.things) and seen.keys() == wanted.keys()
+    sizes = things and all(seen[k].size == wanted[k].size for k in wanted)
     background = middle.background == scene.background
-    relation = motion = float("nan")
-    if scene.relation:
-        first, second = (found.get((t.colour, t.shape)) for t in scene.things)
-        relation = things and _towards(second[1:], first[1:], RELATIONS[scene.relation]) > 0
-    if scene.motion and len(frames) > 1:
-        ends = [_find(scene.things[0], frame) for frame in (frames[0], frames[-1])]
-        motion = None not in ends and _towards(*ends, MOTIONS[scene.motion]) > TRAVEL[0] / 2
+    relation = _relation(scene, middle) if things or not scene.relation else False
+    motion = _motion(scene, frames)
     whole = things and sizes and background and relation != 0 and motion != 0
     out = {"things": things, "sizes": sizes, "relation": relation, "background": background, "motion": motion}
     return {k: float(v) for k, v in (out | {"caption": whole}).items()}
 
 
-def _towards(start, end, way: tuple[int, int]) -> float:
+def _relation(scene: Scene, frame: Seen) -> bool | float:
+    """Whether the two things, which are both there, lie as the caption says; NaN where it names one thing."""
+    if not scene.relation:
+        return float("nan")
+    first, second = (_find(thing, frame) for thing in scene.things)
+    return first is not None and second is not None and _towards(second, first, RELATIONS[scene.relation]) > 0
+
+
+def _motion(scene: Scene, frames: tuple[Seen, ...]) -> bool | float:
+    """Whether the first thing moves as the caption says; NaN where it names no motion, or there is one frame."""
+    if not scene.motion or len(frames) < 2:
+        return float("nan")
+    start, end = (_find(scene.things[0], frame) for frame in (frames[0], frames[-1]))
+    return start is not None and end is not None and _towards(start, end, MOTIONS[scene.motion]) > TRAVEL[0] / 2
+
+
+def _towards(start: tuple[float, float], end: tuple[float, float], way: tuple[int, int]) -> float:
     """How far it is from start to end along `way`, a unit vector on an axis; 0 if it is farther across it."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along, across = dx * way[0] + dy * way[1], abs(dx * way[1]) + abs(dy * way[0])
@@ -128,7 +141,8 @@ def _find(thing: Thing, frame: Seen) -> tuple[float, float] | None:
     return places[0] if places else None
 
 
-def save_judge(judge: Judge, folder: Path, facts: dict) -> None:
+def save_judge(judge: Judge, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the judge's weights, and `facts` beside them: its width and its accuracy on held-out captions."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, folder / "judge.safetensors")
     (folder / "judge.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -7,11 +7,12 @@ texture, pebbles, shadow) is left to chance, so that a denoiser has more to deci
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SIDE = 64  # pixels
@@ -46,11 +47,13 @@ _CAPTION = re.compile(
 
 @dataclass(frozen=True)
 class Thing:
+    """A shape, by its names in SIZES, COLOURS and SHAPES."""
+
     size: str
     colour: str
     shape: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"a {self.size} {self.colour} {self.shape}"
 
 
@@ -63,7 +66,7 @@ class Scene:
     background: str
     motion: str | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         first, *second = map(str, self.things)
         moving = f" moving {self.motion}" if self.motion else ""
         beside = f" {self.relation} {second[0]}" if second else ""
@@ -80,22 +83,25 @@ def parse(caption: str) -> Scene | None:
     return Scene((Thing(*first), *second), relation, background, motion)
 
 
-_FIELDS = (SIZES, COLOURS, SHAPES) * 2 + (RELATIONS, BACKGROUNDS, MOTIONS)
+_FIELDS: tuple[Iterable[str], ...] = (SIZES, COLOURS, SHAPES) * 2 + (RELATIONS, BACKGROUNDS, MOTIONS)
+NOTHING = 255  # stands for what a scene lacks
 
 
 def to_numbers(scene: Scene) -> list[int]:
-    """Nine small numbers that `from_numbers` turns into the scene again; 255 for what it has not."""
-    first, second = (scene.things + (None,))[:2]
-    facts = [first.size, first.colour, first.shape]
-    facts += [second.size, second.colour, second.shape] if second else [None] * 3
+    """Nine small numbers that `from_numbers` turns into the scene again; 255 for what it lacks."""
+    facts: list[str | None] = [fact for thing in scene.things for fact in (thing.size, thing.colour, thing.shape)]
+    facts += [None] * (6 - len(facts))
     facts += [scene.relation, scene.background, scene.motion]
-    return [255 if f is None else list(names).index(f) for f, names in zip(facts, _FIELDS, strict=True)]
+    numbered = zip(facts, _FIELDS, strict=True)
+    return [NOTHING if fact is None else list(names).index(fact) for fact, names in numbered]
 
 
 def from_numbers(numbers: Sequence[int]) -> Scene:
-    facts = [None if i == 255 else list(names)[i] for i, names in zip(numbers, _FIELDS, strict=True)]
-    things = (Thing(*facts[:3]), Thing(*facts[3:6]))[: 1 if facts[6] is None else 2]
-    return Scene(things, *facts[6:])
+    """The scene of nine numbers."""
+    facts = ["" if i == NOTHING else list(names)[i] for i, names in zip(numbers, _FIELDS, strict=True)]
+    relation, background, motion = facts[6:]
+    things = (Thing(*facts[:3]), Thing(*facts[3:6])) if relation else (Thing(*facts[:3]),)
+    return Scene(things, relation or None, background, motion or None)
 
 
 def held_out(caption: str) -> bool:
@@ -106,28 +112,30 @@ def held_out(caption: str) -> bool:
 def draw_scene(rng: np.random.Generator, moving: bool = False) -> Scene:
     """A random scene: two things in two of three cases, never two alike. Beside another, a thing moves across the
     line between the two, so that they never meet."""
-
-    def one_of(options):
-        return list(options)[rng.integers(len(options))]
-
-    def thing():
-        return Thing(*map(one_of, (SIZES, COLOURS, SHAPES)))
-
-    things = [thing()]
+    things = [_draw_thing(rng)]
     if rng.random() < 2 / 3:
         while len(things) < 2:
-            other = thing()
+            other = _draw_thing(rng)
             if (other.colour, other.shape) != (things[0].colour, things[0].shape):
                 things.append(other)
-    relation = one_of(RELATIONS) if len(things) == 2 else None
-    background = one_of(BACKGROUNDS)
+    relation = _one_of(RELATIONS, rng) if len(things) == 2 else None
+    background = _one_of(BACKGROUNDS, rng)
     across = [m for m in MOTIONS if relation is None or np.dot(MOTIONS[m], RELATIONS[relation]) == 0]
-    return Scene(tuple(things), relation, background, one_of(across) if moving else None)
+    return Scene(tuple(things), relation, background, _one_of(across, rng) if moving else None)
+
+
+def _draw_thing(rng: np.random.Generator) -> Thing:
+    return Thing(_one_of(SIZES, rng), _one_of(COLOURS, rng), _one_of(SHAPES, rng))
+
+
+def _one_of(options: Iterable[str], rng: np.random.Generator) -> str:
+    names = list(options)
+    return names[rng.integers(len(names))]
 
 
 def draw_scenes(rng: np.random.Generator, count: int, held: bool, moving: bool = False) -> list[Scene]:
     """`count` random scenes, all held out or none."""
-    scenes = []
+    scenes: list[Scene] = []
     while len(scenes) < count:
         scene = draw_scene(rng, moving)
         if held_out(str(scene)) == held:
@@ -135,7 +143,7 @@ def draw_scenes(rng: np.random.Generator, count: int, held: bool, moving: bool =
     return scenes
 
 
-def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def place(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
     """(2, 6) x, y, radius, angle and travel in x and y of each thing, in pixels and radians; radius 0 for a missing
     second thing. x and y are those of the middle of a clip."""
     out = np.zeros((2, 6))
@@ -167,26 +175,54 @@ def place(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def _distances(x: Tensor, y: Tensor) -> Tensor:
     """Signed distance to each unit shape: (..., H, W) -> (6, ..., H, W), negative inside, in the order of SHAPES."""
     radius, angle = torch.hypot(x, y), torch.atan2(x, -y)  # angle 0 points up
-
-    def polygon(corners, inner):  # a regular star: the line between an outer corner and an inner one
-        sector = math.pi / corners
-        a = (angle + sector) % (2 * sector) - sector
-        px, py = radius * a.abs().sin(), radius * a.cos()
-        dx, dy = inner * math.sin(sector), inner * math.cos(sector) - 1
-        return (dx * (py - 1) - dy * px) / math.hypot(dx, dy)
-
     bar = 0.34
     cross = torch.minimum(torch.maximum(x.abs() - bar, y.abs() - 0.95), torch.maximum(x.abs() - 0.95, y.abs() - bar))
     return torch.stack(
         [
             radius - 0.92,
             torch.maximum(x.abs(), y.abs()) - 0.80,
-            polygon(3, 0.5),
-            polygon(5, 0.42),
+            _star(radius, angle, 3, 0.5),
+            _star(radius, angle, 5, 0.42),
             cross,
             (radius - 0.68).abs() - 0.26,
         ]
     )
+
+
+def _star(radius: Tensor, angle: Tensor, corners: int, inner: float) -> Tensor:
+    """Signed distance to the edges of a regular star, each a line from an outer corner to an inner one."""
+    sector = math.pi / corners
+    a = (angle + sector) % (2 * sector) - sector
+    px, py = radius * a.abs().sin(), radius * a.cos()
+    dx, dy = inner * math.sin(sector), inner * math.cos(sector) - 1
+    return (dx * (py - 1) - dy * px) / math.hypot(dx, dy)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing. The order of the random numbers is part of the data: what is drawn earlier takes its numbers earlier.
+
+Chance = Callable[..., Tensor]  # (*shape, low, high) -> (B, *shape) float32
+
+
+@dataclass(frozen=True)
+class Light:
+    """Where the light comes from, a unit vector each (B, 1, 1, 1)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """What chance and the caption make of one thing in each picture."""
+
+    places: Tensor  # (B, 6), as `place` gives them
+    present: Tensor  # (B, 1, 1) bool
+    shape: Tensor  # (B,), number in SHAPES
+    colour: Tensor  # (B, 3, 1, 1)
+    phase: Tensor  # (B, 1, 1), of the stripes
+    striped: Tensor  # (B, 1, 1) bool
+    upright: bool  # whether the stripes run along the thing's own y
 
 
 def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,13 +240,33 @@ def render_clips(scenes: list[Scene], rng: np.random.Generator, frames: int) -> 
     """Draw a batch of clips: (B, F, 3, 64, 64), (B, 2, 6), (B, F, 2, 64, 64); see `render`."""
     B = len(scenes)
 
-    def chance(*shape, low=0.0, high=1.0):
+    def chance(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (B, *shape))).float()
 
-    rows, columns = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
-    u, v = columns / SIDE - 0.5, rows / SIDE - 0.5
+    ground, light = _draw_ground(scenes, rng, chance)
+    ground = _draw_pebbles(ground, chance)
+    places = torch.from_numpy(np.stack([place(s, rng) for s in scenes])).float()
+    looks = [_draw_look(scenes, k, places[:, k], chance) for k in range(2)]
+    clips, covers = [], []
+    for moved in torch.linspace(-0.5, 0.5, frames).tolist() if frames > 1 else [0.0]:
+        frame, first = _draw_on(ground, looks[0], moved, light)
+        frame, second = _draw_on(frame, looks[1], moved, light)
+        clips.append(frame)
+        covers.append(torch.stack([first * (1 - second), second], 1))
+    grain = torch.from_numpy(rng.standard_normal((B, frames, 1, SIDE, SIDE), dtype=np.float32))
+    return (torch.stack(clips, 1) + 0.008 * grain).clamp(0, 1), places, torch.stack(covers, 1)
 
-    # The ground: a tinted colour, one of four textures, a slope of light.
+
+def _grid() -> tuple[Tensor, Tensor]:
+    """(rows, columns): y and x of the pixels' centres, (64, 64) each."""
+    rows, columns = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
+    return rows, columns
+
+
+def _draw_ground(scenes: list[Scene], rng: np.random.Generator, chance: Chance) -> tuple[Tensor, Light]:
+    """The ground: a tinted colour, one of four textures, a slope of light."""
+    rows, columns = _grid()
+    u, v = columns / SIDE - 0.5, rows / SIDE - 0.5
     ground = torch.tensor([BACKGROUNDS[s.background] for s in scenes])[:, :, None, None]
     ground = ground + chance(3, 1, 1, low=-0.05, high=0.05)
     turn, pitch = chance(1, 1, 1, high=2 * math.pi), chance(1, 1, 1, low=0.45, high=0.9)
@@ -225,61 +281,66 @@ def render_clips(scenes: list[Scene], rng: np.random.Generator, frames: int) -> 
         ],
         1,
     )
-    kind = torch.from_numpy(rng.integers(4, size=B))
-    image = ground + 0.055 * textures[torch.arange(B), kind, None]
-    light = chance(1, 1, 1, high=2 * math.pi)
-    lx, ly = light.cos(), light.sin()
-    image = image * (1 + 0.45 * (lx * u + ly * v))
+    kind = torch.from_numpy(rng.integers(4, size=len(scenes)))
+    image = ground + 0.055 * textures[torch.arange(len(scenes)), kind, None]
+    towards = chance(1, 1, 1, high=2 * math.pi)
+    light = Light(towards.cos(), towards.sin())
+    return image * (1 + 0.45 * (light.x * u + light.y * v)), light
 
-    # Pebbles: up to eight specks of any tint.
+
+def _draw_pebbles(image: Tensor, chance: Chance) -> Tensor:
+    """Up to eight specks of any tint on (B, 3, 64, 64)."""
+    rows, columns = _grid()
     for _ in range(8):
         px, py, pr = chance(1, 1, 1, high=SIDE), chance(1, 1, 1, high=SIDE), chance(1, 1, 1, low=0.7, high=1.7)
         speck = (pr + 0.5 - torch.hypot(columns - px, rows - py)).clamp(0, 1) * (chance(1, 1, 1) < 0.5)
         image = torch.lerp(image, chance(3, 1, 1, low=0.1, high=0.9), 0.8 * speck)
+    return image
 
-    # The things: shadow, shaded and sometimes striped body, bright rim towards the light, highlight.
-    places = torch.from_numpy(np.stack([place(s, rng) for s in scenes])).float()
-    batch = torch.arange(B)
-    looks = []
-    for k in range(2):
-        things = [s.things[min(k, len(s.things) - 1)] for s in scenes]
-        colour = torch.tensor([COLOURS[t.colour] for t in things])[:, :, None, None]
-        looks.append(
-            {
-                "present": torch.tensor([len(s.things) > k for s in scenes])[:, None, None],
-                "shape": torch.tensor([SHAPES.index(t.shape) for t in things]),
-                "colour": colour + chance(3, 1, 1, low=-0.04, high=0.04),
-                "phase": chance(1, 1, high=6.3),
-                "striped": chance(1, 1) < 0.4,
-            }
-        )
 
-    def draw(image, moved, k, present, shape, colour, phase, striped):
-        """One thing on (B, 3, 64, 64), `moved` of its travel from the middle; also what it covers, (B, 64, 64)."""
-        cx, cy, radius, tilt, tx, ty = (places[:, k, i, None, None] for i in range(6))
-        cx, cy, radius = cx + moved * tx, cy + moved * ty, radius.clamp(min=1)
+def _draw_look(scenes: list[Scene], k: int, places: Tensor, chance: Chance) -> Look:
+    """The k-th thing of every scene; where a scene lacks it, its first one, which is not present."""
+    things = [s.things[min(k, len(s.things) - 1)] for s in scenes]
+    colour = torch.tensor([COLOURS[t.colour] for t in things])[:, :, None, None]
+    return Look(
+        places=places,
+        present=torch.tensor([len(s.things) > k for s in scenes])[:, None, None],
+        shape=torch.tensor([SHAPES.index(t.shape) for t in things]),
+        colour=colour + chance(3, 1, 1, low=-0.04, high=0.04),
+        phase=chance(1, 1, high=6.3),
+        striped=chance(1, 1) < 0.4,
+        upright=k == 0,
+    )
 
-        def inside(dx, dy):
-            x, y = (columns - cx - dx) / radius, (rows - cy - dy) / radius
-            x, y = tilt.cos() * x + tilt.sin() * y, tilt.cos() * y - tilt.sin() * x
-            distance = _distances(x, y)[shape, batch] * radius
-            return (0.5 - distance).clamp(0, 1) * present, distance, x, y
 
-        shade, *_ = inside(-2.2 * lx[:, 0], -2.2 * ly[:, 0])
-        image = image * (1 - 0.45 * shade[:, None])
-        mask, distance, x, y = inside(0.0, 0.0)
-        toward = (lx[:, 0] * (columns - cx) + ly[:, 0] * (rows - cy)) / radius
-        stripes = (3 * (6 * (x if k else y) + phase).sin()).tanh() * striped
-        body = colour * (0.92 + 0.16 * toward + 0.06 * stripes)[:, None]
-        rim = (1.6 + distance).clamp(0, 1) * toward.clamp(0, 1)
-        body = body + 0.35 * rim[:, None] * (1 - body)
-        return torch.lerp(image, body, mask[:, None]), mask
+def _draw_on(image: Tensor, look: Look, moved: float, light: Light) -> tuple[Tensor, Tensor]:
+    """One thing on (B, 3, 64, 64): shadow, shaded and sometimes striped body, bright rim towards the light.
 
-    clips, covers = [], []
-    for moved in torch.linspace(-0.5, 0.5, frames).tolist() if frames > 1 else [0.0]:
-        frame, first = draw(image, moved, 0, **looks[0])
-        frame, second = draw(frame, moved, 1, **looks[1])
-        clips.append(frame)
-        covers.append(torch.stack([first * (1 - second), second], 1))
-    grain = torch.from_numpy(rng.standard_normal((B, frames, 1, SIDE, SIDE), dtype=np.float32))
-    return (torch.stack(clips, 1) + 0.008 * grain).clamp(0, 1), places, torch.stack(covers, 1)
+    Args:
+        moved: how much of its travel it has come from the middle, -0.5 to 0.5.
+
+    Returns:
+        The picture, and how much of it the thing covers, (B, 64, 64).
+    """
+    rows, columns = _grid()
+    batch = torch.arange(len(image))
+    cx, cy, radius, tilt, tx, ty = (look.places[:, i, None, None] for i in range(6))
+    cx, cy, radius = cx + moved * tx, cy + moved * ty, radius.clamp(min=1)
+    lx, ly = light.x[:, 0], light.y[:, 0]
+
+    def inside(dx: Tensor | float, dy: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(cover, distance in pixels, x and y in the thing's own frame), of the thing moved by (dx, dy)."""
+        x, y = (columns - cx - dx) / radius, (rows - cy - dy) / radius
+        x, y = tilt.cos() * x + tilt.sin() * y, tilt.cos() * y - tilt.sin() * x
+        distance = _distances(x, y)[look.shape, batch] * radius
+        return (0.5 - distance).clamp(0, 1) * look.present, distance, x, y
+
+    shade, *_ = inside(-2.2 * lx, -2.2 * ly)
+    image = image * (1 - 0.45 * shade[:, None])
+    mask, distance, x, y = inside(0.0, 0.0)
+    toward = (lx * (columns - cx) + ly * (rows - cy)) / radius
+    stripes = (3 * (6 * (y if look.upright else x) + look.phase).sin()).tanh() * look.striped
+    body = look.colour * (0.92 + 0.16 * toward + 0.06 * stripes)[:, None]
+    rim = (1.6 + distance).clamp(0, 1) * toward.clamp(0, 1)
+    body = body + 0.35 * rim[:, None] * (1 - body)
+    return torch.lerp(image, body, mask[:, None]), mask

@@ -4,89 +4,102 @@
 it: a small copy with loss (yuv420p) is for looking at.
 """
 
-import io
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-LOSSLESS = ["-crf", "0", "-preset", "ultrafast"]
-FOR_LOOKING = ["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"]
+from spectrum_bench.errors import UserError
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) of a picture, (F, H, W, 3) of a clip
+
+# Settings of imageio's ffmpeg plugin.
+CLIP: dict[str, Any] = {
+    "codec": "libx264rgb",
+    "pixelformat": "rgb24",
+    "output_params": ["-crf", "0", "-preset", "ultrafast"],
+}
+PREVIEW: dict[str, Any] = {
+    "codec": "libx264",
+    "pixelformat": "yuv420p",
+    "output_params": ["-crf", "20", "-preset", "veryfast", "-movflags", "+faststart"],
+}
 
 
-def encode(pixels: np.ndarray, fps: int | None) -> dict[str, bytes]:
+class Unreadable(UserError):
+    """A sample's file that holds no pixels to compare; the message goes on from the file's name."""
+
+
+def encode(pixels: Pixels, fps: float | None) -> dict[str, bytes]:
     """A sample's files by suffix: (H, W, 3) uint8 gives ".png"; (F, H, W, 3) ".mp4" and a small ".preview.mp4".
+
+    Args:
+        fps: frames a second; None for a picture.
 
     Raises:
         OSError: the clip, read again, is not what it was made from.
     """
     if pixels.ndim == 3:
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, format="PNG")
-        return {".png": file.getvalue()}
-    even = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), "edge")  # yuv420p
-    return {
-        ".mp4": _video(pixels, fps, "libx264rgb", "rgb24", LOSSLESS),
-        ".preview.mp4": _video(even, fps, "libx264", "yuv420p", FOR_LOOKING),
-    }
+        return {".png": iio.imwrite("<bytes>", pixels, extension=".png", plugin="pillow")}
+    even = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), "edge")  # for yuv420p
+    return {".mp4": _lossless(pixels, fps), ".preview.mp4": _video(even, fps, PREVIEW)}
 
 
-def _video(pixels: np.ndarray, fps: int, codec: str, pixel_format: str, options: list[str]) -> bytes:
-    import imageio_ffmpeg
-
-    frames, height, width, _ = pixels.shape
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        writer = imageio_ffmpeg.write_frames(
-            str(path),
-            (width, height),
-            fps=fps,
-            codec=codec,
-            pix_fmt_in="rgb24",
-            pix_fmt_out=pixel_format,
-            output_params=options,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-        )
-        writer.send(None)
-        for frame in np.ascontiguousarray(pixels):
-            writer.send(frame)
-        writer.close()  # which says nothing of what ffmpeg could not write
-        if options is LOSSLESS and not _holds(path, pixels):
-            raise OSError(f"ffmpeg could not write a whole clip: is there room in {tempfile.gettempdir()}?")
-        return path.read_bytes()
-
-
-def _holds(path: Path, pixels: np.ndarray) -> bool:
-    try:
-        return np.array_equal(read(path), pixels)
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
-def read(path: Path) -> np.ndarray:
+def read(path: Path) -> Pixels:
     """The pixels of a sample: (H, W, 3) uint8 of a PNG file, (F, H, W, 3) of a clip.
 
     Raises:
-        ValueError: not RGB PNG, or a clip coded with loss.
-        OSError, SyntaxError, RuntimeError: missing, or damaged so that it cannot be decoded. (H.264 has no checksum:
-            that is what a Record's sha256 is for.)
+        FileNotFoundError: no such file.
+        Unreadable: not RGB PNG, a clip coded with loss, or damaged so that it cannot be decoded. (H.264 has no
+            checksum: that is what a Record's sha256 is for.)
     """
-    if path.suffix == ".png":
-        with Image.open(path) as image:
-            if image.format != "PNG" or image.mode != "RGB":
-                raise ValueError(f"is {image.format} {image.mode}, not RGB PNG")
-            return np.asarray(image)
-    import imageio_ffmpeg
-
     path.stat()
-    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
-    facts = next(reader)
-    if not facts["pix_fmt"].startswith(("gbrp", "rgb")):
-        raise ValueError(f"is coded as {facts['pix_fmt']}, with loss, not as RGB")
-    width, height = facts["size"]
-    frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    try:
+        return _read_picture(path) if path.suffix == ".png" else _read_clip(path)
+    except (OSError, SyntaxError, RuntimeError) as error:  # how Pillow and ffmpeg answer to damaged files
+        reason = str(error).split("\n")[0]
+        raise Unreadable(f"is damaged ({reason})") from None
+
+
+def _read_picture(path: Path) -> Pixels:
+    # By Pillow itself: imageio does not tell a PNG from a JPEG that is named .png.
+    with Image.open(path) as image:
+        if image.format != "PNG" or image.mode != "RGB":
+            raise Unreadable(f"is {image.format} {image.mode}, not RGB PNG")
+        return np.asarray(image)
+
+
+def _read_clip(path: Path) -> Pixels:
+    with iio.imopen(path, "r", plugin="FFMPEG") as clip:  # type: ignore[call-overload]  # its stubs know no FFMPEG
+        coding = clip.metadata()["pix_fmt"]
+        if not coding.startswith(("gbrp", "rgb")):
+            raise Unreadable(f"is coded as {coding}, with loss, not as RGB")
+        frames = list(clip.iter())
     if not frames:
         raise OSError("no frame in it")
     return np.stack(frames)
+
+
+def _lossless(pixels: Pixels, fps: float | None) -> bytes:
+    """The clip's file, read again: ffmpeg's end says nothing of what it could not write."""
+    data = _video(pixels, fps, CLIP)
+    if not _holds(data, pixels):
+        raise OSError(f"ffmpeg could not write a whole clip: is there room in {tempfile.gettempdir()}?")
+    return data
+
+
+def _video(pixels: Pixels, fps: float | None, settings: dict[str, Any]) -> bytes:
+    own_size = {"macro_block_size": 1}  # else frames are scaled to multiples of 16 pixels
+    more = own_size | settings | {"fps": fps, "ffmpeg_log_level": "error"}
+    return iio.imwrite("<bytes>", pixels, extension=".mp4", plugin="FFMPEG", **more)
+
+
+def _holds(data: bytes, pixels: Pixels) -> bool:
+    try:
+        return np.array_equal(iio.imread(data, extension=".mp4", plugin="FFMPEG"), pixels)
+    except (OSError, RuntimeError, ValueError):
+        return False

@@ -5,247 +5,266 @@ import io
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track as rich_track
 
-from spectrum_bench.errors import MetricUnavailable, UserError
-from spectrum_bench.sampling.records import write_atomically
-from spectrum_bench.scoring.experiments import Experiment, check_reference, pairs
+from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.sampling.records import Record, write_atomically
+from spectrum_bench.sampling.settings import SCHEMA
+from spectrum_bench.scoring.anchors import sanity
+from spectrum_bench.scoring.experiments import Decoded, Experiment, check_reference, pairs
 from spectrum_bench.scoring.metrics import METRICS, chosen
 from spectrum_bench.scoring.metrics.caption import judge_facts
-from spectrum_bench.scoring.stats import derangement, estimate
+from spectrum_bench.scoring.metrics.contracts import Metric, Scores
+from spectrum_bench.scoring.metrics.isolated import header
+from spectrum_bench.scoring.scorers import Item, Scorers, load, score, windows
+from spectrum_bench.scoring.stats import as_json, estimate
+from spectrum_bench.scoring.summary import Anchors, LatentErrors, MetricSummary, Summary
 
 NAN = float("nan")
-ANCHOR_PROMPTS = 32  # enough to tell a broken metric; the anchors cost as much as scoring so many samples twice
-PACKAGES = ("numpy", "scipy", "torch", "lpips", "open-clip-torch", "pillow")
+PACKAGES = ("numpy", "scipy", "pillow")  # of every evaluation: they read pictures and draw intervals
+Pair = tuple[Record, Record]
+Track = Callable[[Sequence[Pair], str], Iterable[Pair]]  # shows, under a title, how far a loop has come
 
 
-def columns(names: list[str]) -> list[str]:
-    """The columns of metrics.csv: scores, their details, the reference's own scores."""
-    metrics = [METRICS[name] for name in names]
-    details, own = [d for m in metrics for d in m.details], [m.own for m in metrics if m.own]
-    return ["id", "prompt_index", "seed", *names, *details, *own, "identical"]
+@dataclass
+class SampleScores:
+    """A row of metrics.csv."""
+
+    record: Record
+    identical: bool  # every pixel is the reference's
+    scores: Scores  # by column; one that is missing could not be computed
+
+    def cell(self, column: str) -> str | int | float:
+        """The value of a column of metrics.csv."""
+        if column in ("id", "prompt_index", "seed"):
+            value: str | int = getattr(self.record, column)
+            return value
+        if column == "identical":
+            return int(self.identical)
+        score = self.scores.get(column, NAN)
+        return "" if math.isnan(score) else score
 
 
-def load_scorers(config: dict, names: list[str]) -> tuple[dict[str, Callable], dict[str, str]]:
-    """(metric -> scorer, metric -> why it cannot be computed)."""
-    scorers, missing = {}, {}
-    if (config.get("model") or {}).get("init") == "random":
-        return {}, {name: f"{name}: random weights show nothing" for name in names}
-    for name in names:
-        try:
-            scorers[name] = METRICS[name].scorer(config)
-        except MetricUnavailable as reason:
-            missing[name] = str(reason)
-    return scorers, missing
+@dataclass
+class Ruler:
+    """Metrics that are loaded and checked; what they say of the reference is kept for every experiment."""
+
+    scorers: Scorers
+    anchors: Anchors
+    own: dict[tuple[str, str], float] = field(default_factory=dict)  # (reference's sample, metric) -> its own score
 
 
-def evaluate(experiments: list[Experiment], reference: Experiment, wanted: str | None = None) -> Iterator[dict]:
+def bar(steps: Sequence[Pair], title: str) -> Iterable[Pair]:
+    """A progress bar on a terminal, which goes when the loop ends; nothing elsewhere."""
+    console = Console(stderr=True)
+    return rich_track(steps, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def evaluate(
+    experiments: Sequence[Experiment], reference: Experiment, wanted: str | None = None, track: Track = bar
+) -> Iterator[Summary]:
     """Write metrics.csv and summary.json into each experiment's directory and yield its summary.
 
     Args:
         wanted: names of metrics, comma between them; None: those that the experiment's model names.
+        track: shows how far the loop over an experiment's samples has come.
 
     Raises:
         UserError: the reference cannot judge an experiment, a picture cannot be scored, or a sanity anchor
             fails; nothing is written for that experiment then.
     """
-    rulers, own = {}, {}  # loading metrics, the anchors and the reference's own scores are done once
+    decoded = Decoded(reference)
+    rulers: dict[tuple[str | None, ...], Ruler] = {}
     for experiment in experiments:
         check_reference(experiment, reference)
-        names = chosen(experiment.config, wanted)
-        ruler = (experiment.model.get("judge"), *names)
-        if ruler not in rulers:
-            scorers, missing = load_scorers(experiment.config, names)
-            rulers[ruler] = scorers, missing, sanity(reference, scorers)
-        scorers, missing, anchors = rulers[ruler]
-        rows, failed = score_pairs(experiment, reference, scorers, own)
-        summary = {
-            "experiment": experiment.name,
-            "records_sha256": experiment.fingerprint,
-            "reference": {"path": str(reference.folder), "records_sha256": reference.fingerprint},
-            "samples": len(rows),
-            "unpaired": {
-                "experiment": len(experiment.records) - len(rows),
-                "reference": len(reference.records) - len(rows),
-            },
-            "seeds": sorted({row["seed"] for row in rows}),
-            "identical_pairs": sum(row["identical"] for row in rows),
-            "metrics": summarise(rows, names, missing | failed),
-            "latents": latent_errors(experiment, reference),
-            "anchors": anchors,
-            "judge": judge_facts(experiment.config),
-            "versions": _versions(),
-        }
-        write_atomically(experiment.folder / "metrics.csv", _csv(rows, columns(names)).encode())
+        names = chosen(experiment.facts, wanted)
+        key = (experiment.facts.judge, *names)
+        if key not in rulers:
+            scorers = load(experiment.facts, names)
+            rulers[key] = Ruler(scorers, sanity(decoded, scorers))
+        rows, failed = score_pairs(experiment, decoded, rulers[key], track)
+        summary = summarise(experiment, reference, names, rows, rulers[key], failed)
+        write_atomically(experiment.folder / "metrics.csv", to_csv(rows, columns(names)).encode())
         text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(experiment.folder / "summary.json", f"{text}\n".encode())
         yield summary
 
 
-def score_pairs(experiment: Experiment, reference: Experiment, scorers: dict, own: dict) -> tuple[list[dict], dict]:
-    """(a row of scores for each sample that has a reference, batch metric -> why it failed).
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
 
-    Args:
-        own: (reference's sample, metric) -> its own scores, filled as they are computed.
-    """
-    rows, failed, found = [], {}, pairs(experiment, reference)
-    single = _only(scorers, "single")
-    for mine, theirs in tqdm(found, desc=f"scoring {experiment.name}", unit="sample", disable=None, leave=False):
-        sample, target = experiment.picture(mine), reference.picture(theirs)
-        row = {"id": mine.id, "prompt_index": mine.prompt_index, "seed": mine.seed, "prompt": mine.prompt}
-        row |= score(scorers, sample, target, mine.prompt, experiment.folder / mine.sample)
-        for name, scorer in single.items():
-            if (theirs.sample, name) not in own:
-                where = reference.folder / theirs.sample
-                own[theirs.sample, name] = score({name: scorer}, target, target, mine.prompt, where)
-            row[METRICS[name].own] = own[theirs.sample, name][name]
-        rows.append(row | {"identical": int(np.array_equal(sample, target))})
-    for name, scorer in _only(scorers, "batch").items():
+
+def score_pairs(
+    experiment: Experiment, reference: Decoded, ruler: Ruler, track: Track = bar
+) -> tuple[list[SampleScores], dict[str, str]]:
+    """(a row for each sample that has a reference, metric -> why it failed)."""
+    partners = pairs(experiment, reference.experiment)
+    rows: list[SampleScores] = []
+    items = (
+        Item(experiment.folder / sample.sample, sample.prompt, experiment.picture(sample), reference.picture(target))
+        for sample, target in track(partners, f"scoring {experiment.name}")
+    )
+    for window in windows(items):
+        records = partners[len(rows) : len(rows) + len(window)]
+        scores = score(ruler.scorers, window)
+        own_scores = _own_scores(ruler, reference, [target for _, target in records], window)
+        for (record, _), item, each, own in zip(records, window, scores, own_scores, strict=True):
+            rows.append(SampleScores(record, np.array_equal(item.sample, item.reference), each | own))
+    return rows, _score_files(experiment, reference.experiment, partners, rows, ruler.scorers)
+
+
+def _own_scores(ruler: Ruler, reference: Decoded, targets: Sequence[Record], window: Sequence[Item]) -> list[Scores]:
+    """The reference's own scores by every single metric, by column; computed once for all experiments."""
+    for name, scorer in ruler.scorers.single.items():
+        new = {
+            target.sample: Item(
+                reference.experiment.folder / target.sample, item.prompt, item.reference, item.reference
+            )
+            for target, item in zip(targets, window, strict=True)
+            if (target.sample, name) not in ruler.own
+        }
+        for sample, scores in zip(new, score(Scorers(single={name: scorer}), list(new.values())), strict=True):
+            ruler.own[sample, name] = scores[name]
+    names = ruler.scorers.single
+    return [{str(METRICS[name].own): ruler.own[target.sample, name] for name in names} for target in targets]
+
+
+def _score_files(
+    experiment: Experiment,
+    reference: Experiment,
+    partners: Sequence[Pair],
+    rows: Sequence[SampleScores],
+    scorers: Scorers,
+) -> dict[str, str]:
+    """Add to the rows the scores of metrics that read files; returns metric -> why it failed."""
+    failed = {}
+    samples = [(experiment.folder / sample.sample, sample.prompt) for sample, _ in partners]
+    targets = [(reference.folder / target.sample, target.prompt) for _, target in partners]
+    for name, scorer in scorers.files.items():
         try:
-            each = scorer([(experiment.folder / mine.sample, mine.prompt) for mine, _ in found])
-            theirs = scorer([(reference.folder / target.sample, target.prompt) for _, target in found])
+            scores, own = scorer(samples), scorer(targets)
         except MetricUnavailable as reason:
             failed[name] = str(reason)
             continue
-        for row, scores, target in zip(rows, each, theirs, strict=True):
-            row |= scores | {METRICS[name].own: target[name]}
-    return rows, failed
+        for row, values, target_values in zip(rows, scores, own, strict=True):
+            row.scores |= values | {str(METRICS[name].own): target_values[name]}
+    return failed
 
 
-def score(scorers: dict, sample: np.ndarray, reference: np.ndarray, prompt: str, where) -> dict[str, float]:
-    """One sample by every metric that takes one at a time."""
-    out = {}
-    for name, scorer in scorers.items():
-        try:
-            if METRICS[name].kind == "paired":
-                out[name] = by_frame(scorer, sample, reference)
-            elif METRICS[name].kind == "single":
-                out |= scorer(sample, prompt)
-        except ValueError as error:
-            raise UserError(f"{where} {error}") from None
-    return out
+def columns(names: Sequence[str]) -> list[str]:
+    """The columns of metrics.csv: scores, their details, the reference's own scores."""
+    metrics = [METRICS[name] for name in names]
+    details = [detail for metric in metrics for detail in metric.details]
+    own = [metric.own for metric in metrics if metric.own]
+    return ["id", "prompt_index", "seed", *names, *details, *own, "identical"]
 
 
-def by_frame(scorer: Callable, sample: np.ndarray, reference: np.ndarray) -> float:
-    """A paired score of two pictures; of two clips the mean over their frames.
-
-    Raises:
-        ValueError: another number of frames.
-    """
-    if sample.ndim < 4 and reference.ndim < 4:
-        return scorer(sample, reference)
-    if sample.shape[:-3] != reference.shape[:-3]:
-        counts = [x.shape[0] if x.ndim == 4 else 1 for x in (sample, reference)]
-        raise ValueError(f"has {counts[0]} frames and its reference {counts[1]}: make both with the same num_frames")
-    return float(np.mean([scorer(a, b) for a, b in zip(sample, reference, strict=True)]))
-
-
-def latent_errors(experiment: Experiment, reference: Experiment) -> dict | None:
-    """RMSE of the latents against the reference's after each step, mean over the prompts whose latents both kept (the
-    Spectrum paper's Tables 5 and 8). None if there are none, or the steps differ."""
-    each, prompts = [], set()
-    for mine, theirs in pairs(experiment, reference):
-        a, b = experiment.latents(mine), reference.latents(theirs)
-        if a is not None and b is not None and a.shape == b.shape:
-            difference = (a.astype(np.float64) - b).reshape(len(a), -1)
-            each.append(np.sqrt((difference**2).mean(1)))
-            prompts.add(mine.prompt_index)
-    return {"prompts": len(prompts), "rmse": [float(v) for v in np.mean(each, 0)]} if each else None
-
-
-def summarise(rows: list[dict], names: list[str], missing: dict[str, str]) -> dict:
-    """Metric -> mean, 95 % interval over prompts and n, or why there is none."""
-    prompts = [row["prompt"] for row in rows]
-
-    def column(name):
-        return [row.get(name, NAN) for row in rows]
-
-    out = {}
-    for name in names:
-        metric = METRICS[name]
-        if name in missing:
-            out[name] = {"unavailable": missing[name]}
-            continue
-        out[name] = estimate(column(name), prompts) | {
-            "unit": metric.unit,
-            "higher_is_better": metric.higher_is_better,
-        }
-        if out[name]["n"] == 0:
-            out[name] = {"unavailable": f"{name}: no sample could be scored"}
-            continue
-        if metric.details:
-            out[name]["details"] = {d: estimate(column(d), prompts) for d in metric.details}
-        if metric.own:
-            out[name]["reference"] = estimate(column(metric.own), prompts)
-            differences = [a - b for a, b in zip(column(name), column(metric.own), strict=True)]
-            out[name]["difference"] = estimate(differences, prompts)
-    return out
-
-
-def sanity(reference: Experiment, scorers: dict) -> dict:
-    """The two anchors: each reference against itself (worst value) and against another prompt's (mean).
-
-    Raises:
-        UserError: the first is not perfect or the second not terrible, so no score made here can be trusted.
-    """
-    records = list({r.prompt: r for r in reversed(reference.records)}.values())[::-1][:ANCHOR_PROMPTS]
-    others = derangement([r.prompt for r in records])
-    paired = _only(scorers, "paired")
-
-    def scored(scorers, i, j):  # reference i as the sample; picture and prompt of j as the target
-        sample, target = reference.picture(records[i]), reference.picture(records[j])
-        return score(scorers, sample, target, records[j].prompt, reference.folder / records[i].sample)
-
-    itself = [scored(scorers, i, i) for i in range(len(records))]
-    out = {
-        "itself": {
-            name: max((r[name] for r in itself), key=lambda v: abs(v - METRICS[name].perfect)) for name in paired
-        }
-    }
-    for name, value in out["itself"].items():
-        perfect = METRICS[name].perfect
-        if abs(value - perfect) > 1e-6:
-            raise UserError(f"sanity: {name} of a picture and itself is {value:.4g}, not {perfect:g}: mend the metric")
-    if others is None:
-        return out | {"shuffled": None}
-    shuffled = [scored(scorers, i, j) for i, j in enumerate(others)]
-    found = {name: np.array([row[name] for row in shuffled]) for name in shuffled[0] if name in scorers}
-    out["shuffled"] = {name: float(np.nanmean(c)) for name, c in found.items() if not np.isnan(c).all()}
-    for name, value in out["shuffled"].items():
-        bound = METRICS[name].unrelated
-        if bound is None:  # then worse than with their own prompts
-            bound = float(np.nanmean([row[name] for row in itself]))
-        if not METRICS[name].worse(value, bound):
-            raise UserError(
-                f"sanity: {name} of different prompts' pictures is {value:.4g}, no worse than "
-                f"{bound:.4g}: {reference.folder} shows one picture for all, or the metric is broken"
-            )
-    return out
-
-
-def _only(scorers: dict, kind: str) -> dict:
-    return {name: scorer for name, scorer in scorers.items() if METRICS[name].kind == kind}
-
-
-def _csv(rows: list[dict], columns: list[str]) -> str:
+def to_csv(rows: Sequence[SampleScores], names: Sequence[str]) -> str:
+    """metrics.csv; what could not be computed is blank."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        cells = (row.get(name, NAN) for name in columns)
-        writer.writerow("" if isinstance(c, float) and math.isnan(c) else c for c in cells)
+    writer.writerow(names)
+    writer.writerows([row.cell(name) for name in names] for row in rows)
     return text.getvalue()
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue  # only an optional metric needs it
-    return found
+# ---------------------------------------------------------------------------------------------------------------------
+# Summary
+
+
+def summarise(
+    experiment: Experiment,
+    reference: Experiment,
+    names: Sequence[str],
+    rows: Sequence[SampleScores],
+    ruler: Ruler,
+    failed: dict[str, str],
+) -> Summary:
+    """What summary.json holds.
+
+    Args:
+        failed: metric -> why it could not be computed, beside those that could not be loaded.
+    """
+    missing = ruler.scorers.missing | failed
+    return {
+        "schema": SCHEMA,
+        "experiment": experiment.name,
+        "records_sha256": experiment.fingerprint,
+        "reference": {"path": str(reference.folder), "records_sha256": reference.fingerprint},
+        "samples": len(rows),
+        "unpaired": {
+            "experiment": len(experiment.records) - len(rows),
+            "reference": len(reference.records) - len(rows),
+        },
+        "seeds": sorted({row.record.seed for row in rows}),
+        "identical_pairs": sum(row.identical for row in rows),
+        "metrics": {
+            name: {"unavailable": missing[name]} if name in missing else summarise_metric(METRICS[name], rows)
+            for name in names
+        },
+        "latents": latent_errors(experiment, reference),
+        "anchors": ruler.anchors,
+        "judge": judge_facts(experiment.facts),
+        "versions": versions(METRICS[name] for name in names),
+    }
+
+
+def summarise_metric(metric: Metric, rows: Sequence[SampleScores]) -> MetricSummary:
+    """A metric's mean over prompts, with its details and the reference's own, or why there is none."""
+    prompts = [row.record.prompt for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [row.scores.get(name, NAN) for row in rows]
+
+    whole = estimate(column(metric.name), prompts)
+    if whole is None:
+        return {"unavailable": f"{metric.name}: no sample could be scored"}
+    summary: MetricSummary = {
+        "mean": whole.mean,
+        "interval": as_json(whole)["interval"],
+        "n": whole.n,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+    }
+    if metric.details:
+        summary["details"] = {name: as_json(estimate(column(name), prompts)) for name in metric.details}
+    if metric.own:
+        own = column(metric.own)
+        differences = [a - b for a, b in zip(column(metric.name), own, strict=True)]
+        summary["reference"] = as_json(estimate(own, prompts))
+        summary["difference"] = as_json(estimate(differences, prompts))
+    return summary
+
+
+def latent_errors(experiment: Experiment, reference: Experiment) -> LatentErrors | None:
+    """RMSE of the latents against the reference's after each step, mean over the prompts whose latents both kept (the
+    Spectrum paper's Tables 5 and 8). None if there are none, or the steps differ."""
+    errors, prompts = [], set()
+    for sample, target in pairs(experiment, reference):
+        a, b = experiment.latents(sample), reference.latents(target)
+        if a is not None and b is not None and a.shape == b.shape:
+            difference = (a.astype(np.float64) - b).reshape(len(a), -1)
+            errors.append(np.sqrt((difference**2).mean(1)))
+            prompts.add(sample.prompt_index)
+    return {"prompts": len(prompts), "rmse": [float(v) for v in np.mean(errors, 0)]} if errors else None
+
+
+def versions(metrics: Iterable[Metric]) -> dict[str, str]:
+    """Package -> version, of Python, of what every evaluation takes, and of what each metric declares."""
+    numbers = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    for metric in metrics:
+        pinned = header.read(metric.environment) if metric.environment else None
+        for package in metric.packages:
+            try:
+                number = pinned.version(package) if pinned else version(package)
+            except PackageNotFoundError:  # of a metric that is unavailable for that
+                continue
+            if number:
+                numbers[package] = number
+    return numbers

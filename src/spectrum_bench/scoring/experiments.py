@@ -1,19 +1,30 @@
 """Experiment directories as evaluation and report see them: configuration, records, pictures, pairs."""
 
 import hashlib
-import sys
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import yaml
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import media
+from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.sampling.records import Record, read_records
-from spectrum_bench.sampling.settings import DESCRIPTIVE
+from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, RuntimeSettings
+from spectrum_bench.scoring.metrics.contracts import ModelFacts
+
+# What a model has where its settings name nothing: a newer config.yaml leaves it out, an older one may have it.
+UNNAMED = {entry.name: entry.default for entry in fields(ModelSettings)} | {"scheduler": {}, "arguments": {}}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class Experiment:
     """A finished run: its resolved configuration and its records."""
 
     folder: Path
-    config: dict
+    config: dict[str, Any]  # config.yaml
     records: list[Record]
 
     @property
@@ -29,14 +40,21 @@ class Experiment:
         return str(self.config.get("exp_name") or self.folder.resolve().name)
 
     @property
-    def model(self) -> dict:
+    def model(self) -> dict[str, Any]:
+        """The model's settings."""
         return self.config.get("model") or {}
 
     @property
-    def runtime(self) -> dict:
-        """What is not as a run has it by itself: batch_size, compile, attention."""
-        found = self.config.get("runtime") or {}
-        return {k: v for k, v in found.items() if v != {"batch_size": 1, "compile": False}.get(k)}
+    def facts(self) -> ModelFacts:
+        """What metrics may know of the model."""
+        return ModelFacts.of(self.model)
+
+    @property
+    def runtime(self) -> dict[str, Any]:
+        """The settings of batch_size, compile and attention that differ from a plain run's."""
+        settings = self.config.get("runtime") or {}
+        plain = asdict(RuntimeSettings())
+        return {key: value for key, value in settings.items() if value != plain.get(key)}
 
     @property
     def steps(self) -> int:
@@ -57,12 +75,12 @@ class Experiment:
         """Whether every step of every sample went through the whole network."""
         return all(r.nfe == r.num_inference_steps for r in self.records)
 
-    def latents(self, record: Record) -> np.ndarray | None:
+    def latents(self, record: Record) -> NDArray[np.float32] | None:
         """(T, ...) float32, what the scheduler made of each step; None if they were not kept."""
         path = self.folder / "latents" / f"{record.id}.safetensors"
         return load_file(path)["latents"] if path.is_file() else None
 
-    def picture(self, record: Record) -> np.ndarray:
+    def picture(self, record: Record) -> Pixels:
         """The sample's pixels: (H, W, 3) uint8, of a clip (F, H, W, 3).
 
         Raises:
@@ -73,40 +91,67 @@ class Experiment:
             pixels = media.read(path)
         except FileNotFoundError:
             raise UserError(f"no sample {path}: run the experiment again, it makes only what is missing") from None
-        except ValueError as error:
-            raise UserError(f"{path} {error}: delete it and run again") from None
-        except (OSError, SyntaxError, RuntimeError) as error:  # Pillow's and ffmpeg's answers to damaged files
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
+        except media.Unreadable as reason:
+            raise UserError(f"{path} {reason}: delete it and run again") from None
         if record.sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
             raise UserError(f"{path} has changed since it was made: delete it and run again")
         return pixels
 
 
-def find_experiments(folders: list[Path]) -> list[Path]:
+class Decoded:
+    """An experiment's pixels, each sample decoded once as long as they fit into memory.
+
+    What comes first stays: each evaluation reads all samples in turn, so that the oldest is always the next.
+    """
+
+    def __init__(self, experiment: Experiment, budget: int | None = None):
+        """
+        Args:
+            budget: most bytes to keep; a quarter of the free memory if left out.
+        """
+        self.experiment = experiment
+        self.room = psutil.virtual_memory().available // 4 if budget is None else budget
+        self._pixels: dict[str, Pixels] = {}
+
+    def picture(self, record: Record) -> Pixels:
+        """`Experiment.picture`, from memory if it was read before."""
+        if record.sample in self._pixels:
+            return self._pixels[record.sample]
+        pixels = self.experiment.picture(record)
+        if pixels.nbytes <= self.room:
+            self.room -= pixels.nbytes
+            self._pixels[record.sample] = pixels
+        return pixels
+
+
+def find_experiments(folders: Sequence[Path]) -> list[Path]:
     """The folders that are experiment directories, and the experiment directories in those that are not. A run that
-    has made no sample is left out, with a line that says so: its row is missing, the others' table is not.
+    has made no sample is left out, and the log says so: its row is missing, the others' table is not.
 
     Raises:
         UserError: a folder is neither, or no run has made a sample.
     """
-    found = []
-    for folder in folders:
-        each = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-        runs = [f for f in each if (f / "config.yaml").is_file() or (f / "records.jsonl").is_file()]
-        if not runs:
-            raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
-        found += [folder] if folder in runs else runs
-    made = [folder for folder in found if has_samples(folder)]
-    if not made:
-        raise UserError(f"no sample in {', '.join(map(str, found))}: run the experiment first")
-    for folder in found:
-        if folder not in made:
-            print(f"left out: {folder} has no sample", file=sys.stderr)
-    return made
+    runs = [run for folder in folders for run in _runs_in(folder)]
+    with_samples = [run for run in runs if has_samples(run)]
+    if not with_samples:
+        raise UserError(f"no sample in {', '.join(map(str, runs))}: run the experiment first")
+    for run in runs:
+        if run not in with_samples:
+            log.warning("left out: %s has no sample", run)
+    return with_samples
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder, if it is an experiment directory, or those in it."""
+    candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+    runs = [path for path in candidates if (path / "config.yaml").is_file() or (path / "records.jsonl").is_file()]
+    if not runs:
+        raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
+    return [folder] if folder in runs else runs
 
 
 def has_samples(folder: Path) -> bool:
+    """Whether a run has made a sample there."""
     records = folder / "records.jsonl"
     return records.is_file() and records.stat().st_size > 0
 
@@ -115,10 +160,18 @@ def read_experiment(folder: Path) -> Experiment:
     """Open an experiment directory.
 
     Raises:
-        UserError: no records, or no readable config.yaml.
+        UserError: no records, or no config.yaml that this version can read.
     """
     records = read_records(folder)
-    path = Path(folder) / "config.yaml"
+    return Experiment(Path(folder), read_config(Path(folder) / "config.yaml"), records)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run.
+
+    Raises:
+        UserError: no such file, or none that this version can read.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -127,7 +180,10 @@ def read_experiment(folder: Path) -> Experiment:
         raise UserError(f"{path} is not YAML: run the experiment again into a fresh folder") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no settings: run the experiment again into a fresh folder")
-    return Experiment(Path(folder), config, records)
+    schema = config.get("schema", 1)  # the first had no number
+    if schema not in range(1, SCHEMA + 1):
+        raise UserError(f"{path} was made by a newer version (schema {schema}): update")
+    return config
 
 
 def check_reference(experiment: Experiment, reference: Experiment) -> None:
@@ -136,6 +192,17 @@ def check_reference(experiment: Experiment, reference: Experiment) -> None:
     Raises:
         UserError: the reference skips steps, has fewer steps, or was made with other model settings.
     """
+    _check_steps(experiment, reference)
+    _check_model(experiment, reference)
+    if experiment.runtime != reference.runtime and not experiment.is_full:
+        raise UserError(
+            f"{experiment.folder} was made with runtime {experiment.runtime or 'as it comes'} and {reference.folder} "
+            f"with {reference.runtime or 'as it comes'}: make both with the same"
+        )
+    _check_settings(experiment, reference)
+
+
+def _check_steps(experiment: Experiment, reference: Experiment) -> None:
     if not reference.is_full:
         r = next(r for r in reference.records if r.nfe != r.num_inference_steps)
         raise UserError(
@@ -147,25 +214,27 @@ def check_reference(experiment: Experiment, reference: Experiment) -> None:
             f"{experiment.folder} takes {experiment.steps} steps and its reference {reference.folder} only "
             f"{reference.steps}: make the reference with num_inference_steps={experiment.steps}"
         )
-    mine, theirs = ({r.model for r in e.records} for e in (experiment, reference))
-    if mine != theirs:
+
+
+def _check_model(experiment: Experiment, reference: Experiment) -> None:
+    models, reference_models = ({record.model for record in e.records} for e in (experiment, reference))
+    if models != reference_models:
         raise UserError(
-            f"{experiment.folder} was made with {', '.join(sorted(mine))} and {reference.folder} with "
-            f"{', '.join(sorted(theirs))}: give a reference made with the same model"
+            f"{experiment.folder} was made with {', '.join(sorted(models))} and {reference.folder} with "
+            f"{', '.join(sorted(reference_models))}: give a reference made with the same model"
         )
-    if experiment.runtime != reference.runtime and not experiment.is_full:
-        raise UserError(
-            f"{experiment.folder} was made with runtime {experiment.runtime or 'as it comes'} and {reference.folder} "
-            f"with {reference.runtime or 'as it comes'}: make both with the same"
-        )
+
+
+def _check_settings(experiment: Experiment, reference: Experiment) -> None:
     keys = (experiment.model.keys() | reference.model.keys()) - DESCRIPTIVE
-    other = sorted(k for k in keys if experiment.model.get(k) != reference.model.get(k))
-    if other:
-        key = other[0]
-        raise UserError(
-            f"{experiment.folder} has model.{key}={experiment.model.get(key)} and {reference.folder} has "
-            f"{reference.model.get(key)}: make both with the same model settings"
-        )
+    for key in sorted(keys):
+        value, reference_value = experiment.model.get(key), reference.model.get(key)
+        unnamed = UNNAMED.get(key)
+        if experiment.model.get(key, unnamed) != reference.model.get(key, unnamed):
+            raise UserError(
+                f"{experiment.folder} has model.{key}={value} and {reference.folder} has {reference_value}: make both "
+                "with the same model settings"
+            )
 
 
 def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, Record]]:
@@ -176,16 +245,16 @@ def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, R
     """
     keys = sorted(experiment.by_key.keys() & reference.by_key.keys())
     if not keys:
-        seeds = [sorted({r.seed for r in e.records}) for e in (experiment, reference)]
+        seeds = [sorted({record.seed for record in e.records}) for e in (experiment, reference)]
         raise UserError(
             f"{experiment.folder} (seeds {seeds[0]}) and {reference.folder} (seeds {seeds[1]}) have no sample "
             "in common: make both with the same prompt_file and seed"
         )
-    found = [(experiment.by_key[k], reference.by_key[k]) for k in keys]
-    for mine, theirs in found:
-        if mine.prompt != theirs.prompt:
+    partners = [(experiment.by_key[key], reference.by_key[key]) for key in keys]
+    for sample, target in partners:
+        if sample.prompt != target.prompt:
             raise UserError(
-                f"prompt {mine.prompt_index} is {mine.prompt[:40]!r} in {experiment.folder} but "
-                f"{theirs.prompt[:40]!r} in {reference.folder}: make both with the same prompt_file"
+                f"prompt {sample.prompt_index} is {sample.prompt[:40]!r} in {experiment.folder} but "
+                f"{target.prompt[:40]!r} in {reference.folder}: make both with the same prompt_file"
             )
-    return found
+    return partners

@@ -1,113 +1,86 @@
-"""The metrics that an evaluation computes. To add one: a function in a module here and a line in METRICS."""
+"""The metrics that an evaluation computes. To add one: a module here with a function, and an entry below.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
+A metric whose packages cannot live beside ours is a script isolated/score_<name>.py, and an entry below. A model's YAML
+names a metric only if it is to be computed where none is asked for.
+"""
 
+from spectrum_bench.errors import BadValue
+from spectrum_bench.sampling.catalogue import Entry
+from spectrum_bench.scoring.metrics.contracts import Metric, ModelFacts
+from spectrum_bench.scoring.metrics.vbench import DIMENSIONS
 
-@dataclass(frozen=True)
-class Metric:
-    """One column of scores.
-
-    `fn` is "module:function" below this package, imported on use. The function takes the experiment's
-    configuration, raises MetricUnavailable, or returns a scorer:
-        paired: (sample, reference) -> float
-        single: (sample, prompt) -> dict of floats: the metric and its `details`
-        batch: list of (path, prompt) -> list of such dicts, all at once, in an environment of its own
-    Pictures are (H, W, 3) uint8; a scorer raises ValueError for pictures that it cannot take. Of clips, (F, H, W, 3),
-    a paired scorer sees one frame at a time, and their mean counts; a single one sees the clip.
-    """
-
-    name: str
-    kind: str  # "paired" | "single" | "batch"
-    label: str  # in tables, with its unit; what else a reader must know of it (the model) is in `about`
-    higher_is_better: bool
-    fn: str
-    digits: int = 2  # after the point, in tables
-    factor: int = 1  # tables show so many times the score
-    unit: str = ""
-    perfect: float | None = None  # of a picture and itself
-    unrelated: float | None = None  # pictures of different prompts must, on average, be worse than this
-    details: tuple[str, ...] = ()
-    about: str = ""
-    pooled: bool = False  # a sample's score depends on which others there are
-
-    def scorer(self, config: dict) -> Callable:
-        module, function = self.fn.split(":")
-        return getattr(import_module(f"{__name__}.{module}"), function)(config)
-
-    def worse(self, a: float, b: float) -> bool:
-        return a < b if self.higher_is_better else a > b
-
-    @property
-    def title(self) -> str:
-        return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
-
-    @property
-    def own(self) -> str | None:
-        """The column that holds the reference's own score; None where the reference is what is compared with."""
-        return None if self.kind == "paired" else f"{self.name}_reference"
-
-
-VBENCH = (
-    "subject_consistency",
-    "background_consistency",
-    "temporal_flickering",
-    "motion_smoothness",
-    "dynamic_degree",
-    "aesthetic_quality",
-    "imaging_quality",
-)
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("psnr", "paired", "PSNR dB", True, "pixel:make_psnr", 2, unit="dB", perfect=100.0, unrelated=25.0),
-        Metric("ssim", "paired", "SSIM", True, "pixel:make_ssim", 3, perfect=1.0, unrelated=0.95),
-        Metric("lpips", "paired", "LPIPS", False, "pixel:make_lpips", 3, perfect=0.0, unrelated=0.05),
         Metric(
-            "lpips_vgg", "paired", "LPIPS (VGG)", False, "pixel:make_lpips_vgg", 3, perfect=0.0, unrelated=0.05,
+            "psnr", "paired", "PSNR dB", True, "pixel:make_psnr", 2, unit="dB", perfect=100.0, unrelated=25.0,
+            packages=("numpy",),
         ),
         Metric(
-            "imagereward", "batch", "ImageReward", True, "isolated:make_imagereward", 3,
+            "ssim", "paired", "SSIM", True, "pixel:make_ssim", 3, perfect=1.0, unrelated=0.95,
+            packages=("numpy", "scipy"),
+        ),
+        Metric(
+            "lpips", "paired", "LPIPS", False, "perceptual:make_lpips", 3, perfect=0.0, unrelated=0.05,
+            batched=True, packages=("torch", "lpips"),
+        ),
+        Metric(
+            "lpips_vgg", "paired", "LPIPS (VGG)", False, "perceptual:make_lpips_vgg", 3, perfect=0.0, unrelated=0.05,
+            batched=True, packages=("torch", "lpips"),
+        ),
+        Metric(
+            "imagereward", "files", "ImageReward", True, digits=3, environment="imagereward", only="pictures",
+            packages=("image-reward",),
             about="ImageReward-v1.0 (arXiv:2304.05977) as its package scores: 35 tokens of the prompt",
         ),
         Metric(
-            "clip", "single", "CLIP", True, "clip:make_clip", 2,
+            "clip", "single", "CLIP", True, "clip:make_clip", 2, batched=True, packages=("torch", "open-clip-torch"),
             about="CLIP: 100 cos, ViT-L/14 with OpenAI's weights, as open_clip's ViT-L-14-quickgelu",
         ),
         Metric(
-            "clip_g", "single", "CLIP (g)", True, "clip:make_clip_g", 2,
+            "clip_g", "single", "CLIP (g)", True, "clip:make_clip_g", 2, batched=True,
+            packages=("torch", "open-clip-torch"),
             about="CLIP (g): 100 cos, ViT-g/14 trained on LAION-2B (s12B-b42K), which others report",
         ),
         Metric(
-            "vbench", "batch", "VBench %", True, "isolated:make_vbench", 2, factor=100, unit="share", details=VBENCH,
+            "vbench", "files", "VBench %", True, "vbench:make_vbench", 2, factor=100, unit="share", details=DIMENSIONS,
             about="VBench: the Quality Score of its seven quality dimensions, each on every clip (custom input); "
             "published scores take each dimension on prompts of its own: that is vbench_standard",
+            environment="vbench", only="clips", packages=("vbench",),
         ),
         Metric(
-            "vbench_standard", "batch", "VBench (standard) %", True, "isolated:make_vbench_standard", 2, factor=100,
-            unit="share", details=tuple(f"standard_{name}" for name in VBENCH),
+            "vbench_standard", "files", "VBench (standard) %", True, "vbench:make_vbench_standard", 2, factor=100,
+            unit="share", details=tuple(f"standard_{name}" for name in DIMENSIONS),
             about="VBench (standard): the Quality Score with each dimension on the prompts that VBench has for it, as "
             "published scores are; still clips are not filtered for temporal_flickering",
-            pooled=True,
+            pooled=True, environment="vbench", only="clips", packages=("vbench",),
         ),
         Metric(
             "caption", "single", "Caption %", True, "caption:make_caption", 1, factor=100, unit="share", unrelated=0.5,
-            details=("things", "sizes", "relation", "background", "motion"),
+            details=("things", "sizes", "relation", "background", "motion"), packages=("torch",),
         ),
     )
 }  # fmt: skip
 DEFAULT = ("psnr", "ssim", "lpips", "caption")  # where a model's configuration names none
 
 
-def chosen(config: dict, wanted: str | None = None) -> list[str]:
+def chosen(model: ModelFacts, wanted: str | None = None) -> list[str]:
     """The metrics that are asked for ("psnr,clip"), or that the experiment's model names.
 
     Raises:
-        ValueError: there is no such metric.
+        BadValue: there is no such metric.
     """
-    names = wanted.split(",") if wanted else (config.get("model") or {}).get("metrics") or DEFAULT
-    unknown = [name for name in names if name not in METRICS]
-    if unknown:
-        raise ValueError(f"there is no metric {unknown[0]}: choose of {', '.join(METRICS)}")
+    names = wanted.split(",") if wanted else model.metrics or DEFAULT
+    for name in names:
+        if name not in METRICS:
+            given = f"metrics={wanted}" if wanted else "model.metrics"
+            raise BadValue(f"{given}: there is no metric {name}: choose of {', '.join(METRICS)}")
     return [name for name in METRICS if name in names]
+
+
+def weights() -> dict[str, tuple[Entry, ...]]:
+    """The files that each metric reads, for download.py: by metric, then by environment; those that read none are left
+    out."""
+    in_process = {name: metric.weights() for name, metric in METRICS.items() if not metric.environment}
+    isolated = {metric.environment: metric.weights() for metric in METRICS.values() if metric.environment}
+    return {name: entries for name, entries in (in_process | isolated).items() if entries}

@@ -2,37 +2,39 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleScorer, Unscorable
 
 
-def judge_folder(config: dict) -> Path | None:
-    """The judge that the experiment's model names, relative to the repository; None if it names none."""
-    judge = (config.get("model") or {}).get("judge")
-    return locate(judge) if judge else None
+def judge_folder(model: ModelFacts) -> Path | None:
+    """The folder of the judge that the model names; None if it names none."""
+    return locate(model.judge) if model.judge else None
 
 
-def judge_facts(config: dict) -> dict | None:
-    """What is known of the judge itself: its accuracy on held-out captions, through the model's own VAE if that is
-    told beside the model."""
-    folder = judge_folder(config)
-    places = [locate(config["model"].get("repo", "none")) / "judge.json", folder / "judge.json"] if folder else []
-    path = next(filter(Path.is_file, places), None)
+def judge_facts(model: ModelFacts) -> dict[str, Any] | None:
+    """What is known of the judge itself: its accuracy on held-out captions, through the model's own VAE where that
+    stands beside the model."""
+    folder = judge_folder(model)
+    folders = [locate(model.repo or "none"), folder] if folder else []
+    path = next((place / "judge.json" for place in folders if (place / "judge.json").is_file()), None)
     return json.loads(path.read_text(encoding="utf-8")) if path else None
 
 
-def make_caption(config: dict):
+def make_caption(model: ModelFacts) -> SingleScorer:
     """The scorer: 1 where things, colours, shapes, sizes, relation, background and motion are as the prompt says."""
-    folder = judge_folder(config)
+    folder = judge_folder(model)
     if folder is None:
         raise MetricUnavailable("caption", "the model names no judge (model.judge)", "only miniature worlds have one")
     for name in ("judge.json", "judge.safetensors"):
         if not (folder / name).is_file():
-            raise MetricUnavailable("caption", f"no {config['model']['judge']}/{name}", "python training/train_tiny.py")
+            raise MetricUnavailable("caption", f"no {model.judge}/{name}", "python training/train_tiny.py")
 
     import torch
 
@@ -41,14 +43,15 @@ def make_caption(config: dict):
 
     judge, names = load_judge(folder), ("caption", *METRICS["caption"].details)
 
-    def score(sample: np.ndarray, prompt: str) -> dict[str, float]:
+    def score(sample: Pixels, prompt: str) -> Scores:
         scene = world.parse(prompt)
         if scene is None:
             return dict.fromkeys(names, float("nan"))
         frames = sample if sample.ndim == 4 else sample[None]
         if frames.shape[1:] != (world.SIDE, world.SIDE, 3):
-            raise ValueError(f"is {frames.shape[2]}x{frames.shape[1]}: the judge reads {world.SIDE}x{world.SIDE}")
-        found = check(scene, *judge.read(torch.from_numpy(frames.astype(np.float32) / 255).permute(0, 3, 1, 2)))
-        return {name: found[name] for name in names}
+            raise Unscorable(f"is {frames.shape[2]}x{frames.shape[1]}: the judge reads {world.SIDE}x{world.SIDE}")
+        images = torch.from_numpy(frames.astype(np.float32) / 255).permute(0, 3, 1, 2)
+        answers = check(scene, *judge.read(images))
+        return {name: answers[name] for name in names}
 
     return score

@@ -1,35 +1,48 @@
 """CLIP score: does a picture show what its prompt says? 100 cos of the two embeddings (Hessel et al. 2021, without its
 rescaling), by open_clip."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.sampling.catalogue import HubEntry
+from spectrum_bench.sampling.media import Pixels
+from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleBatchScorer
 
 FILE = "open_clip_model.safetensors"
+WEIGHTS = {
+    # ViT-L/14 of OpenAI as open_clip 3.3.0 names it (tag openai). Its checksum could not be looked up.
+    "clip": (HubEntry("timm/vit_large_patch14_clip_224.openai", FILE),),
+    # The one that cache-dit and others report.
+    "clip_g": (HubEntry("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", FILE),),
+}
+AT_ONCE = 32  # pictures
 
 
-def make_clip(config: dict):
+def make_clip(model: ModelFacts) -> SingleBatchScorer:
     """ViT-L/14 of OpenAI. Its activation is QuickGELU; open_clip's plain "ViT-L-14" silently takes another."""
-    return _make("clip", "ViT-L-14-quickgelu", "timm/vit_large_patch14_clip_224.openai")
+    return load("clip", "ViT-L-14-quickgelu", weights("clip"))
 
 
-def make_clip_g(config: dict):
+def make_clip_g(model: ModelFacts) -> SingleBatchScorer:
     """ViT-g/14, trained on LAION-2B."""
-    return _make("clip_g", "ViT-g-14", "laion/CLIP-ViT-g-14-laion2B-s12B-b42K")
+    return load("clip_g", "ViT-g-14", weights("clip_g"))
 
 
-def _make(metric: str, architecture: str, repo: str):
-    from huggingface_hub import try_to_load_from_cache
+def weights(metric: str) -> Path:
+    """The model's file in the Hugging Face cache; it is never downloaded here.
 
-    path = try_to_load_from_cache(repo, FILE)  # looked up, never fetched
-    if not isinstance(path, str):
-        raise MetricUnavailable(metric, f"no weights of {repo} in the Hugging Face cache", f"hf download {repo} {FILE}")
-    return load_clip(metric, architecture, Path(path))
+    Raises:
+        MetricUnavailable: it is not there.
+    """
+    (entry,) = WEIGHTS[metric]
+    if not entry.path.is_file():
+        missing = f"no weights of {entry.repo} in the Hugging Face cache"
+        raise MetricUnavailable(metric, missing, f"hf download {entry.repo} {FILE}")
+    return entry.path
 
 
-def load_clip(metric: str, architecture: str, path: Path):
+def load(metric: str, architecture: str, path: Path) -> SingleBatchScorer:
     """The scorer with open_clip's `architecture` and the safetensors file at `path`; of a clip the mean over frames.
 
     Raises:
@@ -38,22 +51,29 @@ def load_clip(metric: str, architecture: str, path: Path):
     import open_clip
     import torch
     from PIL import Image
+    from torch import Tensor
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    from spectrum_bench.scoring.metrics.batches import device, whole_float32
+
     try:
-        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=str(path), device=device)
+        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=str(path), device=device())
     except (RuntimeError, AssertionError, KeyError) as error:  # how open_clip and its strict loading complain
         reason = str(error).split("\n")[0]
         raise MetricUnavailable(metric, f"{path} does not fit {architecture} ({reason})", "download it again") from None
     model.eval()
     tokenizer = open_clip.get_tokenizer(architecture)
 
-    @torch.inference_mode()
-    def score(sample: np.ndarray, prompt: str) -> dict[str, float]:
-        frames = sample if sample.ndim == 4 else sample[None]
-        pictures = torch.stack([transform(Image.fromarray(frame)) for frame in frames]).to(device)
-        seen = model.encode_image(pictures, normalize=True).double()
-        said = model.encode_text(tokenizer([prompt]).to(device), normalize=True).double()
-        return {metric: float(100 * (seen @ said.T).mean())}
+    def embed(frames: list[Pixels]) -> Tensor:  # (B, D)
+        parts = [frames[i : i + AT_ONCE] for i in range(0, len(frames), AT_ONCE)]
+        tensors = (torch.stack([transform(Image.fromarray(frame)) for frame in part]) for part in parts)
+        return torch.cat([model.encode_image(tensor.to(device()), normalize=True) for tensor in tensors]).double()
+
+    def score(samples: Sequence[Pixels], prompts: Sequence[str]) -> list[Scores]:
+        clips = [list(sample) if sample.ndim == 4 else [sample] for sample in samples]
+        with whole_float32():
+            pictures = torch.split(embed([frame for clip in clips for frame in clip]), [len(clip) for clip in clips])
+            texts = model.encode_text(tokenizer(list(prompts)).to(device()), normalize=True).double()
+            cosines = [(seen @ text).mean() for seen, text in zip(pictures, texts, strict=True)]
+        return [{metric: float(100 * cosine)} for cosine in cosines]
 
     return score

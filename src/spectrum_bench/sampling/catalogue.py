@@ -1,0 +1,142 @@
+"""What download.py can fetch: the names that stand for models, lists of prompts and weights of metrics."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import constants, try_to_load_from_cache
+
+from spectrum_bench.errors import UserError
+from spectrum_bench.paths import PROMPTS, ROOT, locate
+
+MODELS = ROOT / "configs" / "model"
+PROMPT_LISTS = ROOT / "configs" / "downloads.yaml"
+
+
+def places() -> dict[str, str]:
+    """What {prompts}, {hub}, {torch} and {vbench} stand for in the entries."""
+    return {
+        "prompts": str(PROMPTS),
+        "hub": constants.ENDPOINT,
+        "torch": os.environ.get("TORCH_HOME") or "~/.cache/torch",  # torch itself would follow XDG_CACHE_HOME
+        "vbench": os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench",
+    }
+
+
+@dataclass(frozen=True)
+class WebEntry:
+    """A file at a URL, and the folder in which its reader looks for it."""
+
+    url: str
+    to: str
+    size: int  # bytes
+    sha256: str
+
+    @property
+    def source(self) -> str:
+        return self.url.format(**places())
+
+    @property
+    def path(self) -> Path:
+        return Path(self.to.format(**places())).expanduser() / self.url.rsplit("/", 1)[1]
+
+
+@dataclass(frozen=True)
+class HubEntry:
+    """A file of a Hugging Face repository, which goes into the hub's cache; the hub's client checks its size."""
+
+    repo: str
+    file: str
+
+    @property
+    def path(self) -> Path:
+        """The file in the cache; where it is missing, a path at which there is none."""
+        found = try_to_load_from_cache(self.repo, self.file)  # looked up, never fetched
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
+        return Path(found) if isinstance(found, str) else folder / self.file
+
+
+Entry = WebEntry | HubEntry
+
+
+def entry(fields: Mapping[str, Any]) -> Entry:
+    """An entry from the keys of one of the two kinds."""
+    return HubEntry(**fields) if "repo" in fields else WebEntry(**fields)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Everything that can be fetched, by the names of the command line."""
+
+    model: dict[str, dict[str, Any]]  # settings of configs/model
+    prompts: dict[str, WebEntry]
+    metrics: dict[str, tuple[Entry, ...]]
+
+    def names(self, key: str) -> list[str]:
+        return list(getattr(self, key))
+
+    def check(self, key: str, name: str) -> None:
+        """Refuse a name that stands for nothing.
+
+        Raises:
+            UserError: there is no such name.
+        """
+        names = self.names(key)
+        if name in names:
+            return
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        if key == "model" and name and (MODELS / f"{name}.yaml").is_file():
+            hint = " to fetch: its weights are in this repository"
+        raise UserError(f"there is no {key}={name}{hint}; choose of {', '.join([*names, 'all'])}")
+
+
+KEYS = ("model", "prompts", "metrics")
+
+
+def read_catalogue(metrics: dict[str, tuple[Entry, ...]]) -> Catalogue:
+    """The catalogue of this checkout.
+
+    Args:
+        metrics: metric -> its weights; the metrics themselves declare them.
+    """
+    lists = yaml.safe_load(PROMPT_LISTS.read_text(encoding="utf-8"))["prompts"]
+    prompts = {name: WebEntry(to="{prompts}", **fields) for name, fields in lists.items()}
+    return Catalogue(models(), prompts, metrics)
+
+
+def models() -> dict[str, dict[str, Any]]:
+    """The settings in configs/model/ whose weights are not in this repository."""
+    settings = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(MODELS.glob("*.yaml"))}
+    return {name: model for name, model in settings.items() if "repo" in model and not locate(model["repo"]).is_dir()}
+
+
+def parse(argv: list[str], catalogue: Catalogue) -> tuple[list[tuple[str, str]], bool]:
+    """The command line as pairs of key and name, each once, and whether it is a dry run.
+
+    Raises:
+        UserError: an option, key or name that does not exist.
+    """
+    words = [word for word in argv if word != "--dry-run"]
+    wanted = [(key, name) for key, value in map(_split, words) for name in _names(key, value, catalogue)]
+    if not wanted:
+        raise UserError("nothing to fetch: name a model=, prompts= or metrics= (see --help)")
+    return list(dict.fromkeys(wanted)), "--dry-run" in argv
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, _, value = word.partition("=")
+    if key not in KEYS:
+        raise UserError(f"cannot read {word}: there is model=, prompts=, metrics= and --dry-run (see --help)")
+    return key, value
+
+
+def _names(key: str, value: str, catalogue: Catalogue) -> Iterable[str]:
+    names = catalogue.names(key) if value == "all" else value.split(",")
+    for name in names:
+        catalogue.check(key, name)
+    return names

@@ -1,0 +1,123 @@
+"""What a metric is, what it may know of the model, and the shapes of the functions that score."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from spectrum_bench.errors import MetricUnavailable, UserError
+from spectrum_bench.sampling.catalogue import Entry
+from spectrum_bench.sampling.media import Pixels
+from spectrum_bench.scoring.metrics import isolated
+from spectrum_bench.scoring.metrics.isolated import header
+
+Scores = dict[str, float]
+PairedScorer = Callable[[Pixels, Pixels], float]
+PairedBatchScorer = Callable[[Sequence[Pixels], Sequence[Pixels]], list[float]]
+SingleScorer = Callable[[Pixels, str], Scores]
+SingleBatchScorer = Callable[[Sequence[Pixels], Sequence[str]], list[Scores]]
+FilesScorer = Callable[[Sequence[tuple[Path, str]]], list[Scores]]
+Scorer = PairedScorer | PairedBatchScorer | SingleScorer | SingleBatchScorer | FilesScorer
+
+
+class Unscorable(UserError, ValueError):
+    """Pixels that a metric cannot take; the message goes on from the sample's path."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a metric may know of the model whose samples it scores."""
+
+    metrics: tuple[str, ...] = ()  # computed where none is asked for; () for the usual ones
+    judge: str | None = None  # folder of the caption judge, below the repository's root
+    repo: str | None = None
+    fps: float | None = None  # frames a second; None for a model of pictures
+    random: bool = False  # random weights, whose samples show nothing
+
+    @classmethod
+    def of(cls, model: dict[str, Any]) -> "ModelFacts":
+        """From the `model` node of a run's config.yaml."""
+        random = model.get("init") == "random"
+        metrics = tuple(model.get("metrics") or ())
+        return cls(metrics, model.get("judge"), model.get("repo"), model.get("fps"), random)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of scores.
+
+    `fn` is "module:function" below this package, imported on use. The function takes the ModelFacts, raises
+    MetricUnavailable, or returns a scorer:
+        paired: (sample, reference) -> float; `batched`: (samples, references) -> floats
+        single: (sample, prompt) -> dict of floats, the metric and its `details`; `batched`: (samples, prompts) -> dicts
+        files: list of (path, prompt) -> list of such dicts
+    Pictures are (H, W, 3) uint8; a scorer raises Unscorable for pictures that it cannot take. Of clips, (F, H, W, 3),
+    a paired scorer sees one frame at a time, and the metric is the mean over frames; a single one sees the clip.
+
+    A metric with an `environment` runs isolated/score_<environment>.py there, and its kind is files. Without a `fn` the
+    script gets the paths of its weights.
+    """
+
+    name: str
+    kind: Literal["paired", "single", "files"]
+    label: str  # in tables, with its unit; what else a reader must know of it (the model) is in `about`
+    higher_is_better: bool
+    fn: str = ""
+    digits: int = 2  # after the point, in tables
+    factor: int = 1  # tables show so many times the score
+    unit: str = ""
+    perfect: float | None = None  # of a picture and itself
+    unrelated: float | None = None  # pictures of different prompts must, on average, be worse than this
+    details: tuple[str, ...] = ()
+    about: str = ""
+    pooled: bool = False  # a sample's score depends on which others there are
+    batched: bool = False
+    packages: tuple[str, ...] = ()  # whose versions decide the score: they are written beside it
+    only: Literal["pictures", "clips"] | None = None  # what it scores, if not both
+    environment: str | None = None
+
+    def scorer(self, model: ModelFacts) -> Scorer:
+        """The function that scores samples of this model.
+
+        Raises:
+            MetricUnavailable: weights or packages are missing, or it does not score what the model makes.
+        """
+        made = "clips" if model.fps else "pictures"
+        if self.only not in (None, made):
+            raise MetricUnavailable(self.name, f"these are {made}", f"it scores {self.only}")
+        if self.environment and not self.fn:
+            paths = isolated.weights(self.environment, self.name)
+            return partial(isolated.score, self.environment, (self.name, *self.details), paths)
+        try:
+            scorer: Scorer = getattr(self._module, self.fn.split(":")[1])(model)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("spectrum_bench"):
+                raise
+            missing = f"no package {error.name}"
+            raise MetricUnavailable(self.name, missing, 'pip install "spectrum-bench[metrics]"') from None
+        return scorer
+
+    def weights(self) -> tuple[Entry, ...]:
+        """The files that it reads: WEIGHTS[name] of its module, or those that its script names."""
+        if self.environment:
+            return header.read(self.environment).weights
+        entries: tuple[Entry, ...] = getattr(self._module, "WEIGHTS", {}).get(self.name, ())
+        return entries
+
+    @property
+    def _module(self) -> Any:
+        return import_module(f"spectrum_bench.scoring.metrics.{self.fn.split(':')[0]}")
+
+    def worse(self, a: float, b: float) -> bool:
+        return a < b if self.higher_is_better else a > b
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
+
+    @property
+    def own(self) -> str | None:
+        """The column that holds the reference's own score; None where the reference is what is compared with."""
+        return None if self.kind == "paired" else f"{self.name}_reference"

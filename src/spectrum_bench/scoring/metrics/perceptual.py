@@ -1,0 +1,100 @@
+"""LPIPS v0.1 (Zhang et al. 2018, arXiv:1801.03924): how far a sample is from its reference in a network's features.
+
+The linear heads are in the package `lpips`; the backbone is torchvision's, from PyTorch's cache.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.sampling.catalogue import WebEntry
+from spectrum_bench.sampling.media import Pixels
+from spectrum_bench.sampling.remote import checksum
+from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedBatchScorer
+from spectrum_bench.scoring.metrics.pixel import check_pair
+
+# The first 8 digits of a checksum are in the file's name, by PyTorch's rule; the rest as others have published it.
+WEIGHTS = {
+    "lpips": (
+        WebEntry(
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            to="{torch}/hub/checkpoints",
+            size=244408911,
+            sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        ),
+    ),
+    "lpips_vgg": (
+        WebEntry(
+            url="https://download.pytorch.org/models/vgg16-397923af.pth",
+            to="{torch}/hub/checkpoints",
+            size=553433881,
+            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        ),
+    ),
+}
+SIDE = 31  # below, AlexNet's second pooling has nothing left; VGG takes 16
+AT_ONCE = {"cpu": 2**20, "cuda": 2**22}  # pixels; VGG's features of so many take 1.2 and 5 GB
+
+
+def make_lpips(model: ModelFacts) -> PairedBatchScorer:
+    """LPIPS on AlexNet."""
+    return load(backbone("lpips"), "alex")
+
+
+def make_lpips_vgg(model: ModelFacts) -> PairedBatchScorer:
+    """LPIPS on VGG-16."""
+    return load(backbone("lpips_vgg"), "vgg")
+
+
+def backbone(metric: str) -> Path:
+    """The weights of a metric's backbone. They are never downloaded here; their checksum is compared, as wrong weights
+    look plausible.
+
+    Raises:
+        MetricUnavailable: they are not on this machine, or damaged.
+    """
+    (entry,) = WEIGHTS[metric]
+    shown = str(entry.path).replace(str(Path.home()), "~", 1)  # tables are published
+    fetch = f"wget -P {Path(shown).parent} {entry.source}"
+    if not entry.path.is_file():
+        raise MetricUnavailable(metric, f"no backbone weights {shown}", fetch)
+    if checksum(entry.path) != entry.sha256:
+        raise MetricUnavailable(metric, f"backbone weights {shown} are damaged", f"rm {shown}; {fetch}")
+    return entry.path
+
+
+def load(path: Path, net: str = "alex") -> PairedBatchScorer:
+    """The scorer whose backbone is the state dict at `path`.
+
+    Args:
+        net: the backbone's name in the package, "alex" or "vgg".
+    """
+    import torch
+
+    from spectrum_bench.scoring.metrics.batches import device, runs, stacked, whole_float32
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a way that it deprecates
+        import lpips
+
+        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False).eval()
+    slices = (getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1))
+    features = torch.nn.Sequential(OrderedDict(child for s in slices for child in s.named_children()))
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    features.load_state_dict({k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")})
+    model.to(device())
+    at_once = AT_ONCE[device().type]
+
+    def score(samples: Sequence[Pixels], references: Sequence[Pixels]) -> list[float]:
+        for sample, reference in zip(samples, references, strict=True):
+            check_pair(sample, reference, SIDE)
+        scores: list[float] = []
+        with whole_float32():
+            for run in runs(samples, at_once):
+                a, b = (stacked(pictures[run]) / 127.5 - 1 for pictures in (samples, references))
+                scores += model(a, b).flatten().tolist()
+        return scores
+
+    return score

@@ -1,0 +1,146 @@
+"""Metrics at work: loaded for a model, handed samples in batches, with the name of the sample that one cannot take."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectrum_bench.errors import MetricUnavailable, UserError
+from spectrum_bench.sampling.media import Pixels
+from spectrum_bench.scoring.metrics import METRICS, isolated
+from spectrum_bench.scoring.metrics.contracts import (
+    FilesScorer,
+    Metric,
+    ModelFacts,
+    PairedBatchScorer,
+    Scores,
+    SingleBatchScorer,
+    Unscorable,
+)
+
+# What is in memory at a time: so many samples, or bytes of pixels (21 pictures of 1024x1024, or one clip).
+SAMPLES, BYTES = 32, 2**26
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample to score: its pixels, its prompt, and the reference's pixels."""
+
+    path: Path
+    prompt: str
+    sample: Pixels
+    reference: Pixels
+
+
+@dataclass
+class Scorers:
+    """Metric -> its function, by what the function takes; those without one, and why."""
+
+    paired: dict[str, PairedBatchScorer] = field(default_factory=dict)
+    single: dict[str, SingleBatchScorer] = field(default_factory=dict)
+    files: dict[str, FilesScorer] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def load(model: ModelFacts, names: Iterable[str]) -> Scorers:
+    """Load the named metrics. One whose weights or packages are not here is missing."""
+    scorers = Scorers()
+    for name in names:
+        if model.random:
+            scorers.missing[name] = f"{name}: random weights show nothing"
+            continue
+        try:
+            getattr(scorers, METRICS[name].kind)[name] = _batched(METRICS[name], METRICS[name].scorer(model))
+        except MetricUnavailable as reason:
+            scorers.missing[name] = str(reason)
+    return scorers
+
+
+def readiness() -> Iterator[str]:
+    """A line for each metric: ready, or what is missing and what to type."""
+    for name, metric in METRICS.items():
+        try:
+            metric.scorer(ModelFacts(judge="assets/tiny/flux/judge", fps=16 if metric.only == "clips" else None))
+        except MetricUnavailable as reason:
+            yield f"—      {reason}"
+            continue
+        unmade = metric.environment and not isolated.is_made(metric.environment)
+        yield f"ready  {name}" + (": its environment will be made on first use, some gigabytes" if unmade else "")
+
+
+def _batched(metric: Metric, scorer: Callable[..., Any]) -> Callable[..., Any]:
+    """The scorer as one that takes lists."""
+    if metric.batched or metric.kind == "files":
+        return scorer
+    return lambda *lists: [scorer(*each) for each in zip(*lists, strict=True)]
+
+
+def windows(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Cut items into lists that fit into memory together; an item is made when its list is."""
+    window: list[Item] = []
+    for item in items:
+        window.append(item)
+        if len(window) == SAMPLES or sum(each.sample.nbytes for each in window) >= BYTES:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def score(scorers: Scorers, items: Sequence[Item]) -> list[Scores]:
+    """For each item the scores of every paired and single metric.
+
+    Raises:
+        UserError: a sample cannot be scored.
+    """
+    scores: list[Scores] = [{} for _ in items]
+    for name, paired in scorers.paired.items():
+        for each, value in zip(scores, by_frame(paired, items), strict=True):
+            each[name] = value
+    for single in scorers.single.values():
+        lists = [item.sample for item in items], [item.prompt for item in items]
+        for each, values in zip(scores, _named(single, lists, items), strict=True):
+            each |= values
+    return scores
+
+
+def by_frame(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
+    """A paired score of each item; of a clip the mean over its frames.
+
+    Raises:
+        UserError: a sample has another number of frames than its reference, or cannot be scored.
+    """
+    samples, references = [], []
+    for item in items:
+        sample, reference = frames(item.sample), frames(item.reference)
+        if len(sample) != len(reference):
+            raise UserError(
+                f"{item.path} has {len(sample)} frames and its reference {len(reference)}: make both with the same "
+                "num_frames"
+            )
+        samples.append(sample)
+        references.append(reference)
+    owners = [item for item, sample in zip(items, samples, strict=True) for _ in sample]
+    flat = _named(scorer, (sum(samples, []), sum(references, [])), owners)
+    ends = np.cumsum([len(sample) for sample in samples])[:-1]
+    return [float(np.mean(scores)) for scores in np.split(np.array(flat), ends)]
+
+
+def frames(pixels: Pixels) -> list[Pixels]:
+    """The frames of a clip; a picture alone."""
+    return list(pixels) if pixels.ndim == 4 else [pixels]
+
+
+def _named(scorer: Callable[..., list[Any]], lists: tuple[list[Any], ...], owners: Sequence[Item]) -> list[Any]:
+    """Call a scorer with lists; of an element that it cannot take, say in the error whose it is."""
+    try:
+        return scorer(*lists)
+    except Unscorable:
+        for owner, *each in zip(owners, *lists, strict=True):
+            try:
+                scorer(*([one] for one in each))
+            except Unscorable as reason:
+                raise UserError(f"{owner.path} {reason}") from None
+        raise

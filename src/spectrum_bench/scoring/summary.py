@@ -1,0 +1,92 @@
+"""summary.json: what an evaluation says of an experiment, and the same in lines for a person."""
+
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+from spectrum_bench.scoring.stats import EstimateJson
+
+
+class Source(TypedDict):
+    """The reference that an experiment was scored against."""
+
+    path: str
+    records_sha256: str
+
+
+class Unpaired(TypedDict):
+    """How many samples of each have no partner."""
+
+    experiment: int
+    reference: int
+
+
+class MetricSummary(TypedDict, total=False):
+    """One metric over all samples: its estimate, or only why there is none."""
+
+    unavailable: str
+    mean: float | None
+    interval: list[float] | None  # 95 %, over prompts
+    n: int  # prompts
+    unit: str
+    higher_is_better: bool
+    details: dict[str, EstimateJson]
+    reference: EstimateJson  # the reference's own score
+    difference: EstimateJson  # of the sample's score and the reference's, paired
+
+
+class LatentErrors(TypedDict):
+    """RMSE of the latents against the reference's after each step, mean over prompts."""
+
+    prompts: int
+    rmse: list[float]
+
+
+class Anchors(TypedDict):
+    """Scores of the reference's pictures against themselves (the worst) and against other prompts' (the mean; None
+    where there is one prompt only)."""
+
+    itself: dict[str, float]
+    shuffled: dict[str, float] | None
+
+
+class Summary(TypedDict):
+    """The whole of summary.json."""
+
+    schema: int
+    experiment: str
+    records_sha256: str
+    reference: Source
+    samples: int
+    unpaired: Unpaired
+    seeds: list[int]
+    identical_pairs: int
+    metrics: dict[str, MetricSummary]
+    latents: LatentErrors | None
+    anchors: Anchors
+    judge: dict[str, Any] | None  # judge.json, as its training left it
+    versions: dict[str, str]
+
+
+def describe(summary: Summary) -> Iterator[str]:
+    """An experiment's scores, a line each."""
+    unpaired = summary["unpaired"]
+    if unpaired["experiment"] or unpaired["reference"]:
+        samples, references = unpaired["experiment"], unpaired["reference"]
+        yield f"left out: {samples} samples and {references} references without a partner"
+    for name, metric in summary["metrics"].items():
+        yield describe_metric(name, metric)
+    yield f"sanity, reference against itself: {_listed(summary['anchors']['itself'])}"
+    yield f"sanity, reference against shuffled prompts: {_listed(summary['anchors']['shuffled'])}"
+
+
+def describe_metric(name: str, metric: MetricSummary) -> str:
+    """A metric's mean and interval, or why there is none."""
+    if "unavailable" in metric:
+        return f"—  {metric['unavailable']}"
+    interval = metric["interval"]
+    span = f"95 % in [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "no 95 % interval"
+    return f"{name:8} {metric['mean']:.4g} {metric['unit']}  ({span}, {metric['n']} prompts)"
+
+
+def _listed(anchors: dict[str, float] | None) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in anchors.items()) if anchors else "n/a, one prompt only"
