@@ -205,8 +205,8 @@ def test_interval_covers_and_pairs_are_sharper():
     near = base + rng.normal(0.5, 0.3, 50)
     prompts = range(50)
     assert not stats.tied(near - base, prompts)
-    a, b = stats.estimate(base, prompts)["interval"], stats.estimate(near, prompts)["interval"]
-    assert a[1] > b[0]  # unpaired, they cannot be told apart
+    a, b = stats.estimate(base, prompts), stats.estimate(near, prompts)
+    assert a.high > b.low  # unpaired, they cannot be told apart
     assert stats.tied(base - base, prompts) and stats.tied(rng.permutation([1, -1] * 25), prompts)
 
 
@@ -214,23 +214,23 @@ def test_interval_covers_and_pairs_are_sharper():
 def test_no_interval_and_no_warning_from_degenerate_data(values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = stats.estimate(values, range(len(values)))
-    assert found["interval"] is None and found["n"] == len(values)
-    assert found["mean"] is None if not values else found["mean"] == pytest.approx(values[0])
+        written = stats.as_json(stats.estimate(values, range(len(values))))
+    assert written["interval"] is None and written["n"] == len(values)
+    assert written["mean"] is None if not values else written["mean"] == pytest.approx(values[0])
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0] * 7 + [1], [1] * 30 + [0], [100.0] * 5 + [20.0]])
 def test_intervals_of_awkward_data_are_numbers(values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = stats.estimate(np.array(values, float), range(len(values)))
-    assert found["interval"] is None or (np.isfinite(found["interval"]).all() and found["interval"][0] < found["mean"])
+        mean = stats.estimate(np.array(values, float), range(len(values)))
+    assert mean.low is None or (np.isfinite([mean.low, mean.high]).all() and mean.low < mean.mean)
 
 
 def test_seeds_of_a_prompt_count_once():
     once = stats.estimate([1.0, 2.0, 4.0], "abc")
     assert stats.estimate([1.0, 2.0, 4.0] * 5, "abc" * 5) == once
-    assert stats.estimate([1.0, math.nan, 4.0], "abc")["n"] == 2
+    assert stats.estimate([1.0, math.nan, 4.0], "abc").n == 2
 
 
 @pytest.mark.parametrize("prompts", ["ab", "abc", "aabbc", "abcdefghij" * 3])

@@ -16,7 +16,7 @@ from spectrum_bench.sampling.records import write_atomically
 from spectrum_bench.scoring.experiments import Experiment, check_reference, pairs
 from spectrum_bench.scoring.metrics import METRICS, chosen
 from spectrum_bench.scoring.metrics.caption import judge_facts
-from spectrum_bench.scoring.stats import derangement, estimate
+from spectrum_bench.scoring.stats import as_json, derangement, estimate
 
 NAN = float("nan")
 ANCHOR_PROMPTS = 32  # enough to tell a broken metric; the anchors cost as much as scoring so many samples twice
@@ -170,7 +170,7 @@ def summarise(rows: list[dict], names: list[str], missing: dict[str, str]) -> di
         if name in missing:
             out[name] = {"unavailable": missing[name]}
             continue
-        out[name] = estimate(column(name), prompts) | {
+        out[name] = as_json(estimate(column(name), prompts)) | {
             "unit": metric.unit,
             "higher_is_better": metric.higher_is_better,
         }
@@ -178,11 +178,11 @@ def summarise(rows: list[dict], names: list[str], missing: dict[str, str]) -> di
             out[name] = {"unavailable": f"{name}: no sample could be scored"}
             continue
         if metric.details:
-            out[name]["details"] = {d: estimate(column(d), prompts) for d in metric.details}
+            out[name]["details"] = {d: as_json(estimate(column(d), prompts)) for d in metric.details}
         if metric.own:
-            out[name]["reference"] = estimate(column(metric.own), prompts)
+            out[name]["reference"] = as_json(estimate(column(metric.own), prompts))
             differences = [a - b for a, b in zip(column(name), column(metric.own), strict=True)]
-            out[name]["difference"] = estimate(differences, prompts)
+            out[name]["difference"] = as_json(estimate(differences, prompts))
     return out
 
 

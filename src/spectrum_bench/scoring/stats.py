@@ -1,20 +1,55 @@
 """Means with bootstrap intervals over prompts, paired differences, and a shuffle that moves every prompt."""
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import bootstrap, permutation_test
 
-
-def effort(values: int) -> dict[str, int]:
-    """How often scipy draws so many values anew, and how many draws it holds at a time: 10,000 up to two thousand
-    values, then fewer, so that ten thousand prompts take no longer and memory stays within some 50 MB."""
-    return {"n_resamples": max(1000, min(10_000, 2 * 10**7 // values)), "batch": max(1, min(1000, 10**6 // values))}
+Values = NDArray[np.floating[Any]]
 
 
-def by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> np.ndarray:
-    """One value a prompt: the mean over its seeds. NaN means not measured and is left out.
+@dataclass(frozen=True)
+class Estimate:
+    """A mean (or a ratio of medians) with its 95 % interval; `low` and `high` are None where the data give none."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 0  # prompts behind it; of a ratio, samples
+
+
+class EstimateJson(TypedDict):
+    """An estimate in summary.json."""
+
+    mean: float | None
+    interval: list[float] | None
+    n: int
+
+
+def as_json(estimated: Estimate | None) -> EstimateJson:
+    """The estimate as summary.json holds it. Without an estimate, n is 0 and the rest is null."""
+    if estimated is None:
+        return {"mean": None, "interval": None, "n": 0}
+    bounds = (estimated.low, estimated.high)
+    interval = [bound for bound in bounds if bound is not None] or None
+    return {"mean": estimated.mean, "interval": interval, "n": estimated.n}
+
+
+def effort(count: int) -> dict[str, int]:
+    """Arguments that bound scipy's resampling of `count` values: how many resamples, and how many at a time.
+
+    There are 10,000 resamples up to 2,000 values, and fewer beyond, so that 10,000 prompts take no longer than 2,000
+    and memory stays within some 50 MB.
+    """
+    return {"n_resamples": max(1000, min(10_000, 2 * 10**7 // count)), "batch": max(1, min(1000, 10**6 // count))}
+
+
+def by_prompt(values: Iterable[float], prompts: Iterable[Hashable]) -> Values:
+    """One value a prompt: the mean over its seeds. A NaN was not measured and is left out.
 
     Two samples of one prompt are not independent, so the prompt is what the bootstrap draws.
     """
@@ -25,51 +60,57 @@ def by_prompt(values: Sequence[float], prompts: Sequence[Hashable]) -> np.ndarra
     return np.array([np.mean(group) for group in groups.values()])
 
 
-def interval(values: np.ndarray) -> list[float] | None:
-    """95 % BCa bootstrap interval of the mean (Efron 1987). None where the data cannot tell one: fewer than
-    two values, or all alike."""
+def interval(values: Values) -> tuple[float, float] | None:
+    """95 % BCa bootstrap interval of the mean (Efron 1987). None where the data give none: fewer than two values, or
+    all of them alike."""
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of degenerate data and returns NaN: None here
-        found = bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(0), **effort(len(values)))
-    low, high = map(float, found.confidence_interval)
-    return [low, high] if np.isfinite(low) and np.isfinite(high) else None
+        warnings.simplefilter("ignore")  # scipy warns of degenerate data and returns NaN, which is None here
+        result = bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(0), **effort(len(values)))
+    low, high = map(float, result.confidence_interval)
+    return (low, high) if np.isfinite(low) and np.isfinite(high) else None
 
 
-def estimate(values: Sequence[float], prompts: Sequence[Hashable]) -> dict:
-    """{"mean", "interval", "n"}: n counts prompts; mean is None where n is 0."""
-    each = by_prompt(values, prompts)
-    mean = float(each.mean()) if len(each) else None
-    return {"mean": mean, "interval": interval(each), "n": len(each)}
+def estimate(values: Iterable[float], prompts: Iterable[Hashable]) -> Estimate | None:
+    """The mean over prompts with its interval; n counts prompts. None where every value is NaN."""
+    means = by_prompt(values, prompts)
+    if not len(means):
+        return None
+    low, high = interval(means) or (None, None)
+    return Estimate(float(means.mean()), low, high, len(means))
 
 
-def ratio_interval(a: Sequence[float], b: Sequence[float]) -> list[float] | None:
-    """95 % percentile bootstrap interval of median(a) / median(b), a and b drawn apart; None with fewer than two."""
+def ratio_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of median(a) / median(b), which are resampled independently; None with fewer
+    than two values of either."""
     if min(len(a), len(b)) < 2:
         return None
 
-    def ratio(a, b, axis):
-        return np.median(a, axis=axis) / np.median(b, axis=axis)
+    def ratio(a: Values, b: Values, axis: int) -> Values:
+        return np.asarray(np.median(a, axis=axis) / np.median(b, axis=axis))
 
     rng = np.random.default_rng(0)
-    found = bootstrap((a, b), ratio, method="percentile", rng=rng, **effort(max(len(a), len(b))))
-    return [float(bound) for bound in found.confidence_interval]
+    result = bootstrap((a, b), ratio, method="percentile", rng=rng, **effort(max(len(a), len(b))))
+    low, high = map(float, result.confidence_interval)
+    return low, high
 
 
-def tied(differences: Sequence[float], prompts: Sequence[Hashable]) -> bool:
+def tied(differences: Iterable[float], prompts: Iterable[Hashable]) -> bool:
     """Whether paired differences leave open which of two is better: their interval holds 0."""
-    each = by_prompt(differences, prompts)
-    if len(each) < 2:
+    means = by_prompt(differences, prompts)
+    if len(means) < 2:
         return True
-    found = interval(each)
-    return bool(np.allclose(each, 0)) if found is None else found[0] <= 0 <= found[1]
+    bounds = interval(means)
+    return bool(np.allclose(means, 0)) if bounds is None else bounds[0] <= 0 <= bounds[1]
 
 
 def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
     """For each sample the index of one with another prompt, by a fixed shuffle. None if all have one prompt."""
-    first = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
-    order = list(first)
+    first: dict[Hashable, int] = {}
+    for i, prompt in enumerate(prompts):
+        first.setdefault(prompt, i)
+    order = list(dict.fromkeys(reversed(prompts)))
     if len(order) < 2:
         return None
     np.random.default_rng(0).shuffle(order)
@@ -77,20 +118,20 @@ def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
     return [first[following[prompt]] for prompt in prompts]
 
 
-def sign_flip(values: np.ndarray) -> float:
+def sign_flip(values: Values) -> float:
     """Two-sided p that paired differences have mean zero, one value a prompt, by flipping their signs at random; 1 with
     fewer than two."""
     if len(values) < 2 or not np.any(values):
         return 1.0
     rng = np.random.default_rng(0)
-    found = permutation_test((values,), np.mean, permutation_type="samples", rng=rng, **effort(len(values)))
-    return float(found.pvalue)
+    result = permutation_test((values,), np.mean, permutation_type="samples", rng=rng, **effort(len(values)))
+    return float(result.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
     """P-values corrected for their number (Holm 1979): the k-th smallest of n times n - k + 1, never falling."""
-    out, worst = [0.0] * len(p), 0.0
+    corrected, worst = [0.0] * len(p), 0.0
     for k, i in enumerate(np.argsort(p)):
         worst = max(worst, min(1.0, (len(p) - k) * p[i]))
-        out[i] = worst
-    return out
+        corrected[i] = worst
+    return corrected
