@@ -123,18 +123,10 @@ def test_a_panel_a_metric_and_the_methods_that_none_beats(home):
     assert b"PSNR dB" in drawn and b"SSIM" in drawn and drawn.count(b"speedup over the reference, measured") == 2
     front = [row.experiment.name for row in plots.frontier([r for r in rows if r.role == "method"], "psnr")]
     assert len(front) == 1 and front[0] in ("spectrum", "spectral")  # of those that are as fast the better
-    slow, fast, poor = (
-        Row(
-            None,
-            "method",
-            [],
-            {},
-            Summary(),
-            Costs(50, 10, speedup=Estimate(speed)),
-            {"lpips": Result(Estimate(lpips))},
-        )
-        for speed, lpips in ((1, 0.1), (2, 0.2), (1.5, 0.3))
-    )
+    points = ((1, 0.1), (2, 0.2), (1.5, 0.3))
+    costs = [Costs(50, 10, speedup=Estimate(speedup)) for speedup, _ in points]
+    results = [{"lpips": Result(Estimate(lpips))} for _, lpips in points]
+    slow, fast, poor = (Row(None, "method", [], {}, Summary(), *pair) for pair in zip(costs, results, strict=True))
     assert plots.frontier([fast, poor, slow], "lpips") == [slow, fast]
 
 

@@ -55,15 +55,15 @@ def differences(table: Table, comparison: Comparison) -> str:
 
 def latents(table: Table) -> str:
     """Markdown: RMSE of the latents after every tenth step and the last one."""
-    kept = [(row, row.latents) for row in table.rows if row.latents]
-    last = max(len(errors) for _, errors in kept)
+    pairs = [(row, row.latents) for row in table.rows if row.latents]
+    last = max(len(errors) for _, errors in pairs)
     steps = [*range(10, last, 10), last]
     lines = [
         [_md(row.name), row.passes, *(f"{errors[s - 1]:.4f}" if s <= len(errors) else DASH for s in steps)]
-        for row, errors in kept
+        for row, errors in pairs
     ]
     text = pipe_table(pd.DataFrame(lines, columns=["Latents' RMSE after step", "Passes", *map(str, steps)]))
-    return f"{text}\n\n{notes.latents(row.summary.latents.prompts for row, _ in kept if row.summary.latents)}\n"
+    return f"{text}\n\n{notes.latents(row.summary.latents.prompts for row, _ in pairs if row.summary.latents)}\n"
 
 
 def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:

@@ -190,7 +190,7 @@ def _agreement(pairs: list[tuple[Row, Cited]], columns: list[str]) -> str:
     agreements = []
     for column in columns:
         both = [(float(printed[column] or "nan"), _ours(row, column)) for row, printed in pairs]
-        known = [(theirs, ours) for theirs, ours in both if ours is not None and not math.isnan(theirs)]
+        known = [(cited, ours) for cited, ours in both if ours is not None and not math.isnan(cited)]
         if column != "nfe" and len(known) > 3:
             tau = kendalltau(*zip(*known, strict=True)).statistic
             agreements.append(f"{_title(column)} {tau:.2f} ({len(known)} rows)")

@@ -105,9 +105,9 @@ def ranking(methods: list[Row], metrics: list[str]) -> dict[str, bytes]:
 
 def latent_errors(rows: list[Row]) -> dict[str, bytes]:
     """{"png", "svg"}: RMSE of each method's latents by step, on a logarithmic axis."""
-    kept = [(row, row.latents) for row in rows if row.latents and any(row.latents)]
+    pairs = [(row, row.latents) for row in rows if row.latents and any(row.latents)]
     with drawing() as (figure, (axes,)):
-        for i, (row, errors) in enumerate(sorted(kept, key=lambda pair: pair[1][-1])):
+        for i, (row, errors) in enumerate(sorted(pairs, key=lambda pair: pair[1][-1])):
             values = [error or float("nan") for error in errors]  # computed steps at the beginning: exactly 0
             style: Style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
             axes.plot(range(1, len(values) + 1), values, lw=1.4, label=_name(row), **style)
