@@ -12,7 +12,7 @@ import yaml
 from scipy.stats import kendalltau
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import CALIBRATION, ROOT
+from spectrum_bench.paths import CALIBRATION, CITED, RESULTS, ROOT
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.cells import DASH
 from spectrum_bench.reporting.formats import pipe_table
@@ -20,8 +20,7 @@ from spectrum_bench.reporting.rows import Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
 EXPERIMENTS = ROOT / "configs" / "experiment"
-CITED = ROOT / "results" / "paper"  # a folder a paper, a CSV file a table
-SOURCE = "spectrum"  # the paper of an experiment that names none
+SOURCE = "spectrum"  # the folder below CITED of an experiment that names none
 RENAMED = {"image_reward": "imagereward", "vbench_quality": "vbench_standard"}  # a paper's column -> our metric
 OTHERS = {"latency_s": "Latency s", "nfe": "Passes"}  # columns that are no metrics -> their titles
 RMSE = "rmse_step_"
@@ -249,4 +248,4 @@ def lines_of(table: Table, plan: Plan) -> dict[str, list[Row]]:
 
 def output_folder(plan: Plan) -> Path:
     """Where its report goes: results/tiny/flux/table1_flux, results/flux/table1_flux."""
-    return ROOT / "results" / plan.model.replace("tiny-", "tiny/") / plan.name
+    return RESULTS / plan.model.replace("tiny-", "tiny/") / plan.name
