@@ -113,8 +113,8 @@ def shown(browser, role: str, sources: list[str]) -> list[bool]:
         "  await i.decode(); c.width = i.naturalWidth; c.height = i.naturalHeight;"
         "  c.getContext('2d').drawImage(i, 0, 0); return c.toDataURL(); };"
         "const same = async (img, uri) => await pixels(img.src) === await pixels(uri);"
-        "const found = [...document.querySelectorAll('dialog .' + role)];"
-        "Promise.all(found.map((img, i) => same(img, sources[i]))).then(done, done)",
+        "const images = [...document.querySelectorAll('dialog .' + role)];"
+        "Promise.all(images.map((img, i) => same(img, sources[i]))).then(done, done)",
         role,
         sources,
     )
@@ -161,8 +161,8 @@ def test_click_compares_with_the_reference(browser):
     own = sample.find_element(By.TAG_NAME, "img").get_attribute("data-src")
     sample.click()
     dialog = opened(browser)
-    assert shown(browser, "mine", [reference, reference]) == [False, False]
-    for role, source in (("theirs", reference), ("mine", own)):
+    assert shown(browser, "sample-image", [reference, reference]) == [False, False]
+    for role, source in (("reference-image", reference), ("sample-image", own)):
         assert shown(browser, role, [source, source]) == [True, True] and source.startswith("data:image/png")
     assert dialog.find_element(By.CLASS_NAME, "name").text == "fora 14/50"
     assert " dB" in dialog.find_element(By.CLASS_NAME, "words").text
@@ -170,7 +170,7 @@ def test_click_compares_with_the_reference(browser):
     browser.execute_script(
         "const s = document.querySelector('dialog input'); s.value = 20; s.dispatchEvent(new Event('input'))"
     )
-    clip = "return getComputedStyle(document.querySelector('.slide .mine')).clipPath"
+    clip = "return getComputedStyle(document.querySelector('.slide .sample-image')).clipPath"
     assert browser.execute_script(clip).endswith("20%)")
     dialog.find_element(By.CLASS_NAME, "close").click()
     assert not dialog.get_property("open")
@@ -216,12 +216,12 @@ def test_the_keyboard_shows_where_a_row_comes_from(browser):
 def test_the_worst_stand_beside_their_references(browser):
     from selenium.webdriver.common.by import By
 
-    theirs, mine = browser.find_elements(By.CSS_SELECTOR, ".worst .set")[0].find_elements(By.CLASS_NAME, "sample")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mine)
-    mine.click()
+    original, own = browser.find_elements(By.CSS_SELECTOR, ".worst .set")[0].find_elements(By.CLASS_NAME, "sample")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", own)
+    own.click()
     dialog = opened(browser)
     assert dialog.find_element(By.CLASS_NAME, "name").text == "fora 14/50"
-    for role, sample in (("theirs", theirs), ("mine", mine)):
+    for role, sample in (("reference-image", original), ("sample-image", own)):
         key = sample.find_element(By.TAG_NAME, "img").get_attribute("data-from")
         source = browser.find_element(By.ID, key).get_attribute("data-src")
         assert shown(browser, role, [source, source]) == [True, True]

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import tracemalloc
+from dataclasses import replace
 
 import fabricate
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from fabricate import captions, noisy, pictures
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.reporting import comparisons, formats, tables
+from spectrum_bench.reporting import cells, comparisons, notes, tables
 from spectrum_bench.reporting.page import write_report
+from spectrum_bench.reporting.rows import Result
 from spectrum_bench.scoring import evaluation, stats
 from spectrum_bench.scoring.experiments import read_experiment
+from spectrum_bench.scoring.stats import Estimate
 
 PROMPTS = captions(8)
 PICTURES = pictures(PROMPTS)
@@ -69,14 +72,15 @@ def test_sign_flip_keeps_its_level():
 
 
 def test_verdicts(home):
-    baseline, found = comparisons.compare(build(home), "good")
-    assert baseline.experiment.name == "good"
-    verdicts = {(d.row.experiment.name, d.metric): d.verdict for d in found}
+    comparison = comparisons.compare(build(home), "good")
+    assert comparison.baseline.experiment.name == "good"
+    verdicts = {(d.row.experiment.name, d.metric): d.verdict for d in comparison.differences}
     assert verdicts["equal", "psnr"] == "tie" and {
         verdicts[n, m] for n in ("worse", "worst") for m in ("psnr", "ssim")
     } == {"worse"}
-    worse = next(d for d in found if d.row.experiment.name == "worse" and d.metric == "psnr")
-    assert worse.mean == pytest.approx(-6, abs=0.3) and worse.low < worse.mean < worse.high
+    worse = next(d for d in comparison.differences if d.row.experiment.name == "worse" and d.metric == "psnr")
+    assert worse.estimate.mean == pytest.approx(-6, abs=0.3)
+    assert worse.estimate.low < worse.estimate.mean < worse.estimate.high
     assert worse.wins == 0 and worse.p == pytest.approx(2 / 2**8) and worse.p_holm == pytest.approx(3 * 2 / 2**8)
     assert ("good", "psnr") not in verdicts and ("again", "psnr") not in verdicts
 
@@ -87,33 +91,41 @@ def test_a_baseline_must_name_one_row(home):
 
 
 def test_a_folder_names_a_row_too(home):
-    baseline, found = comparisons.compare(build(home), str(home / "good"))
-    assert baseline.experiment.name == "good" and {d.row.experiment.name for d in found} == {"equal", "worse", "worst"}
+    comparison = comparisons.compare(build(home), str(home / "good"))
+    assert comparison.baseline.experiment.name == "good"
+    assert {d.row.experiment.name for d in comparison.differences} == {"equal", "worse", "worst"}
 
 
 def test_methods_of_one_name_stay_apart(home):
     table = build(home)
     for row in table.rows:
         row.name = "spectrum"
-    found = comparisons.compare(table, str(home / "good"))[1]
-    cells = {row.experiment.name: cells[0].text for row, cells in formats.difference_cells(table, found)}
-    assert len(cells) == len(set(cells.values())) == 3
+    lines = cells.differences(table, comparisons.compare(table, str(home / "good")))
+    texts = {row.experiment.name: line[0].text for row, line in lines}
+    assert len(texts) == len(set(texts.values())) == 3
+
+
+def test_rows_without_a_common_sample_are_not_compared(home):
+    table = build(home)
+    rows = {row.experiment.name: row for row in table.rows}
+    nan = float("nan")
+    rows["good"].scores["psnr"][4:], rows["equal"].scores["psnr"][:4] = [nan] * 4, [nan] * 4
+    names = {d.row.experiment.name for d in comparisons.differences_in(table, "psnr", rows["good"])}
+    assert names == {"worse", "worst"}
 
 
 def test_what_was_not_measured_may_be_the_dearest(home):
     rows = {row.experiment.name: row for row in build(home, align="latency").rows}
-    for row in rows.values():
-        row.figures["psnr_best"] = False
-    rows["good"].figures["latency_s"] = None
-    tables.mark_best(list(rows.values()), "latency_s")
-    assert rows["equal"].figures["psnr_best"] and not rows["worst"].figures["psnr_best"]
+    rows["good"].costs = replace(rows["good"].costs, latency_s=None)
+    tables.mark_best(list(rows.values()), "latency")
+    assert rows["equal"].results["psnr"].best and not rows["worst"].results["psnr"].best
 
 
 def test_inside_the_noise_floor(home):
     table = build(home)
     rows = {row.experiment.name: row for row in table.rows}
     assert not comparisons.inside_floor(table, "psnr", rows["good"], rows["equal"])
-    rows["again"].figures["psnr"] = 20.0  # as if repetitions were that far apart
+    rows["again"].results["psnr"] = Result(Estimate(20.0))  # as if repetitions were that far apart
     assert comparisons.inside_floor(table, "psnr", rows["good"], rows["equal"])
     assert not comparisons.inside_floor(table, "psnr", rows["good"], rows["worst"])
     rows["again"].role = "method"
@@ -130,31 +142,25 @@ def test_budgets(home, align, first, bold):
     table = build(home, align=align)
     methods = [row for row in table.rows if row.role == "method"]
     assert {row.experiment.name for row in methods[: len(first)]} == set(first)
-    marked = {row.experiment.name for row in methods if row.figures["psnr_best"]}
+    marked = {row.experiment.name for row in methods if row.results["psnr"].best}
     assert marked == bold  # at equal passes that would be all four, so none
     assert ("passes or fewer" if align == "passes" else f"little {align} or less") in table.notes[0]
 
 
-def single(home, table, scores):
+def with_captions(table, scores):
     """Give the rows a made-up score that the reference has too."""
     for row in table.rows:
         values = scores[row.experiment.name]
         row.scores["caption"], row.scores["caption_reference"] = values, scores["nocache"]
-        row.summary["metrics"]["caption"] = {}
-        own = stats.estimate(values, row.prompts)
+        row.summary = replace(row.summary, metrics=(*row.summary.metrics, "caption"))
         less = stats.estimate(np.subtract(values, scores["nocache"]), row.prompts)
-        low, high = less["interval"] or (None, None)
-        row.figures |= {"caption": own["mean"], "caption_low": None, "caption_high": None, "caption_best": False}
-        row.figures |= {"caption_minus_reference": less["mean"], "caption_minus_reference_low": low}
+        row.results["caption"] = Result(stats.estimate(values, row.prompts), minus_reference=less)
     return table
 
 
-def test_the_gate_names_the_fastest_that_is_good_enough(home):
-    def gate(table, margin):
-        assert comparisons.gate(table, margin) == []  # eight prompts are too few
-        for row in table.rows:
-            row.figures["prompts"] = 10
-        return comparisons.gate(table, margin)
+def test_the_fastest_that_is_good_enough(home, monkeypatch):
+    def accepted(table, margin):
+        return [notes.acceptance(a.metric, margin, a.candidates, a.fastest) for a in comparisons.accept(table, margin)]
 
     rng = np.random.default_rng(0)
     own = 0.9 + 0.01 * rng.standard_normal(8)
@@ -162,14 +168,17 @@ def test_the_gate_names_the_fastest_that_is_good_enough(home):
     scores["equal"] = list(own - 0.0005)
     scores["worse"] = list(own - 0.2 * rng.random(8))
     scores["worst"] = list(own - 0.5)
-    (note,) = gate(single(home, build(home), scores), 0.01)
+    assert accepted(with_captions(build(home), scores), 0.01) == []  # eight prompts are too few
+    monkeypatch.setattr(comparisons, "FEWEST_PROMPTS", 8)
+    (note,) = accepted(with_captions(build(home), scores), 0.01)
     assert note.startswith(
         "Fastest that keeps 99 % of the reference's Caption with 95 % confidence (chosen from 4 rows"
     )
     assert note.endswith("equal (14/50, 2.50×).")
-    (note,) = gate(single(home, build(home), scores | {"good": scores["worst"], "equal": scores["worst"]}), 0.01)
+    poor = scores | {"good": scores["worst"], "equal": scores["worst"]}
+    (note,) = accepted(with_captions(build(home), poor), 0.01)
     assert note.startswith("No method keeps 99 %")
-    assert gate(build(home), 0.01) == []  # PSNR and SSIM measure nothing of the reference's own
+    assert accepted(build(home), 0.01) == []  # PSNR and SSIM measure nothing of the reference's own
 
 
 def test_files(home, tmp_path):
@@ -179,7 +188,7 @@ def test_files(home, tmp_path):
     assert len(rows) == 6 and {row["baseline"] for row in rows} == {"good"}
     text = (tmp_path / "differences.md").read_text()
     assert "| Difference from good | Passes | PSNR dB ↑ | SSIM ↑ |" in text and "(tie)" in text and "wins 0 %" in text
-    assert formats.DIFFERENCES in text
+    assert notes.DIFFERENCES in text
     prompts = list(csv.DictReader(io.StringIO((tmp_path / "prompts.csv").read_text())))
     assert len(prompts) == 6 * 8 and {row["prompt"] for row in prompts} == set(PROMPTS)
     page = (tmp_path / "index.html").read_text()

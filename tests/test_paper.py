@@ -12,10 +12,12 @@ from spectrum_bench import schedules
 from spectrum_bench.commands import reproduce
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
-from spectrum_bench.reporting import paper, plots, tables
+from spectrum_bench.reporting import paper, plots
+from spectrum_bench.reporting.rows import Costs, Latents, Result, Row, Summary, Table
+from spectrum_bench.scoring.stats import Estimate
 
 ROOT = Path(__file__).parent.parent
-PAPER = ROOT / "results" / "paper"
+PAPER = ROOT / "results" / "paper" / "spectrum"
 ROWS = {1: 30, 2: 26, 3: 8, 4: 4, 5: 2, 6: 12, 7: 6, 8: 2}
 # Of FLUX.1-dev in Table 1: these printed speedups are not reference latency / latency.
 ODD = {
@@ -200,24 +202,44 @@ def test_a_sweep_is_drawn_by_line(tmp_path):
     rows = []
     for i, run in enumerate(plan.runs[1:]):
         folder = SimpleNamespace(folder=Path(run.name))
-        figures = {"passes": 10 + i % 5, "psnr": 30.0 + i, "psnr_low": 29.0 + i, "psnr_high": None}
-        rows.append(tables.Row(folder, "method", [], {}, {"metrics": {}}, figures=figures))
-    lines = paper.lines_of(tables.Table(rows, []), plan)
+        psnr = Result(Estimate(30.0 + i, 29.0 + i))
+        rows.append(Row(folder, "method", [], {}, Summary(), Costs(50, 10 + i % 5), {"psnr": psnr}))
+    lines = paper.lines_of(Table(rows, []), plan)
     assert list(lines) == ["0.001", "0.01", "0.1", "1.0", "10.0"] and {len(own) for own in lines.values()} == {5}
     drawn = plots.sweep(lines, "lam")
     assert drawn["png"].startswith(b"\x89PNG") and b"lam = 0.001" in drawn["svg"]  # text is outlines, and a comment
 
 
+def made_up_row(name, **scores):
+    """A row of the run `name` with these means, and latents that drift by 0.001 a step."""
+    summary = Summary(latents=Latents([i / 1000 for i in range(50)], prompts=1))
+    results = {metric: Result(Estimate(mean)) for metric, mean in scores.items()}
+    return Row(SimpleNamespace(folder=Path(name)), "method", [], {}, summary, Costs(50, 12), results, name=name)
+
+
 def test_latents_stand_beside_the_papers():
     (plan,) = paper.read_plans("table5_latents", "tiny-flux")
-    latents = {"rmse": [i / 1000 for i in range(50)], "prompts": 1}
-    rows = [
-        tables.Row(
-            SimpleNamespace(folder=Path(name)), "method", [], {}, {"metrics": {}, "latents": latents}, name,
-            {"passes": 12, "steps": 50, "speedup": None},
-        )
-        for name in ("taylor", "spectrum")
-    ]  # fmt: skip
-    text = paper.side_by_side(tables.Table(rows, []), plan)
+    text = paper.side_by_side(Table([made_up_row("taylor"), made_up_row("spectrum")], []), plan)
     assert "Latents' RMSE after step 50 paper" in text
     assert "| 0.2510 | 0.0490 | -0.2020 |" in text and "| 0.1674 | 0.0490 | -0.1184 |" in text
+    assert "cited (results/paper/spectrum). Ours: tiny-flux" in text
+
+
+def test_another_papers_table(tmp_path, monkeypatch):
+    """One YAML file and one CSV file, whose columns may be any metric of ours."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "theirs.yaml").write_text(
+        "title: Their table\nmodels: [tiny-flux]\nprompt_file: prompts/tiny.txt\ngpu_hours: 0\n"
+        "paper: {source: hicache, table: table9, model: {}}\n"
+        "rows:\n  nocache: {words: algo=nocache}\n  hicache: {words: algo=hicache, paper: {method: HiCache}}\n"
+    )
+    monkeypatch.setattr(paper, "EXPERIMENTS", tmp_path / "configs")
+    monkeypatch.setattr(paper, "CITED", tmp_path)
+    with pytest.raises(UserError, match=r"hicache/table9.csv: write the paper's numbers there"):
+        paper.read_plans("theirs")
+    (tmp_path / "hicache").mkdir()
+    (tmp_path / "hicache" / "table9.csv").write_text("method,image_reward,lpips_vgg\nHiCache,0.9979,0.25\n")
+    (plan,) = paper.read_plans("theirs")
+    text = paper.side_by_side(Table([made_up_row("hicache", imagereward=0.9, lpips_vgg=0.3)], []), plan)
+    assert "| hicache (hicache) | 0.9979 | 0.900 | -0.098 | 0.25 | 0.300 | +0.050 |" in text
+    assert "cited (results/paper/hicache)" in text and "does not have: nocache." in text

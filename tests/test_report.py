@@ -3,21 +3,24 @@
 import csv
 import io
 import json
-import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import fabricate
 import numpy as np
+import pandas
 import pytest
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.reporting import formats, plots, tables
+from spectrum_bench.reporting import cells, formats, frames, plots, tables
 from spectrum_bench.reporting import page as report
+from spectrum_bench.reporting.rows import Costs, Result, Row, Summary
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import find_experiments, read_experiment
+from spectrum_bench.scoring.stats import Estimate
 
 PROMPTS = [*fabricate.captions(6), *fabricate.HOSTILE]
 PICTURES = fabricate.pictures(PROMPTS)
@@ -65,29 +68,32 @@ def test_rows_and_their_order(home):
 
 
 def test_figures_follow_from_the_records(home):
-    rows = {r.experiment.name: r.figures for r in build(home).rows}
+    rows = {row.experiment.name: row for row in build(home).rows}
     seconds = [0.1 + 0.02 * 14 + 0.001 * i for i in range(len(PROMPTS))]  # as fabricate.py makes them
     full = [0.1 + 0.02 * 50 + 0.001 * i for i in range(len(PROMPTS))]
-    found = rows["spectrum"]
-    assert found["latency_s"] == pytest.approx(np.median(seconds))
-    assert found["latency_p90_s"] == pytest.approx(np.quantile(seconds, 0.9))
-    assert found["speedup"] == pytest.approx(np.median(full) / np.median(seconds))
-    assert found["skipped_step_s"] == 0.002 and found["cache_bytes"] == 112 * 1024
-    assert rows["nocache"]["speedup"] == 1 and rows["steps"]["skipped_step_s"] is None
-    wanted = json.loads((home / "spectrum" / "summary.json").read_text())["metrics"]["psnr"]
-    assert [found["psnr"], found["psnr_low"], found["psnr_high"]] == [wanted["mean"], *wanted["interval"]]
+    costs = rows["spectrum"].costs
+    assert costs.latency_s == pytest.approx(np.median(seconds))
+    assert costs.latency_p90_s == pytest.approx(np.quantile(seconds, 0.9))
+    assert costs.speedup.mean == pytest.approx(np.median(full) / np.median(seconds))
+    assert costs.speedup.low < costs.speedup.mean < costs.speedup.high and costs.speedup.n == len(PROMPTS)
+    assert costs.skipped_step_s == 0.002 and costs.cache_bytes == 112 * 1024
+    assert rows["nocache"].costs.speedup.mean == 1 and rows["steps"].costs.skipped_step_s is None
+    psnr = json.loads((home / "spectrum" / "summary.json").read_text())["metrics"]["psnr"]
+    assert rows["spectrum"].results["psnr"].estimate == Estimate(psnr["mean"], *psnr["interval"], psnr["n"])
+
+
+def best(table, metric="psnr"):
+    return {row.experiment.name for row in table.rows if metric in row.results and row.results[metric].best}
 
 
 def test_ties_share_the_bold(home):
-    best = {r.experiment.name: r.figures["psnr_best"] for r in build(home).rows}
-    assert best == dict.fromkeys(best, False) | {"spectrum": True, "spectral": True}
-    best = {r.experiment.name: r.figures["psnr_best"] for r in build(home, "spectrum", "spectral").rows}
-    assert not any(best.values())  # nothing is told apart
+    assert best(build(home)) == {"spectrum", "spectral"}
+    assert not best(build(home, "spectrum", "spectral"))  # nothing is told apart
 
 
 def test_dashes_say_why(home):
     table = build(home)
-    reasons = formats.marks(table)
+    reasons = cells.marks(table)
     for words in (
         "what the other rows are measured against",
         "backbone weights",
@@ -95,8 +101,8 @@ def test_dashes_say_why(home):
         "no step is skipped",
     ):
         assert sum(words in reason for reason in reasons) == 1, words
-    for line in formats.body(table):
-        assert all((c.text == "—") == (c.note is not None) for c in line)
+    for line in cells.body(table):
+        assert all((cell.text == "—") == (cell.reason is not None) for cell in line)
 
 
 def test_speedup_needs_one_device(home, tmp_path):
@@ -104,8 +110,8 @@ def test_speedup_needs_one_device(home, tmp_path):
     fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(PICTURES, 9), "fora", 14)
     score(tmp_path, "fora")
     row = build(tmp_path, "fora").rows[1]
-    assert row.figures["speedup"] is None
-    assert row.reasons["speedup"] == "a speedup needs one device, these are a fast one, test machine"
+    assert row.costs.speedup is None
+    assert row.costs.no_speedup == "a speedup needs one device, these are a fast one, test machine"
     plot = plots.quality_speed([row], ["psnr"])
     assert b"14/50 passes" in plot["svg"] and b"measured" not in plot["svg"]
     assert plot["png"].startswith(b"\x89PNG")
@@ -117,17 +123,19 @@ def test_a_panel_a_metric_and_the_methods_that_none_beats(home):
     assert b"PSNR dB" in drawn and b"SSIM" in drawn and drawn.count(b"speedup over the reference, measured") == 2
     front = [row.experiment.name for row in plots.frontier([r for r in rows if r.role == "method"], "psnr")]
     assert len(front) == 1 and front[0] in ("spectrum", "spectral")  # of those that are as fast the better
-    slow, fast, poor = ({"speedup": speed, "lpips": lpips} for speed, lpips in ((1, 0.1), (2, 0.2), (1.5, 0.3)))
-    rows = [tables.Row(None, "method", [], {}, {}, figures=f) for f in (fast, poor, slow)]
-    assert [row.figures for row in plots.frontier(rows, "lpips")] == [slow, fast]
+    points = ((1, 0.1), (2, 0.2), (1.5, 0.3))
+    costs = [Costs(50, 10, speedup=Estimate(speedup)) for speedup, _ in points]
+    results = [{"lpips": Result(Estimate(lpips))} for _, lpips in points]
+    slow, fast, poor = (Row(None, "method", [], {}, Summary(), *pair) for pair in zip(costs, results, strict=True))
+    assert plots.frontier([fast, poor, slow], "lpips") == [slow, fast]
 
 
 def test_nothing_measured(tmp_path):
     fabricate.experiment(tmp_path / "nocache", PROMPTS[:2], PICTURES[:2])
     fabricate.experiment(tmp_path / "fora", PROMPTS[:2], fabricate.noisy(PICTURES[:2], 9), "fora", 14, latency={})
     score(tmp_path, "fora")
-    cells = formats.body(build(tmp_path, "fora"))[1]
-    assert [c.note for c in cells if c.note][:2] == ["not measured", "not measured"]
+    fora = cells.body(build(tmp_path, "fora"))[1]
+    assert [cell.reason for cell in fora if cell.reason][:2] == ["not measured", "not measured"]
 
 
 def test_the_gpus_peak_stands_below_the_cache(tmp_path):
@@ -135,7 +143,7 @@ def test_the_gpus_peak_stands_below_the_cache(tmp_path):
     noisy, peak = fabricate.noisy(PICTURES[:2], 9), 35 * 2**30
     fabricate.experiment(tmp_path / "fora", PROMPTS[:2], noisy, "fora", 14, peak_memory_bytes=peak)
     score(tmp_path, "fora")
-    rows = formats.body(build(tmp_path, "fora"))
+    rows = cells.body(build(tmp_path, "fora"))
     assert [(row[-1].text, row[-1].small) for row in rows] == [("0 KiB", ""), ("112 KiB", "GPU peak 35.0 GiB")]
 
 
@@ -157,7 +165,7 @@ def test_rows_are_compared_on_the_samples_that_all_have(tmp_path):
     fabricate.experiment(tmp_path / "few", PROMPTS[:3], fabricate.noisy(PICTURES[:3], 9), "few", 14)
     score(tmp_path, "fora", "few")
     table = build(tmp_path, "fora", "few")
-    assert [r.figures["samples"] for r in table.rows] == [3, 3, 3]
+    assert [len(row.records) for row in table.rows] == [3, 3, 3]
     assert "Samples that not every row has are left out: 2 of fora." in table.notes
     assert "So few prompts make for rough intervals and ties." in table.notes
 
@@ -215,7 +223,7 @@ def test_stale_or_missing_scores(home, tmp_path):
 def hostile_table(home):
     table = build(home)
     for row in table.rows:
-        row.figures["algo"] = r"a_b & 100% $x$ #1 {y} ~ ^ \ | <b>*[z]*`"
+        row.records = [replace(record, algo=r"a_b & 100% $x$ #1 {y} ~ ^ \ | <b>*[z]*`") for record in row.records]
     return table
 
 
@@ -223,7 +231,7 @@ def test_markdown_keeps_its_columns(home):
     table = hostile_table(home)
     lines = formats.markdown(table).splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 8 and {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {len(formats.head(table)) + 1}
+    assert len(rows) == 8 and {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {len(cells.head(table)) + 1}
     assert "<b>" not in "".join(lines)
     assert r"a\_b & 100% \$x\$ #1 {y} ~ ^ \\ \| \<b\>\*\[z\]\*\`" in lines[4]
 
@@ -231,12 +239,12 @@ def test_markdown_keeps_its_columns(home):
 def test_latex_is_escaped_and_balanced(home):
     table = hostile_table(home)
     for row in table.rows:
-        row.name = row.figures["algo"]
+        row.name = row.algo
     text = formats.latex(table)
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
-    rows = [line for line in body.splitlines() if re.search(r" \\\\\[.*\]$", line)]
+    rows = [line for line in body.splitlines() if line.endswith(r" \\")]
     assert len(rows) == 2 * 6
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(formats.head(table)) - 3}
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(cells.head(table)) - 3}
     bare = re.sub(r"\\[\\&%$#_{}]", "", text)
     assert bare.count("{") == bare.count("}") and "#" not in bare and "_" not in bare and "^" not in bare
     assert all(line.startswith("% needs") for line in bare.splitlines() if line.replace(r"{!}{%", "").count("%"))
@@ -268,10 +276,34 @@ def test_latex_compiles(home, tmp_path, copies, parts):
 
 def test_csv_is_unrounded(home):
     table = hostile_table(home)
-    rows = list(csv.DictReader(io.StringIO(formats.unrounded(table))))
-    assert [float(r["psnr"]) if r["psnr"] else None for r in rows] == [r.figures["psnr"] for r in table.rows]
-    assert [r["algo"] for r in rows] == [r.figures["algo"] for r in table.rows]
+    rows = list(csv.DictReader(io.StringIO(formats.csv(frames.results(table)))))
+    assert [float(line["psnr"]) if line["psnr"] else None for line in rows] == [row.mean("psnr") for row in table.rows]
+    assert [line["algo"] for line in rows] == [row.algo for row in table.rows]
     assert rows[0]["lpips"] == "" and rows[3]["psnr_best"] == "True"
+
+
+def test_columns_of_csv_keep_their_names(home):
+    """results/ and its readers know them."""
+    score = ["", "_low", "_high", "_best"]
+    metrics = [f"{name}{end}" for name in ("psnr", "ssim", "lpips", "caption") for end in score]
+    best = [f"{name}_minus_best{end}" for name in ("psnr", "ssim") for end in score[:3]]
+    assert list(frames.results(build(home)).columns) == [
+        *("role", "experiment", "algo", "forecaster", "schedule", "site", "steps", "passes", "samples", "prompts"),
+        *("device", "git_sha", "latency_s", "latency_p90_s", "full_step_s", "skipped_step_s", "cache_bytes"),
+        *("peak_memory_bytes", "speedup", "speedup_low", "speedup_high", *metrics, *best),
+    ]
+
+
+def test_a_new_format_is_one_function(home, monkeypatch):
+    monkeypatch.setitem(formats.FORMATS, "toy", lambda table: {"table.toy": f"{len(table.rows)} rows"})
+    files = formats.render(build(home))
+    assert files["table.toy"] == b"6 rows" and {"table.md", "table.csv", "table.tex", "plot.svg"} < files.keys()
+
+
+def test_markdown_is_as_narrow_as_it_can_be():
+    frame = pandas.DataFrame({"Method": ["a|b", ""], "PSNR dB ↑": ["1.0", "—"], "1": ["01", "1e3"]})
+    lines = ["| Method | PSNR dB ↑ | 1 |", "|---|--:|--:|", "| a|b | 1.0 | 01 |", "|  | — | 1e3 |"]
+    assert formats.pipe_table(frame).splitlines() == lines  # escapes nothing, and takes no text for a number
 
 
 def test_plain_marks_what_is_best(home):
@@ -387,19 +419,20 @@ def test_rows_are_prompts_not_samples(tmp_path):
 def test_a_pooled_metric_needs_the_same_samples_in_every_row():
     """VBench's standard score weighs a clip by how many there are: one that is lost changes all the others."""
 
-    def read(values):
-        scores = {(i, 0): {"vbench_standard": v, "vbench_standard_reference": 0.5} for i, v in enumerate(values)}
-        return scores, {"metrics": {"vbench_standard": {"mean": 0.5}}}
+    def scored(values):
+        index = pandas.MultiIndex.from_tuples([(i, 0) for i in range(len(values))])
+        scores = pandas.DataFrame({"vbench_standard": values, "vbench_standard_reference": 0.5}, index)
+        return tables.Scored(None, scores, Summary(metrics=("vbench_standard",)))
 
     nan = float("nan")
-    whole = [read([0.5, 0.6, nan]), read([0.4, 0.7, nan])]  # nothing is asked of the third
+    whole = [scored([0.5, 0.6, nan]), scored([0.4, 0.7, nan])]  # nothing is asked of the third
     tables.leave_out_uneven(whole)
-    assert whole[0][0][1, 0]["vbench_standard"] == 0.6 and whole[0][1]["metrics"]["vbench_standard"] == {"mean": 0.5}
-    uneven = [read([0.5, 0.6, nan]), read([0.4, nan, nan])]
+    assert whole[0].scores.vbench_standard[1, 0] == 0.6 and not whole[0].summary.unavailable
+    uneven = [scored([0.5, 0.6, nan]), scored([0.4, nan, nan])]
     tables.leave_out_uneven(uneven)
-    for scores, summary in uneven:
-        assert all(math.isnan(row["vbench_standard"]) for row in scores.values())
-        assert "some rows lack samples" in summary["metrics"]["vbench_standard"]["unavailable"]
+    for each in uneven:
+        assert each.scores.isna().all().all()
+        assert "some rows lack samples" in each.summary.unavailable["vbench_standard"]
 
 
 @pytest.mark.parametrize(

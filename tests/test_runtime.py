@@ -67,8 +67,8 @@ def test_another_runtime_is_a_noise_floor_and_never_a_method(tmp_path):
     list(evaluate([again, fora], reference, "psnr"))
     rows = tables.build([again, fora], reference).rows
     assert [row.role for row in rows] == ["reference", "noise floor", "method"]
-    assert rows[1].figures["speedup"] is None and rows[1].reasons["speedup"] == "a speedup needs the same runtime"
-    assert rows[2].figures["speedup"] > 1
+    assert rows[1].costs.speedup is None and rows[1].costs.no_speedup == "a speedup needs the same runtime"
+    assert rows[2].costs.speedup.mean > 1
     compiled = make(tmp_path / "compiled", "fora", 14, 9, compile=True)
     with pytest.raises(
         UserError, match="compiled was made with runtime {'compile': True} and .*nocache with as it comes"

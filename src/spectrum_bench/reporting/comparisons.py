@@ -1,135 +1,121 @@
 """Which differences between methods are more than chance, and which method is fast enough to keep the quality."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.reporting.tables import Row, Table
-from spectrum_bench.scoring.metrics import METRICS
-from spectrum_bench.scoring.stats import by_prompt, estimate, holm, sign_flip
+from spectrum_bench.reporting.rows import Comparison, Difference, Row, Table, Verdict
+from spectrum_bench.scoring.metrics import METRICS, Metric
+from spectrum_bench.scoring.stats import Values, by_prompt, estimate, holm, sign_flip
 
 ALPHA = 0.05
+FEWEST_PROMPTS = 10  # that say anything about a threshold of acceptance
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A method's score less the baseline's, over the prompts of both."""
+def compare(table: Table, name: str) -> Comparison:
+    """The other methods' differences from a baseline, in every metric that both were scored by.
 
-    row: Row
-    metric: str
-    mean: float
-    low: float | None  # 95 % interval
-    high: float | None
-    p: float  # two-sided, by flipping signs
-    p_holm: float  # the same, corrected for the number of methods (Holm 1979)
-    wins: float  # share of prompts on which the method is better; ties count half
-    verdict: str  # "better" | "worse" | "tie" | "within the noise floor"
-
-
-def compare(table: Table, name: str) -> tuple[Row, list[Difference]]:
-    """The row that `name` calls (its name, its experiment's or that one's folder), and the other methods' differences
-    from it.
+    Args:
+        name: the baseline's name, its experiment's name, or that one's folder.
 
     Raises:
         UserError: no row, or more than one, is called that.
     """
+    baseline = find_baseline(table, name)
+    differences = [d for metric in table.metrics for d in differences_in(table, metric, baseline)]
+    return Comparison(baseline, differences)
+
+
+def find_baseline(table: Table, name: str) -> Row:
     by_folder = [row for row in table.rows if row.experiment.folder.resolve() == Path(name).resolve()]
-    found = by_folder or [row for row in table.rows if name in (row.name, row.experiment.name)]
-    if len(found) != 1:
+    rows = by_folder or [row for row in table.rows if name in (row.name, row.experiment.name)]
+    if len(rows) != 1:
         names = ", ".join(row.experiment.name for row in table.rows)
-        raise UserError(f"baseline={name} names {len(found)} rows: choose of {names}")
-    baseline, out = found[0], []
-    for metric in table.metrics:
-        rows = [r for r in table.rows if r.role == "method" and r is not baseline and r.figures[metric] is not None]
-        if baseline.figures[metric] is None or not rows:
+        raise UserError(f"baseline={name} names {len(rows)} rows: choose of {names}")
+    return rows[0]
+
+
+def differences_in(table: Table, metric: str, baseline: Row) -> list[Difference]:
+    """Every other method's difference from the baseline in one metric; empty where the baseline has no score."""
+    methods = [row for row in table.methods if row is not baseline and metric in row.results]
+    if metric not in baseline.results or not methods:
+        return []
+    values = [np.subtract(row.scores[metric], baseline.scores[metric]) for row in methods]
+    estimates = [estimate(each, row.prompts) for row, each in zip(methods, values, strict=True)]
+    by_prompts = [by_prompt(each, row.prompts) for row, each in zip(methods, values, strict=True)]
+    p = [sign_flip(each) for each in by_prompts]
+    differences = []
+    for row, mean, each, raw, corrected in zip(methods, estimates, by_prompts, p, holm(p), strict=True):
+        if mean is None:  # no sample was scored in both
             continue
-        differences = [np.subtract(row.scores[metric], baseline.scores[metric]) for row in rows]
-        each = [by_prompt(values, row.prompts) for row, values in zip(rows, differences, strict=True)]
-        p = [sign_flip(values) for values in each]
-        for row, values, mine, raw, corrected in zip(rows, differences, each, p, holm(p), strict=True):
-            found = estimate(values, row.prompts)
-            low, high = found["interval"] or (None, None)
-            better = mine if METRICS[metric].higher_is_better else -mine
-            wins = float((np.sign(better) + 1).mean() / 2)
-            if inside_floor(table, metric, row, baseline):
-                verdict = "within the noise floor"
-            elif corrected >= ALPHA:
-                verdict = "tie"
-            else:
-                verdict = "better" if better.mean() > 0 else "worse"
-            out.append(Difference(row, metric, found["mean"], low, high, raw, corrected, wins, verdict))
-    return baseline, out
+        better = each if METRICS[metric].higher_is_better else -each
+        wins = float((np.sign(better) + 1).mean() / 2)
+        decided = verdict(better, corrected, inside_floor(table, metric, row, baseline))
+        differences.append(Difference(row, metric, mean, raw, corrected, wins, decided))
+    return differences
 
 
-def inside_floor(table: Table, metric: str, a: Row, b: Row) -> bool:
-    """Whether the two differ by no more than the reference does from its own repetitions. A paired metric measures the
-    distance from the reference: there both must be as near to it as its repetitions are."""
-    floors = [r.figures[metric] for r in table.rows if r.role == "noise floor" and r.figures[metric] is not None]
+def verdict(better: Values, p: float, inside_floor: bool) -> Verdict:
+    """What a difference means; `better` is positive on prompts where the method is better than the baseline."""
+    if inside_floor:
+        return "within the noise floor"
+    if p >= ALPHA:
+        return "tie"
+    return "better" if better.mean() > 0 else "worse"
+
+
+def inside_floor(table: Table, name: str, a: Row, b: Row) -> bool:
+    """Whether two rows differ by no more than the reference does from its own repetitions.
+
+    A paired metric measures the distance from the reference: there both rows must be as near to it as its repetitions.
+    """
+    metric, repetitions = METRICS[name], [row for row in table.rows if row.role == "noise floor"]
+    floors = [row.results[name].estimate.mean for row in repetitions if name in row.results]
     if not floors:
         return False
-    if METRICS[metric].kind == "paired":
-        worst = (min if METRICS[metric].higher_is_better else max)(floors)
-        return not any(METRICS[metric].worse(r.figures[metric], worst) for r in (a, b) if r.role != "reference")
-    reference = table.rows[0].figures[metric]
-    widest = max(abs(value - reference) for value in floors)
-    return abs(a.figures[metric] - b.figures[metric]) <= widest
+    if metric.kind == "paired":
+        worst = (min if metric.higher_is_better else max)(floors)
+        compared = [row.results[name].estimate.mean for row in (a, b) if row.role != "reference"]
+        return not any(metric.worse(mean, worst) for mean in compared)
+    reference = table.reference.results[name].estimate.mean
+    widest = max(abs(floor - reference) for floor in floors)
+    return abs(a.results[name].estimate.mean - b.results[name].estimate.mean) <= widest
 
 
-def gate(table: Table, margin: float) -> list[str]:
-    """By each metric that the reference has a score of its own in, the fastest method that keeps all but `margin` of
-    it (MLPerf asks for 99 %, hence 0.01): the lower end of the interval of its difference must reach that. Fewer than
-    ten prompts say nothing."""
-    notes = []
-    if table.rows[0].figures["prompts"] < 10:
-        return notes
-    for name in table.metrics:
-        metric, reference = METRICS[name], table.rows[0].figures[name]
-        if not metric.own or reference is None or not metric.higher_is_better or reference <= 0:
-            continue
-        kept, title = [], metric.label.removesuffix(" %")
-        methods = [row for row in table.rows if row.role == "method" and row.figures["speedup"] is not None]
-        for row in methods:
-            mean, low = (row.figures.get(f"{name}_minus_reference{end}") for end in ("", "_low"))
-            if mean is None:
-                continue
-            if (mean if low is None else low) >= -margin * reference:
-                kept.append(row)
-        words = f"keeps {100 * (1 - margin):g} % of the reference's {title} with 95 % confidence"
-        if kept:
-            best = max(kept, key=lambda row: row.figures["speedup"])
-            chosen = f"chosen from {len(methods)} rows, uncorrected"
-            notes.append(
-                f"Fastest that {words} ({chosen}): {best.name} ({best.passes}, {best.figures['speedup']:.2f}×)."
-            )
-        else:
-            notes.append(f"No method {words}; more prompts would narrow the intervals.")
-    return notes
+@dataclass(frozen=True)
+class Acceptance:
+    """The fastest method that keeps all but a margin of the reference's own score in one metric."""
+
+    metric: Metric
+    candidates: int  # methods with a speedup
+    fastest: Row | None  # None where no method keeps that much
 
 
-def unrounded(differences: list[Difference], baseline: Row) -> str:
-    """CSV, one row a method and metric."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "experiment", "baseline", "metric", "difference", "low", "high", "p", "p_holm", "wins"])
-    for d in differences:
-        numbers = ("" if v is None else v for v in (d.mean, d.low, d.high, d.p, d.p_holm, d.wins))
-        writer.writerow([d.row.name, d.row.experiment.name, baseline.experiment.name, d.metric, *numbers])
-    return text.getvalue()
+def accept(table: Table, margin: float) -> list[Acceptance]:
+    """The fastest method within the threshold of acceptance, in each metric that the reference has its own score in.
+
+    A method is within it where the lower end of its difference's interval loses no more than `margin` of that score.
+
+    MLPerf asks for 99 %, a margin of 0.01. Fewer than FEWEST_PROMPTS prompts say nothing, and give an empty list.
+    """
+    if table.reference.prompt_count < FEWEST_PROMPTS:
+        return []
+    candidates = {row: row.costs.speedup.mean for row in table.methods if row.costs.speedup}
+    acceptances = []
+    for metric in map(METRICS.__getitem__, table.metrics):
+        reference = table.reference.mean(metric.name)
+        if metric.own and metric.higher_is_better and reference is not None and reference > 0:
+            accepted = [row for row in candidates if keeps(row, metric.name, margin * reference)]
+            fastest = max(accepted, key=candidates.__getitem__, default=None)
+            acceptances.append(Acceptance(metric, len(candidates), fastest))
+    return acceptances
 
 
-def per_prompt(table: Table) -> str:
-    """CSV, one row a sample: what every method scored on it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    metrics = table.metrics
-    writer.writerow(["prompt_index", "seed", "prompt", "method", "experiment", *metrics])
-    for row in table.rows:
-        for i, record in enumerate(row.records):
-            scores = (row.scores[name][i] for name in metrics)
-            cells = ("" if np.isnan(score) else score for score in scores)
-            writer.writerow([record.prompt_index, record.seed, record.prompt, row.name, row.experiment.name, *cells])
-    return text.getvalue()
+def keeps(row: Row, metric: str, loss: float) -> bool:
+    """Whether the row loses no more than `loss` of the reference's score, with 95 % confidence where that is known."""
+    difference = row.results[metric].minus_reference if metric in row.results else None
+    if difference is None:
+        return False
+    return (difference.mean if difference.low is None else difference.low) >= -loss

@@ -1,227 +1,163 @@
-"""A table's rows as text: Markdown, LaTeX, CSV, and plain for a terminal."""
+"""A report's tables as files: Markdown, LaTeX, CSV and drawings; and plain text for a terminal.
 
-import csv
-import io
+A new format is one function here and its line in FORMATS: from a Table to the files' names and contents.
+"""
+
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from spectrum_bench.reporting.comparisons import Difference
-from spectrum_bench.reporting.tables import Row, Table
+import pandas as pd
+from tabulate import DataRow, TableFormat, tabulate
+
+from spectrum_bench.reporting import cells, frames, notes, plots
+from spectrum_bench.reporting.cells import DASH, Cell
+from spectrum_bench.reporting.rows import Comparison, Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
-DASH = "—"
+Files = dict[str, str | bytes]  # name -> content
 PAGE = 24  # rows that fit a printed page, with the notes
-BEFORE, AFTER = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup"), ("Skipped step ms", "Cache")
 
 
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    small: str = ""
-    bold: bool = False
-    note: str | None = None  # why there is no number
-    value: float | None = None  # to sort by
+def render(table: Table) -> dict[str, bytes]:
+    """The files of all formats: name -> content."""
+    files = {name: content for write in FORMATS.values() for name, content in write(table).items()}
+    return {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
 
 
-def head(table: Table) -> list[str]:
-    return [*BEFORE, *(METRICS[name].title for name in table.metrics), *AFTER]
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
 
 
-def body(table: Table) -> list[list[Cell]]:
-    return [cells(row, table.metrics) for row in table.rows]
-
-
-def cells(row: Row, metrics: list[str]) -> list[Cell]:
-    """One table row, in the order of `head`."""
-    f = row.figures
-
-    def number(key, form, small=""):
-        return Cell(form(f[key]), small, value=f[key]) if f[key] is not None else Cell(DASH, note=row.reasons[key])
-
-    def score(name):
-        k, digits = METRICS[name].factor, METRICS[name].digits
-        low, high = f[f"{name}_low"], f[f"{name}_high"]
-        small = f"[{k * low:.{digits}f}, {k * high:.{digits}f}]" if low is not None else ""
-        cell = number(name, lambda v: f"{k * v:.{digits}f}", small)
-        return Cell(cell.text, cell.small, f[f"{name}_best"], cell.note, cell.value)
-
-    def seconds(v):
-        return f"{v:.2f}" if v >= 10 else f"{v:.3f}"
-
-    low, high = f.get("speedup_low"), f.get("speedup_high")
-    speedups = f"[{low:.2f}, {high:.2f}]" if low is not None and row.role != "reference" else ""
-    peak = f"GPU peak {_bytes(f['peak_memory_bytes'])}" if f["peak_memory_bytes"] else ""
-    name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
-    share = f"{100 * f['skipped_step_s'] / f['full_step_s']:.0f} %" if f["skipped_step_s"] is not None else ""
-    detail = "" if f["forecaster"] in ("-", f["algo"]) or name else f["forecaster"]
-    (schedule, _, arguments), (site, _, sites) = (f[key].partition("(") for key in ("schedule", "site"))
-    return [
-        Cell(name or f["algo"], ", ".join(filter(None, [f["algo"] if name else detail, _runtime(row)]))),
-        Cell(schedule, arguments.removesuffix(")")),
-        Cell("none" if f["site"] == "-" else site, sites.removesuffix(")")),
-        Cell(row.passes, value=f["passes"]),
-        number("latency_s", seconds, f"p90 {seconds(f['latency_p90_s'])}" if f["latency_p90_s"] is not None else ""),
-        number("speedup", lambda v: f"{v:.2f}×", speedups),
-        *(score(name) for name in metrics),
-        number("skipped_step_s", lambda v: f"{1e3 * v:.2f}", share),
-        Cell(_bytes(f["cache_bytes"]), peak, value=f["cache_bytes"]),
-    ]
+def markdown_files(table: Table) -> Files:
+    files: Files = {"table.md": markdown(table)}
+    if any(row.latents for row in table.rows):
+        files["latents.md"] = latents(table)
+    if table.comparison:
+        files["differences.md"] = differences(table, table.comparison)
+    return files
 
 
 def markdown(table: Table) -> str:
-    lines, reasons = _marked(table, _md_cell)
-    titles = head(table)
-    rule = "|".join(["---"] * 3 + ["--:"] * (len(titles) - 3))
-    lines = [f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines), ""]
-    notes = [*(f"<sup>{mark}</sup> {_md(reason)}" for mark, reason in reasons), *map(_md, table.notes)]
-    return "\n".join(lines) + "\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    marks = cells.marks(table)
+    text = pipe_table(cells.frame(table).map(lambda cell: _md_cell(cell, marks)), text_columns=3)
+    footnotes = [*(f"<sup>{mark}</sup> {_md(reason)}" for reason, mark in marks.items()), *map(_md, table.notes)]
+    return text + "\n\n" + "\n".join(f"- {note}" for note in footnotes) + "\n"
 
 
-def difference_cells(table: Table, differences: list[Difference]) -> list[tuple[Row, list[Cell]]]:
-    """A row a method, a cell a metric: mean difference, interval, corrected p, wins; bold if more than chance."""
-    out = []
-    for row in table.rows:  # two may have one name
-        if mine := {d.metric: d for d in differences if d.row is row}:
-            out.append((row, [_difference(mine.get(name), name) for name in table.metrics]))
-    return out
-
-
-def _difference(d: Difference | None, name: str) -> Cell:
-    if d is None:
-        return Cell(DASH)
-    k, digits = METRICS[name].factor, METRICS[name].digits
-    interval = f"[{k * d.low:+.{digits}f}, {k * d.high:+.{digits}f}], " if d.low is not None else ""
-    small = f"{interval}p {d.p_holm:.2g}, wins {100 * d.wins:.0f} %"
-    real = d.verdict in ("better", "worse")
-    return Cell(f"{k * d.mean:+.{digits}f}" + ("" if real else f" ({d.verdict})"), small, real, value=d.mean)
-
-
-def differences(table: Table, baseline: Row, found: list[Difference]) -> str:
+def differences(table: Table, comparison: Comparison) -> str:
     """Markdown: every method's difference from the baseline."""
-    titles = " | ".join(METRICS[name].title for name in table.metrics)
-    lines = [f"| Difference from {_md(baseline.name)} | Passes | {titles} |"]
-    lines.append("|---|--:|" + "--:|" * len(table.metrics))
-    for row, cells in difference_cells(table, found):
-        lines.append(f"| {_md(row.name)} | {row.passes} | {' | '.join(map(_md_cell, cells))} |")
-    return "\n".join(lines) + f"\n\n{DIFFERENCES}\n"
+    titles = [f"Difference from {_md(comparison.baseline.name)}", "Passes", *(METRICS[m].title for m in table.metrics)]
+    compared = cells.differences(table, comparison)
+    lines = [[_md(row.name), row.passes, *(_md_cell(cell) for cell in line)] for row, line in compared]
+    return f"{pipe_table(pd.DataFrame(lines, columns=titles))}\n\n{notes.DIFFERENCES}\n"
 
 
 def latents(table: Table) -> str:
-    """Markdown: RMSE of the latents after every tenth step and the last, as in the Spectrum paper's Tables 5 and 8."""
-    rows = [row for row in table.rows if row.latents]
-    last = max(len(row.latents) for row in rows)
+    """Markdown: RMSE of the latents after every tenth step and the last one."""
+    pairs = [(row, row.latents) for row in table.rows if row.latents]
+    last = max(len(errors) for _, errors in pairs)
     steps = [*range(10, last, 10), last]
-    lines = ["| Latents' RMSE after step | Passes | " + " | ".join(map(str, steps)) + " |"]
-    lines.append("|---|--:|" + "--:|" * len(steps))
-    for row in rows:
-        figures = [f"{row.latents[s - 1]:.4f}" if s <= len(row.latents) else DASH for s in steps]
-        lines.append(f"| {_md(row.name)} | {row.passes} | {' | '.join(figures)} |")
-    prompts = ", ".join(sorted({str(row.summary["latents"]["prompts"]) for row in rows}))
-    return "\n".join(lines) + f"\n\nMean over {prompts} prompts, against the reference's latents after the same step.\n"
+    lines = [
+        [_md(row.name), row.passes, *(f"{errors[s - 1]:.4f}" if s <= len(errors) else DASH for s in steps)]
+        for row, errors in pairs
+    ]
+    text = pipe_table(pd.DataFrame(lines, columns=["Latents' RMSE after step", "Passes", *map(str, steps)]))
+    return f"{text}\n\n{notes.latents(row.summary.latents.prompts for row, _ in pairs if row.summary.latents)}\n"
 
 
-DIFFERENCES = (
-    "Mean paired difference with its 95 % interval over prompts; p by flipping signs at random, corrected for the "
-    "number of methods (Holm) in each metric; share of prompts on which the method wins. Bold: more than chance "
-    "(p below 0.05)."
-)
+def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:
+    """A data frame of strings as a Markdown table; columns after the first `text_columns` are aligned to the right."""
+
+    def rule(widths: Sequence[int], aligns: Sequence[str]) -> str:
+        return "|" + "|".join("---" if i < text_columns else "--:" for i in range(len(widths))) + "|"
+
+    # tabulate's own pipe format pads every cell to its column's width, some hundred characters a row here
+    line = DataRow("| ", " | ", " |")
+    layout = TableFormat(None, rule, None, None, line, line, padding=0, with_header_hide=None)
+    text = frame.to_markdown(index=False, tablefmt=layout, disable_numparse=True, stralign=None)
+    return str(text)
 
 
-def plain(table: Table) -> str:
-    """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
-    titles = head(table)
+def _md_cell(cell: Cell, marks: dict[str, str] | None = None) -> str:
+    body = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
+    mark = (marks or {}).get(cell.reason or "")
+    return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
 
-    def text(i, cell, mark):
-        small = f" {cell.small}" if titles[i] == METRICS["psnr"].title and cell.small else ""
-        return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
 
-    letters = marks(table)
-    lines = [[text(i, c, letters.get(c.note)) for i, c in enumerate(line)] for line in body(table)]
-    lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    notes = [*(f"({mark}) {reason}" for reason, mark in letters.items()), *table.notes]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], "", *notes])
+def _md(text: str) -> str:
+    """Text for Markdown; tabulate escapes nothing."""
+    return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CSV
+
+
+def csv_files(table: Table) -> Files:
+    files: Files = {"table.csv": csv(frames.results(table)), "prompts.csv": csv(frames.prompts(table))}
+    if table.comparison:
+        files["differences.csv"] = csv(frames.differences(table.comparison))
+    return files
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A data frame without its index; blank where there is no number."""
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LaTeX
 
 
 def latex(table: Table) -> str:
     """A table* with booktabs, narrow enough for a page of text: methods by name, small below them their schedule and
     granularity, below figures their intervals. What the methods' arguments are is in the other formats."""
-    titles = [title.partition(" ") for title in ["Method", *head(table)[3:]]]
-
-    def text(cell, mark):
-        body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
-        return body + (rf"\textsuperscript{{{mark}}}" if mark else ""), _tex(cell.small)
-
-    lines, reasons = _marked(table, text)
-    rows = []
-    for row, (_, (schedule, _), (site, _), *figures) in zip(table.rows, lines, strict=True):
-        setup = [schedule, site] if row.role == "method" else []
-        figures = [(_tex(row.name), ", ".join(filter(None, [*setup, _tex(_runtime(row))]))), *figures]
-        small = (rf"\scriptsize {words}" if words else "" for _, words in figures)
-        rows.append(" & ".join(body for body, _ in figures) + r" \\[-2pt]" + "\n" + " & ".join(small) + r" \\[1pt]")
-    notes = [*(rf"\textsuperscript{{{mark}}} {_tex(reason)}" for mark, reason in reasons), *map(_tex, table.notes)]
-    out = ["% needs \\usepackage{booktabs,graphicx}"]
-    size = math.ceil(len(rows) / math.ceil(len(rows) / PAGE))
-    for start in range(0, len(rows), size):
-        out += [
-            r"\begin{table*}",
-            r"\centering\setlength{\tabcolsep}{4pt}",
-            r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
-            r"\toprule",
-            " & ".join(_tex(first) for first, _, _ in titles) + r" \\[-2pt]",
-            " & ".join(_tex(rest) for _, _, rest in titles) + r" \\",
-            r"\midrule",
-            *rows[start : start + size],
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *([r"\par\smallskip\scriptsize\raggedright", "\n\n".join(notes)] if start + size >= len(rows) else []),
-            r"\end{table*}",
-        ]
-    return "\n".join([*out, ""])
+    marks = cells.marks(table)
+    titles = pd.MultiIndex.from_tuples([_tex_title(title) for title in ["Method", *cells.head(table)[3:]]])
+    lines = [_tex_lines(row, line, marks) for row, line in zip(table.rows, cells.body(table), strict=True)]
+    size = math.ceil(len(lines) / math.ceil(len(lines) / PAGE))
+    parts = [lines[start : start + size] for start in range(0, len(lines), size)]
+    tabulars = [_tabular(pd.DataFrame([line for pair in part for line in pair], columns=titles)) for part in parts]
+    footnotes = [rf"\textsuperscript{{{mark}}} {_tex(reason)}" for reason, mark in marks.items()]
+    footnotes += map(_tex, table.notes)
+    below = "\n".join([r"\par\smallskip\scriptsize\raggedright", "\n\n".join(footnotes), ""])
+    floats = [_float(tabular, below if i == len(parts) else "") for i, tabular in enumerate(tabulars, 1)]
+    return "\n".join(["% needs \\usepackage{booktabs,graphicx}", *floats])
 
 
-def unrounded(table: Table) -> str:
-    """CSV, every figure in full: seconds, bytes, dB, shares."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in table.rows for key in row.figures))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in row.figures.items()} for row in table.rows)
-    return text.getvalue()
+def _tabular(frame: pd.DataFrame) -> str:
+    # Strings are escaped already: pandas leaves what pdflatex cannot set, and a "[" after a line's end.
+    style = frame.style.hide(axis="index")
+    columns = "l" + "r" * (len(frame.columns) - 1)
+    return str(style.to_latex(column_format=columns, hrules=True, sparse_columns=False))
 
 
-def marks(table: Table) -> dict[str, str]:
-    """Reason for a dash -> footnote mark, in order of appearance."""
-    reasons = dict.fromkeys(cell.note for line in body(table) for cell in line if cell.note)
-    return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
+def _float(tabular: str, below: str) -> str:
+    before = [r"\begin{table*}", r"\centering\setlength{\tabcolsep}{4pt}\renewcommand{\arraystretch}{0.85}"]
+    return "\n".join([*before, r"\resizebox{\linewidth}{!}{%", tabular.rstrip() + "}", below + r"\end{table*}", ""])
 
 
-def _marked(table: Table, text) -> tuple[list[list[str]], list[tuple[str, str]]]:
-    letters = marks(table)
-    lines = [[text(cell, letters.get(cell.note)) for cell in line] for line in body(table)]
-    return lines, [(mark, reason) for reason, mark in letters.items()]
+def _tex_title(title: str) -> tuple[str, str]:
+    """The two lines of a column's title."""
+    first, _, rest = title.partition(" ")
+    return _tex(first), _tex(rest)
 
 
-def _runtime(row: Row) -> str:
-    return ", ".join(f"{key}={value}" for key, value in row.experiment.runtime.items())
+def _tex_lines(row: Row, line: list[Cell], marks: dict[str, str]) -> tuple[list[str], list[str]]:
+    """A row's two lines: figures, and their small print."""
+    _, schedule, site, *figures = line
+    setup = [schedule.text, site.text] if row.role == "method" else []
+    below = ", ".join(filter(None, [*setup, cells.runtime(row)]))
+    small = [rf"\scriptsize {_tex(words)}" if words else "" for words in (below, *(cell.small for cell in figures))]
+    strut = r"\rule{0pt}{2.6ex}"  # more space between rows than between the lines of one
+    return [strut + _tex(row.name), *(_tex_figure(cell, marks) for cell in figures)], small
 
 
-def _bytes(count: int) -> str:
-    if count >= 2**30:
-        return f"{count / 2**30:.1f} GiB"
-    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
-
-
-def _md_cell(cell: Cell, mark: str | None = None) -> str:
-    body = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
-    return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
-
-
-def _md(text: str) -> str:
-    return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
+def _tex_figure(cell: Cell, marks: dict[str, str]) -> str:
+    body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+    mark = marks.get(cell.reason or "")
+    return body + (rf"\textsuperscript{{{mark}}}" if mark else "")
 
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "---", "×": r"$\times$"}
@@ -235,3 +171,34 @@ def _tex(text: str) -> str:
     """Text for LaTeX; what pdflatex cannot set without further packages becomes its code point."""
     text = " ".join(text.split())
     return "".join(TEX.get(c, c if c.isascii() or c in LATIN else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Terminal
+
+
+def plain(table: Table) -> str:
+    """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
+    titles, marks = cells.head(table), cells.marks(table)
+    psnr = titles.index(METRICS["psnr"].title) if "psnr" in table.metrics else None
+
+    def text(i: int, cell: Cell) -> str:
+        small = f" {cell.small}" if i == psnr and cell.small else ""
+        mark = marks.get(cell.reason or "")
+        return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
+
+    lines = [[text(i, cell) for i, cell in enumerate(line)] for line in cells.body(table)]
+    lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]
+    # titles are a row like others, since tabulate makes columns two letters wider than their headers
+    head, *rows = tabulate(lines, tablefmt="plain", disable_numparse=True).splitlines()
+    rule = "-" * max(map(len, [head, *rows]))
+    footnotes = [*(f"({mark}) {reason}" for reason, mark in marks.items()), *table.notes]
+    return "\n".join([head, rule, *rows, "", *footnotes])
+
+
+FORMATS: dict[str, Callable[[Table], Files]] = {
+    "markdown": markdown_files,
+    "csv": csv_files,
+    "latex": lambda table: {"table.tex": latex(table)},
+    "plots": plots.files,
+}

@@ -2,13 +2,16 @@
 
 import io
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from spectrum_bench.reporting.tables import Row
+from spectrum_bench.reporting.rows import Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
 INK, FAINT = "#1b1f24", "#8a9199"
@@ -23,31 +26,47 @@ COLOURS = (
 )  # Okabe and Ito, for all eyes
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
-STYLE = {
+Style = dict[str, Any]  # keywords that matplotlib takes
+STYLE: dict[Any, str] = {
     "svg.hashsalt": "spectrum_bench",
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
     "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
 }
-STYLE |= {"ytick.labelcolor": INK, "xtick.color": FAINT, "ytick.color": FAINT}
+
+
+def files(table: Table) -> dict[str, str | bytes]:
+    """plot.png and .svg; latents.png and .svg where latents were kept."""
+    drawings = {"plot": quality_speed(table.rows, drawn(table))}
+    if any(row.latents for row in table.rows):
+        drawings["latents"] = latent_errors(table.rows)
+    return {f"{name}.{kind}": data for name, drawing in drawings.items() for kind, data in drawing.items()}
+
+
+def drawn(table: Table) -> list[str]:
+    """The metrics in which some method has a result."""
+    return [name for name in table.metrics if any(name in row.results for row in table.methods)]
 
 
 def quality_speed(rows: list[Row], metrics: list[str]) -> dict[str, bytes]:
     """{"png", "svg"}: a panel a metric, of each method its mean with its interval over the measured speedup; a ranking
-    if that is unknown. A grey line goes through the methods that none beats in both."""
+    if a speedup is unknown. A grey line goes through the methods that no other beats in both."""
     metrics = metrics or ["psnr"]
-    methods = [row for row in rows if row.role == "method" and any(_known(row, name) for name in METRICS)]
+    methods = [row for row in rows if row.role == "method" and row.results]
     methods.sort(key=lambda row: [_rank(row, name) for name in METRICS])  # so its colour is one in every drawing
-    if not all(row.figures["speedup"] is not None for row in methods):
+    if not all(row.costs.speedup for row in methods):
         return ranking(methods, metrics)
     columns = min(len(metrics), 2)
     with drawing(4.2 * -(-len(metrics) // columns), columns, len(metrics)) as (figure, panels):
         for axes, name in zip(panels, metrics, strict=True):
-            scored = [(i, row) for i, row in enumerate(methods) if _known(row, name)]
+            scored = [(i, row) for i, row in enumerate(methods) if name in row.results]
             for i, row in scored:
                 _point(axes, row, name, i)
             front = frontier([row for _, row in scored], name)
-            x, y = [row.figures["speedup"] for row in front], [_interval(row, name)[1] for row in front]
+            x, y = [_speedup(row) for row in front], [_interval(row, name)[1] for row in front]
             axes.step(x, y, where="pre", color=FAINT, lw=1, zorder=1)
             _level(axes, rows, name)
             axes.set_xlabel("speedup over the reference, measured (×)")
@@ -57,10 +76,10 @@ def quality_speed(rows: list[Row], metrics: list[str]) -> dict[str, bytes]:
 
 
 def frontier(rows: list[Row], name: str) -> list[Row]:
-    """Those that no other beats in both speedup and the metric, slowest first."""
+    """The rows that no other beats in both speedup and the metric, slowest first."""
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-row.figures["speedup"], _rank(row, name))):
-        if not front or METRICS[name].worse(front[0].figures[name], row.figures[name]):
+    for row in sorted(rows, key=lambda row: (-_speedup(row), _rank(row, name))):
+        if not front or METRICS[name].worse(front[0].results[name].estimate.mean, row.results[name].estimate.mean):
             front.insert(0, row)
     return front
 
@@ -72,7 +91,7 @@ def ranking(methods: list[Row], metrics: list[str]) -> dict[str, bytes]:
     with drawing(1.2 + 0.24 * len(methods), len(metrics), len(metrics), sharey=True) as (figure, panels):
         for axes, name in zip(panels, metrics, strict=True):
             for i, row in enumerate(methods):
-                if _known(row, name):
+                if name in row.results:
                     low, middle, high = _interval(row, name)
                     y = len(methods) - i
                     axes.plot([low, high], [y, y], color=COLOURS[0], lw=1.4, solid_capstyle="butt")
@@ -86,11 +105,11 @@ def ranking(methods: list[Row], metrics: list[str]) -> dict[str, bytes]:
 
 def latent_errors(rows: list[Row]) -> dict[str, bytes]:
     """{"png", "svg"}: RMSE of each method's latents by step, on a logarithmic axis."""
-    rows = [row for row in rows if row.latents and any(row.latents)]
+    pairs = [(row, row.latents) for row in rows if row.latents and any(row.latents)]
     with drawing() as (figure, (axes,)):
-        for i, row in enumerate(sorted(rows, key=lambda row: row.latents[-1])):
-            values = [value or float("nan") for value in row.latents]  # computed steps at the beginning: exactly 0
-            style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
+        for i, (row, errors) in enumerate(sorted(pairs, key=lambda pair: pair[1][-1])):
+            values = [error or float("nan") for error in errors]  # computed steps at the beginning: exactly 0
+            style: Style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
             axes.plot(range(1, len(values) + 1), values, lw=1.4, label=_name(row), **style)
         axes.set_yscale("log")
         axes.set_xlabel("step")
@@ -98,22 +117,42 @@ def latent_errors(rows: list[Row]) -> dict[str, bytes]:
         return finish(figure, axes)
 
 
+def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
+    """{"png", "svg"}: PSNR over passes, a line for each value of a swept key."""
+    with drawing() as (figure, (axes,)):
+        for i, (value, rows) in enumerate(lines.items()):
+            rows = sorted((row for row in rows if "psnr" in row.results), key=lambda row: row.costs.passes)
+            x, spans = [row.costs.passes for row in rows], [_interval(row, "psnr") for row in rows]
+            y = [middle for _, middle, _ in spans]
+            sizes = [[middle - low for low, middle, _ in spans], [high - middle for _, middle, high in spans]]
+            style: Style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
+            axes.errorbar(x, y, sizes, lw=1.4, capsize=2, elinewidth=0.8, label=f"{key} = {value}", **style)
+        axes.set_xlabel("network passes")
+        axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
+        return finish(figure, axes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def drawing(height: float = 4.2, columns: int = 1, panels: int = 1, **shared):
+def drawing(
+    height: float = 4.2, columns: int = 1, panels: int = 1, sharey: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """(figure, its panels) in our style, without pyplot: nothing global and no display. `height` in inches, without
     legend. A panel is no wider than a phone shows legibly."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(-(-panels // columns), columns, squeeze=False, **shared).flat
+        axes: list[Axes] = list(figure.subplots(-(-panels // columns), columns, squeeze=False, sharey=sharey).flat)
         for unused in axes[panels:]:
             unused.remove()
         yield figure, axes[:panels]
 
 
-def finish(figure: Figure, *panels) -> dict[str, bytes]:
+def finish(figure: Figure, *panels: Axes) -> dict[str, bytes]:
     """{"png", "svg"} of a drawing whose lines and points have labels, of which all panels have the same."""
-    labelled = {}
+    labelled: dict[str, Any] = {}
     for axes in panels:
         axes.grid(color=FAINT, alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -122,7 +161,7 @@ def finish(figure: Figure, *panels) -> dict[str, bytes]:
     if labelled:
         columns = 2 * round(figure.get_figwidth() / 5.2)
         figure.set_figheight(figure.get_figheight() + 0.3 + 0.19 * -(-len(labelled) // columns))
-        style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "columnspacing": 1.2, "handletextpad": 0.5}
+        style: Style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "columnspacing": 1.2, "handletextpad": 0.5}
         figure.legend(labelled.values(), labelled, loc="outside lower left", ncols=columns, **style)
     out = {kind: io.BytesIO() for kind in ("png", "svg")}
     figure.savefig(out["png"], format="png", dpi=160)
@@ -130,56 +169,44 @@ def finish(figure: Figure, *panels) -> dict[str, bytes]:
     return {kind: stream.getvalue() for kind, stream in out.items()}
 
 
-def _point(axes, row: Row, name: str, i: int) -> None:
-    x, colour, (low, middle, high) = row.figures["speedup"], COLOURS[i % len(COLOURS)], _interval(row, name)
+def _point(axes: Axes, row: Row, name: str, i: int) -> None:
+    x, colour, (low, middle, high) = _speedup(row), COLOURS[i % len(COLOURS)], _interval(row, name)
     axes.plot([x, x], [low, high], "_-", color=colour, lw=1.2, ms=6, zorder=2)
     mark = MARKERS[i % len(MARKERS)]
-    style = {"ms": 12 if mark == "*" else 8, "mec": "white", "mew": 0.7, "zorder": 3}
+    style: Style = {"ms": 12 if mark == "*" else 8, "mec": "white", "mew": 0.7, "zorder": 3}
     axes.plot(x, middle, mark, ls="", color=colour, label=_name(row), **style)
 
 
-def _level(axes, rows: list[Row], name: str) -> None:
+def _level(axes: Axes, rows: list[Row], name: str) -> None:
     """A line where the reference is; where it is what methods are measured against, where its repetition is."""
     for row in rows:
-        if row.role != "method" and _known(row, name) and not (name == "psnr" and row.figures[name] >= 60):
-            y = _interval(row, name)[1]  # bit-identical repetitions (100 dB) would squeeze the rest
-            axes.axhline(y, color=FAINT, ls="--", lw=1)
-            axes.annotate(row.role, (0, y), (4, 3), ("axes fraction", "data"), "offset points", color=FAINT, fontsize=8)
-            return
+        mean = row.mean(name)
+        if row.role == "method" or mean is None or (name == "psnr" and mean >= 60):
+            continue  # bit-identical repetitions (100 dB) would squeeze the rest
+        y = _interval(row, name)[1]
+        axes.axhline(y, color=FAINT, ls="--", lw=1)
+        axes.annotate(row.role, (0, y), (4, 3), ("axes fraction", "data"), "offset points", color=FAINT, fontsize=8)
+        return
 
 
-def _known(row: Row, name: str) -> bool:
-    return row.figures.get(name) is not None
+def _speedup(row: Row) -> float:
+    return row.costs.speedup.mean if row.costs.speedup else math.nan
 
 
 def _rank(row: Row, name: str) -> float:
     """To sort by: the best of a metric first, unknown ones last."""
-    if not _known(row, name):
+    if (mean := row.mean(name)) is None:
         return math.inf
-    return -row.figures[name] if METRICS[name].higher_is_better else row.figures[name]
+    return -mean if METRICS[name].higher_is_better else mean
 
 
 def _interval(row: Row, name: str) -> tuple[float, float, float]:
-    """(low, mean, high) of a metric, as tables show it; empty where no interval is known."""
-    low, middle, high = (row.figures[f"{name}{end}"] for end in ("_low", "", "_high"))
-    return tuple(METRICS[name].factor * (middle if value is None else value) for value in (low, middle, high))
+    """(low, mean, high) of a metric, as tables show it; all three the mean where no interval is known."""
+    factor, estimate = METRICS[name].factor, row.results[name].estimate
+    low, high = (estimate.mean if bound is None else bound for bound in (estimate.low, estimate.high))
+    return factor * low, factor * estimate.mean, factor * high
 
 
 def _name(row: Row) -> str:
     """For a legend: no mathematics, and nothing that matplotlib would hide."""
     return f"{row.name}  {row.passes}".replace("$", r"\$").lstrip("_")
-
-
-def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
-    """{"png", "svg"}: PSNR over passes, a line for each value of a swept key."""
-    with drawing() as (figure, (axes,)):
-        for i, (value, rows) in enumerate(lines.items()):
-            rows = sorted((r for r in rows if _known(r, "psnr")), key=lambda r: r.figures["passes"])
-            x, spans = [row.figures["passes"] for row in rows], [_interval(row, "psnr") for row in rows]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
-            y = [middle for _, middle, _ in spans]
-            sizes = [[middle - low for low, middle, _ in spans], [high - middle for _, middle, high in spans]]
-            axes.errorbar(x, y, sizes, lw=1.4, capsize=2, elinewidth=0.8, label=f"{key} = {value}", **style)
-        axes.set_xlabel("network passes")
-        axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
-        return finish(figure, axes)

@@ -1,0 +1,73 @@
+"""What one row's records and scores come to: latency, speedup, memory, and the mean of every metric."""
+
+import numpy as np
+
+from spectrum_bench.reporting import notes
+from spectrum_bench.reporting.rows import Costs, Result, Row
+from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.stats import Estimate, estimate, ratio_interval
+
+
+def measure_costs(row: Row, reference: Row) -> Costs:
+    """Costs of a row's records, and its speedup over the reference."""
+    totals, steps = latencies(row, "total"), row.experiment.steps
+    passes = float(np.mean([record.nfe for record in row.records]))
+    unmeasured = notes.NOT_MEASURED if any(record.alone for record in row.records) else notes.BUSY
+    incomparable = _incomparable(row, reference)
+    return Costs(
+        steps,
+        passes,
+        latency_s=_median(totals),
+        latency_p90_s=float(np.quantile(totals, 0.9)) if totals else None,
+        full_step_s=_median(latencies(row, "full_step")),
+        skipped_step_s=_median(latencies(row, "skipped_step")),
+        cache_bytes=max(record.cache_bytes for record in row.records),
+        peak_memory_bytes=max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None),
+        speedup=None if incomparable else _ratio(latencies(reference, "total"), totals),
+        no_latency=unmeasured,
+        no_skipped_step=unmeasured if passes < steps else notes.NO_SKIPPED_STEP,
+        no_speedup=incomparable or unmeasured,
+    )
+
+
+def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
+    """(metric -> its result, metric -> why it has none)."""
+    results, missing = {}, {}
+    for name in row.metrics:
+        metric = METRICS[name]
+        if (mean := estimate(row.scores[name], row.prompts)) is None:
+            paired = row.role == "reference" and metric.kind == "paired"
+            missing[name] = notes.ITSELF if paired else row.summary.unavailable.get(name, notes.NOT_MEASURED)
+        elif metric.own and row.role != "reference":
+            differences = np.subtract(row.scores[name], row.scores[metric.own])
+            results[name] = Result(mean, minus_reference=estimate(differences, row.prompts))
+        else:
+            results[name] = Result(mean)
+    return results, missing
+
+
+def latencies(row: Row, stage: str) -> list[float]:
+    """Seconds that a stage took in each sample during which the device did little else."""
+    seconds = (record.latency.get(stage) for record in row.records if record.alone)
+    return [value for value in seconds if value is not None]
+
+
+def _median(values: list[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
+def _ratio(reference: list[float], totals: list[float]) -> Estimate | None:
+    """The reference's median latency over the row's."""
+    if not reference or not totals:
+        return None
+    ratio = float(np.median(reference)) / float(np.median(totals))
+    low, high = ratio_interval(reference, totals) or (None, None)
+    return Estimate(ratio, low, high, len(totals))
+
+
+def _incomparable(row: Row, reference: Row) -> str:
+    """Why the latencies of two rows are not comparable; empty if they are."""
+    devices = {record.device for record in (*row.records, *reference.records)}
+    if len(devices) > 1:
+        return notes.other_devices(devices)
+    return "" if row.experiment.runtime == reference.experiment.runtime else notes.OTHER_RUNTIME

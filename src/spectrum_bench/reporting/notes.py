@@ -1,0 +1,159 @@
+"""All prose of a report: why there is no number, what a reader must know to trust a table, and captions."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from spectrum_bench.reporting.rows import Row, shared_metrics
+from spectrum_bench.sampling.records import read_failures
+from spectrum_bench.scoring.metrics import METRICS, Metric
+
+# Reasons for a dash.
+ITSELF = "the reference is what the other rows are measured against"
+BUSY = "the device did other work meanwhile: no latency"
+NOT_MEASURED = "not measured"
+NO_SKIPPED_STEP = "no step is skipped"
+OTHER_RUNTIME = "a speedup needs the same runtime"
+
+DIFFERENCES = (
+    "Mean paired difference with its 95 % interval over prompts; p by flipping signs at random, corrected for the "
+    "number of methods (Holm) in each metric; share of prompts on which the method wins. Bold: more than chance "
+    "(p below 0.05)."
+)
+
+
+def other_devices(devices: Iterable[str]) -> str:
+    return f"a speedup needs one device, these are {', '.join(sorted(devices))}"
+
+
+def uneven(metric: str) -> str:
+    return f"{metric}: some rows lack samples that others have"
+
+
+def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]:
+    """What a reader must know to trust the table.
+
+    Args:
+        dropped: experiment -> number of its samples that some other row lacks.
+        align: the budget at which methods are compared: passes, latency or memory.
+    """
+    reference, others = rows[0], rows[1:]
+    return [
+        _means(rows, align),
+        _conditions(rows),
+        *(["So few prompts make for rough intervals and ties."] if reference.prompt_count < 10 else []),
+        *_failed(rows),
+        *_partly_scored(rows),
+        *_dropped(dropped),
+        *_identical(others),
+        *_anchors(others[0]),
+        *(f"{METRICS[name].about}." for name in shared_metrics(rows) if METRICS[name].about),
+        *_judge(others[0]),
+        *([str(note)] if (note := reference.experiment.model.get("note")) else []),
+    ]
+
+
+def _means(rows: list[Row], align: str) -> str:
+    reference = rows[0]
+    seeds = ", ".join(map(str, sorted({record.seed for row in rows for record in row.records})))
+    return (
+        f"Means over {reference.prompt_count} prompts ({len(reference.records)} samples, seed {seeds}) against "
+        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: no method "
+        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'} "
+        "is better by more than chance (paired differences, uncorrected for their number); "
+        "nothing where that is all of them."
+    )
+
+
+def _conditions(rows: list[Row]) -> str:
+    records = [record for row in rows for record in row.records]
+    versions = {", ".join(f"{package} {number}" for package, number in r.versions.items()) for r in records}
+    return (
+        "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
+        "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. "
+        f"Device: {distinct(record.device for record in records)}. Versions: {'; '.join(sorted(versions))}. "
+        f"Code: {distinct(record.git_sha[:12] for record in records)}."
+    )
+
+
+def _failed(rows: list[Row]) -> list[str]:
+    counts = [(row.experiment, len(read_failures(row.experiment.folder))) for row in rows]
+    failed = ", ".join(f"{e.name} {count} of {count + len(e.records)}" for e, count in counts if count)
+    return [f"Samples that failed, with their reasons in the experiments' failures: {failed}."] if failed else []
+
+
+def _partly_scored(rows: list[Row]) -> list[str]:
+    notes = []
+    for name in shared_metrics(rows):
+        counts = [(row, int(np.sum(~np.isnan(row.scores[name])))) for row in rows]
+        partly = [f"{row.experiment.name} {n} of {len(row.records)}" for row, n in counts if 0 < n < len(row.records)]
+        if partly:
+            notes.append(f"{METRICS[name].label}: means over the samples that could be scored: {', '.join(partly)}.")
+    return notes
+
+
+def _dropped(dropped: dict[str, int]) -> list[str]:
+    left_out = ", ".join(f"{count} of {name}" for name, count in dropped.items())
+    return [f"Samples that not every row has are left out: {left_out}."] if dropped else []
+
+
+def _identical(others: list[Row]) -> list[str]:
+    counts = [(row, int(sum(row.scores["identical"]))) for row in others]
+    identical = ", ".join(f"{row.experiment.name} {count} of {len(row.records)}" for row, count in counts if count)
+    return [f"Identical to the reference in every pixel, counted as 100 dB: {identical}."] if identical else []
+
+
+def _anchors(row: Row) -> list[str]:
+    anchors = {"itself": row.summary.itself, "shuffled prompts": row.summary.shuffled}
+    return [
+        f"Sanity, the reference against {what}: {', '.join(f'{name} {score:.4g}' for name, score in scores.items())}."
+        for what, scores in anchors.items()
+        if scores
+    ]
+
+
+def _judge(row: Row) -> list[str]:
+    if not row.summary.judge:
+        return []
+    shares = " and ".join(f"{100 * share:.1f} % of pictures {kind}" for kind, share in row.summary.judge.items())
+    return [f"The caption judge itself is right on held-out captions for {shares}."]
+
+
+def acceptance(metric: Metric, margin: float, methods: int, fastest: Row | None) -> str:
+    """Which of `methods` methods is the fastest that keeps all but `margin` of the reference's score."""
+    title = metric.label.removesuffix(" %")
+    keeps = f"keeps {100 * (1 - margin):g} % of the reference's {title} with 95 % confidence"
+    if fastest is None or fastest.costs.speedup is None:
+        return f"No method {keeps}; more prompts would narrow the intervals."
+    speed = f"{fastest.costs.speedup.mean:.2f}×"
+    chosen = f"chosen from {methods} rows, uncorrected"
+    return f"Fastest that {keeps} ({chosen}): {fastest.name} ({fastest.passes}, {speed})."
+
+
+def latents(prompts: Iterable[int]) -> str:
+    counts = ", ".join(sorted({str(count) for count in prompts}))
+    return f"Mean over {counts} prompts, against the reference's latents after the same step."
+
+
+def beside_paper(source: str, model: str, agreement: str, uncited: Sequence[str]) -> list[str]:
+    """What to know of printed numbers beside ours.
+
+    Args:
+        source: the folder below results/paper that the printed numbers come from.
+        agreement: Kendall's tau by column; empty where it says nothing.
+        uncited: runs that the paper does not have.
+    """
+    notes = [
+        f"Paper: printed numbers, cited (results/paper/{source}). Ours: {model}, run here; table.md has its intervals "
+        "and conditions. A dash: not printed, or not measured here."
+    ]
+    if agreement:
+        notes.append(
+            f"Do both put the rows in the same order? Kendall's tau, 1 if they do, 0 if by chance: {agreement}."
+        )
+    return [*notes, *([f"Rows that the paper does not have: {', '.join(uncited)}."] if uncited else [])]
+
+
+def distinct(values: Iterable[str]) -> str:
+    """Each value once, in the order of appearance."""
+    return ", ".join(dict.fromkeys(values))

@@ -1,0 +1,102 @@
+"""Samples on a page: pixels as data URIs, small enough that a page of thousands still opens, and scores in words."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from spectrum_bench.reporting.rows import Row
+from spectrum_bench.sampling.records import Record
+from spectrum_bench.scoring.experiments import Experiment
+
+THUMBNAIL = 256  # px; larger samples are shown smaller, and coded with loss
+EXACT, LOSSY = 2**24, 2**26  # most pixels in all of a page's pictures, with and without loss: about 50 MB either way
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample on the page."""
+
+    key: str
+    title: str  # name and passes of its row
+    role: str
+    words: str  # its scores
+    width: int  # in CSS pixels
+    uri: str | None  # None: the page has the pixels already, at the picture of this key
+
+
+class Gallery:
+    """The samples of one page. It gives the pixels of each only once."""
+
+    def __init__(self, rows: list[Row], count: int) -> None:
+        """`count` pictures will be on the page, of samples of `rows`."""
+        self.rows, self.count = rows, count
+        self._pictures: dict[tuple[int, int], Picture] = {}
+
+    def picture(self, row: int, sample: int) -> Picture:
+        if (row, sample) in self._pictures:
+            return replace(self._pictures[row, sample], uri=None)
+        self._pictures[row, sample] = self._draw(row, sample)
+        return self._pictures[row, sample]
+
+    def _draw(self, index: int, sample: int) -> Picture:
+        row = self.rows[index]
+        uri, width = thumbnail(row.experiment, row.records[sample], self.count)
+        return Picture(f"{index}-{sample}", f"{row.name} {row.passes}", row.role, in_words(row, sample), width, uri)
+
+
+def in_words(row: Row, sample: int) -> str:
+    """The scores of one sample: 31.2 dB, and whether it shows its caption."""
+    psnr, caption = (row.scores[name][sample] if name in row.scores else math.nan for name in ("psnr", "caption"))
+    words = []
+    if not math.isnan(psnr):
+        words.append("identical" if row.scores["identical"][sample] else f"{psnr:.1f} dB")
+    if not math.isnan(caption):
+        words.append("caption ✓" if caption else "caption ✗")
+    return " · ".join(words)
+
+
+def exact(frames: NDArray[np.uint8], count: int) -> bool:
+    """Whether the page shows the very pixels of `count` samples like this one, (..., H, W, 3)."""
+    height, width = frames.shape[-3:-1]
+    return max(height, width) <= THUMBNAIL and count * frames.size // 3 <= EXACT
+
+
+def thumbnail(experiment: Experiment, record: Record, count: int = 1) -> tuple[str, int]:
+    """(data URI, width in CSS pixels) of a sample, one of `count` on a page.
+
+    Up to 256 px the pixels are the sample's own, unless `count` such pictures are too heavy for a page. Then, and for
+    larger samples, the copy is coded with loss, and is the smaller the more there are. Small pictures are shown double.
+    A clip is an animated WebP, which every browser plays as a picture.
+    """
+    frames = experiment.picture(record)
+    images = [Image.fromarray(frame) for frame in (frames if frames.ndim == 4 else [frames])]
+    lossless = exact(frames, count)
+    if not lossless:
+        weight = count * max(1, (len(images) - 1) / 4)  # the frames of a clip are coded from each other
+        side = min(THUMBNAIL, int(math.sqrt(LOSSY / weight)))
+        for image in images:
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    kind, data = _coded(images, lossless, experiment)
+    width = images[0].width * (2 if max(images[0].size) <= THUMBNAIL // 2 else 1)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", width
+
+
+def _coded(images: list[Image.Image], lossless: bool, experiment: Experiment) -> tuple[str, bytes]:
+    """(kind of file, its bytes): PNG or JPEG of a picture, WebP of a clip."""
+    first, *others = images
+    how: dict[str, Any]
+    if others:
+        pace = round(1000 / experiment.model["fps"])
+        kind, how = "webp", {"lossless": lossless, "save_all": True, "append_images": others, "duration": pace}
+        how |= {"quality": 80, "loop": 0}
+    else:
+        kind, how = ("png", {"optimize": True}) if lossless else ("jpeg", {"quality": 85})
+    stream = io.BytesIO()
+    first.save(stream, kind.upper(), **how)
+    return kind, stream.getvalue()

@@ -1,0 +1,170 @@
+"""The typed model of a report: rows with their costs and results, differences from a baseline, the table of both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spectrum_bench.sampling.records import Record
+from spectrum_bench.scoring.experiments import Experiment
+from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.stats import Estimate
+
+Role = Literal["reference", "noise floor", "method"]
+Verdict = Literal["better", "worse", "tie", "within the noise floor"]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """RMSE of the latents against the reference's after each step, a mean over `prompts` prompts."""
+
+    rmse: list[float]
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a report needs of an experiment's summary.json."""
+
+    metrics: tuple[str, ...] = ()  # in the order of METRICS
+    unavailable: Mapping[str, str] = field(default_factory=dict)  # metric -> why it has no score
+    latents: Latents | None = None
+    itself: Mapping[str, float] = field(default_factory=dict)  # metric -> the reference scored against itself
+    shuffled: Mapping[str, float] = field(default_factory=dict)  # metric -> against other prompts' samples
+    judge: Mapping[str, float] = field(default_factory=dict)  # kind of picture -> share judged right
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a row's samples cost, in seconds and bytes; None for what was not measured."""
+
+    steps: int
+    passes: float  # through the whole network, mean over the samples
+    latency_s: float | None = None  # median over the samples
+    latency_p90_s: float | None = None
+    full_step_s: float | None = None
+    skipped_step_s: float | None = None
+    cache_bytes: int = 0
+    peak_memory_bytes: int | None = None
+    speedup: Estimate | None = None  # the reference's median latency over this row's
+    no_latency: str = ""  # why latency_s is None
+    no_skipped_step: str = ""  # why skipped_step_s is None
+    no_speedup: str = ""  # why speedup is None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row's mean score in one metric, and its paired differences from others."""
+
+    estimate: Estimate
+    minus_reference: Estimate | None = None  # None where the reference has no score of its own
+    minus_best: Estimate | None = None  # from the best method; None where methods are not compared
+    best: bool = False  # no method of the same budget is better by more than chance
+
+
+@dataclass(eq=False)
+class Row:
+    """One experiment: its records and its scores by metric, a list along the records.
+
+    `tables.build` fills in what follows from both: costs, results, missing, name. Two rows are never equal.
+    """
+
+    experiment: Experiment
+    role: Role
+    records: list[Record]
+    scores: dict[str, list[float]]  # NaN for a sample that was not scored
+    summary: Summary
+    costs: Costs = Costs(steps=0, passes=0.0)
+    results: dict[str, Result] = field(default_factory=dict)  # metric -> result, of those that have one
+    missing: dict[str, str] = field(default_factory=dict)  # metric -> why it has no result
+    name: str = ""  # short, and with the passes unlike any other row's
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the experiment was scored by, in the order of tables."""
+        return self.summary.metrics
+
+    @property
+    def latents(self) -> list[float] | None:
+        """RMSE of the latents after each step; None for the reference, and where latents were not kept."""
+        return self.summary.latents.rmse if self.summary.latents and self.role != "reference" else None
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each sample."""
+        return [record.prompt for record in self.records]
+
+    @property
+    def prompt_count(self) -> int:
+        return len(set(self.prompts))
+
+    @property
+    def passes(self) -> str:
+        """Passes of steps: 14/50."""
+        return f"{round(self.costs.passes, 1):g}/{self.costs.steps}"
+
+    @property
+    def algo(self) -> str:
+        return self.records[0].algo
+
+    @property
+    def forecaster(self) -> str:
+        return self.records[0].forecaster
+
+    @property
+    def schedule(self) -> str:
+        return self.records[0].schedule
+
+    @property
+    def site(self) -> str:
+        return self.records[0].site
+
+    def mean(self, metric: str) -> float | None:
+        """The mean score; None where there is none."""
+        return self.results[metric].estimate.mean if metric in self.results else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's score less the baseline's, over the prompts of both."""
+
+    row: Row
+    metric: str
+    estimate: Estimate
+    p: float  # two-sided, by flipping signs
+    p_holm: float  # the same, corrected for the number of methods (Holm 1979)
+    wins: float  # share of prompts on which the method is better; a tie counts half
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods' differences from one row."""
+
+    baseline: Row
+    differences: list[Difference]
+
+
+@dataclass
+class Table:
+    """The reference's row first, then noise floors, then methods; what a reader must know; differences if asked for."""
+
+    rows: list[Row]
+    notes: list[str]
+    comparison: Comparison | None = None
+
+    @property
+    def reference(self) -> Row:
+        return self.rows[0]
+
+    @property
+    def methods(self) -> list[Row]:
+        return [row for row in self.rows if row.role == "method"]
+
+    @property
+    def metrics(self) -> list[str]:
+        return shared_metrics(self.rows)
+
+
+def shared_metrics(rows: list[Row]) -> list[str]:
+    """The metrics that all rows were scored by."""
+    return [name for name in METRICS if all(name in row.metrics for row in rows)]
