@@ -11,6 +11,15 @@ from helpers import composed, denoiser, no_identity, recipe
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the tests that run on every random pipeline, those on the FLUX alone are of the quick tier."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if "random_pipes" in item.fixturenames and parameters.get("name", "flux") != "flux":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def random_pipes():
     """Name of a recipe -> a pipeline of that miniature's sizes with random weights: for plumbing, never for quality."""

@@ -71,12 +71,12 @@ def test_the_command_refuses_a_fit_that_explains_too_little(compose, weights, tm
     if r2 < 0.8:
         with pytest.raises(UserError, match="below 0.8"):
             calibrate.main(cfg)
+        assert not (tmp_path / "teacache").exists()
     else:
         calibrate.main(cfg)
         found = json.loads((tmp_path / "teacache" / "tiny-flux.json").read_text())
         assert found["polynomial"] == [1.0, 0.0] and found["r2"] == r2
         assert found["prompts"] == f"1 of {tmp_path}/p.txt" and found["steps"] == 4 and found["weights"]
-    assert r2 > 0.8 or not (tmp_path / "teacache").exists()
 
 
 def test_magcache_ratios_are_those_of_the_residual(random_pipe):
@@ -155,5 +155,5 @@ def test_an_algorithm_that_needs_no_measuring_is_refused(compose):
 
 
 def test_published_constants_have_a_source():
-    for path in CALIBRATION.rglob("*.json"):
-        assert json.loads(path.read_text())["source"], path
+    sources = {path: json.loads(path.read_text()).get("source") for path in CALIBRATION.rglob("*.json")}
+    assert sources and all(sources.values())

@@ -195,6 +195,7 @@ def test_files(home, tmp_path):
     assert "Differences from good" in page and "Furthest from the reference" in page
 
 
+@pytest.mark.slow
 def test_ten_thousand_prompts_stay_small():
     """Neither memory nor time grow with prompts times draws."""
     values = np.random.default_rng(0).normal(0.1, 1, 10_000)

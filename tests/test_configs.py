@@ -1,5 +1,6 @@
 """Every YAML composes and instantiates; the keys of the command line are a promise."""
 
+import pkgutil
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,6 +40,17 @@ UPSTREAM = [
 ]
 
 
+def check_parts(method, algorithm):
+    """Each part is the function with the constants, or the object of the class, that the configuration names."""
+    for part in ("schedule", "forecaster", "site"):
+        given, made = getattr(method, part), getattr(algorithm, part)
+        if given is not None:
+            target = pkgutil.resolve_name(given.target)
+            assert getattr(made, "func", made) is target or type(made) is target, part
+            for key, value in getattr(made, "keywords", {}).items():
+                assert value == given.constants[key], (part, key)
+
+
 @pytest.mark.parametrize("model", GROUPS["model"])
 @pytest.mark.parametrize("algo", GROUPS["algo"])
 def test_every_model_and_algorithm_builds(compose, model, algo):
@@ -53,8 +65,9 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
     cfg = settings(*words)
     algorithm = build(cfg)
     assert algorithm.name == algo == labels(cfg)["algo"]
-    if not schedules.is_gate(algorithm.schedule):
-        assert schedules.plan(algorithm.schedule, cfg.num_inference_steps)[0]
+    check_parts(cfg.method, algorithm)
+    mask = schedules.plan(algorithm.schedule, cfg.num_inference_steps)
+    assert mask is None or mask.all() == (algo in ("nocache", "steps"))
 
 
 @pytest.mark.parametrize("site", GROUPS["site"])
@@ -82,8 +95,8 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         with pytest.raises(UserError, match="token-wise caching reuses"):
             build(settings(*words))
         return
-    algorithm = build(settings(*words))
-    assert type(algorithm.site).__name__.lower() == site.replace("_", "")
+    cfg = settings(*words)
+    check_parts(cfg.method, build(cfg))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ ALL = {
 }
 KEPT = {"reuse": 1, "taylor1": 2, "taylor2": 3, "chebyshev": 14, "spectrum": 14}  # most rows held at a time
 KEPT |= {"hermite": 3, "lagrange": 4, "adams": 3, "foca": 11}
-rng = np.random.default_rng(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -39,7 +43,7 @@ def test_one_weight_a_row_in_float64(name, count):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_taylor_is_the_recursion_of_diffusers(order):
+def test_taylor_is_the_recursion_of_diffusers(order, rng):
     """diffusers' own state, from whose hook we take nothing: it starts differencing at the second update."""
     from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
@@ -57,7 +61,7 @@ def test_taylor_is_the_recursion_of_diffusers(order):
         np.testing.assert_allclose(ours, state.predict()[0].numpy(), rtol=1e-9, atol=1e-9)
 
 
-def test_taylor_starts_as_the_published_code_does():
+def test_taylor_starts_as_the_published_code_does(rng):
     """Shenyi-Z/TaylorSeer@288776d with first_enhance 3: order 0 at steps 0 and 1, order 1 at 2, order 2 at the next."""
 
     def direct(H, order, enhance):
@@ -92,7 +96,7 @@ def test_taylor_two_on_a_uniform_grid_has_the_published_weights():
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("t", [5, 16, 49])
-def test_spectrum_is_a_ridge_regression_by_cholesky(ridge, t):
+def test_spectrum_is_a_ridge_regression_by_cholesky(ridge, t, rng):
     """The paper's own way round: fit coefficients on the features, then evaluate."""
     times = np.array([s for s in SLOW if s < t], float)
     H = rng.standard_normal((len(times), 64))
@@ -114,7 +118,7 @@ def test_spectrum_is_a_ridge_regression_by_cholesky(ridge, t):
 
 
 @pytest.mark.parametrize("degree", [1, 2, 4])
-def test_polynomials_up_to_the_degree_are_reproduced_as_the_ridge_vanishes(degree):
+def test_polynomials_up_to_the_degree_are_reproduced_as_the_ridge_vanishes(degree, rng):
     coefficients = rng.standard_normal(degree + 1)
 
     def f(s):
@@ -151,7 +155,7 @@ def test_senseless_constants_raise(call):
         call(np.array([0.0, 1.0]), 2.0)
 
 
-def test_forgetting_rows_of_weight_zero_changes_no_forecast():
+def test_forgetting_rows_of_weight_zero_changes_no_forecast(rng):
     """A session keeps only what the next step would read; every later forecast must be the same as from all rows."""
     from spectrum_bench.caching.session import Branch
 
@@ -218,7 +222,7 @@ def test_hermite_by_hand():
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
-def test_lagrange_is_exact_on_polynomials_of_its_degree(order):
+def test_lagrange_is_exact_on_polynomials_of_its_degree(order, rng):
     polynomial = np.polynomial.Polynomial(rng.standard_normal(order + 1))
     times = np.array([0, 1, 4, 6, 11, 19], float)
     assert forecasters.lagrange(times, 23.0, order=order) @ polynomial(times) == pytest.approx(polynomial(23.0))
@@ -240,7 +244,7 @@ def test_adams_bashforth_of_order_one_is_taylors():
     np.testing.assert_allclose(w, forecasters.taylor(times, 49.0, order=1), atol=1e-12)
 
 
-def test_foca_is_its_equations_step_by_step():
+def test_foca_is_its_equations_step_by_step(rng):
     """Eqs. 6 to 8 of arXiv:2508.16211 on tensors, one unit step after the other, predicted values in the window."""
     H, full = rng.standard_normal((len(SLOW), 5)), None
     F = {}  # value at each step, computed or predicted
@@ -286,7 +290,7 @@ def test_more_senseless_constants_raise(make):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_each_channel_follows_its_own_solver(dtype):
+def test_each_channel_follows_its_own_solver(dtype, rng):
     names, channels = ["taylor1", "reuse", "foca"], [2, 0, 0, 1, 2]
     times, H = (
         np.array([0.0, 1, 2, 4, 8]),

@@ -10,7 +10,11 @@ import pytest
 
 TOLERANCE = 0.3  # dB
 GREY = 0.5  # grey levels, of the plain run's means
-CASES = [(model, algo) for model in golden.MINIATURES for algo in golden.ALGOS]
+CASES = [
+    pytest.param(model, algo, marks=[pytest.mark.slow] if model != "tiny-flux" else [])
+    for model in golden.MINIATURES
+    for algo in golden.ALGOS
+]
 
 
 @pytest.mark.parametrize("model, algo", CASES)

@@ -31,12 +31,6 @@ RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 CONFIGURATION = {"hydra", "omegaconf"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
-# Modules that are about to be rewritten and break a rule until then; strict, so that the list shrinks with them.
-AWAITED_LAYER: tuple[str, ...] = ()
-AWAITED_HYDRA: tuple[str, ...] = ()
-AWAITED_CIRCLE: tuple[str, ...] = ()
-AWAITED_TORCH: tuple[str, ...] = ()
-
 
 @dataclass(frozen=True)
 class Import:
@@ -104,20 +98,11 @@ def reached(start: str) -> set[str]:
     return known
 
 
-def awaited(names, rewritten: tuple[str, ...], why: str):
-    """`names` as parameters, of which those that start like one of `rewritten` are expected to fail."""
-    mark = pytest.mark.xfail(strict=True, reason=why)
-    return [
-        pytest.param(name, marks=mark) if name.removeprefix(f"{PACKAGE}.").startswith(rewritten) else name
-        for name in names
-    ]
-
-
 def test_every_part_has_a_layer():
     assert {part(name) for name in FILES} == RANK.keys()
 
 
-@pytest.mark.parametrize("name", awaited(FILES, AWAITED_LAYER, "to be rewritten without the imports from commands"))
+@pytest.mark.parametrize("name", FILES)
 def test_imports_run_down_the_layers(name):
     here = part(name)
     upward = [
@@ -135,12 +120,12 @@ def test_imports_name_modules_that_exist():
     assert not missing
 
 
-@pytest.mark.parametrize("name", awaited(FILES, AWAITED_CIRCLE, "a function of it imports the module itself"))
+@pytest.mark.parametrize("name", FILES)
 def test_no_module_imports_itself_through_others(name):
     assert not [each.module for each in ours(FILES[name]) if name in reached(each.module)]
 
 
-@pytest.mark.parametrize("name", awaited(FILES, AWAITED_HYDRA, "its Hydra half goes to commands"))
+@pytest.mark.parametrize("name", FILES)
 def test_hydra_ends_at_the_command_line(name):
     assert part(name) == "commands" or not outside(FILES[name]) & CONFIGURATION
 
@@ -172,7 +157,9 @@ def is_true(value: ast.expr | None) -> bool:
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*SRC.rglob("*.py"), *ROOT.glob("training/*.py"), ROOT / "download.py"]), ids=str
+    "path",
+    sorted([*SRC.rglob("*.py"), *ROOT.glob("training/*.py"), ROOT / "download.py"]),
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_nothing_unpickles_or_runs_remote_code(path):
     tree = ast.parse(path.read_text())
@@ -204,7 +191,6 @@ WITHOUT_A_MODEL = [
 # May be missing, and are asked for only where they are used.
 EXTRAS = {"ray", "cache_dit", "lpips", "open_clip", "ImageReward", "vbench"}
 
-
 TELL = """
 import atexit, os, runpy, sys
 from pathlib import Path
@@ -225,7 +211,7 @@ def loaded(command: str) -> set[str]:
         return set(file.read().split())
 
 
-@pytest.mark.parametrize("command", awaited(WITHOUT_A_MODEL, AWAITED_TORCH, "imports are not lazy yet"))
+@pytest.mark.parametrize("command", WITHOUT_A_MODEL)
 def test_what_needs_no_model_imports_no_torch(command):
     assert PACKAGE in (names := loaded(command)) and "torch" not in names
 

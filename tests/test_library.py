@@ -4,7 +4,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from helpers import composed
+from helpers import composed, inventory
 from hydra.core.global_hydra import GlobalHydra
 
 import spectrum_bench
@@ -38,7 +38,7 @@ def test_four_lines_make_what_a_run_makes(pipe, tmp_path):
 
 
 def test_a_second_call_begins_anew_and_nothing_stays(pipe):
-    before = {name: (type(m), sorted(vars(m))) for name, m in pipe.transformer.named_modules()}
+    before = inventory(pipe.transformer)
     seen = []
 
     def mine(pipe, step, timestep, tensors):
@@ -53,7 +53,7 @@ def test_a_second_call_begins_anew_and_nothing_stays(pipe):
         steps = run.computed_steps
     assert np.array_equal(*map(np.asarray, pictures)) and seen == [*range(9), *range(9)]
     assert steps == [0, 1, 2, 3, 4, 7]
-    assert {name: (type(m), sorted(vars(m))) for name, m in pipe.transformer.named_modules()} == before
+    assert inventory(pipe.transformer) == before
 
 
 def test_the_pipelines_own_call_takes_the_callback(pipe):

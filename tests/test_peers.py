@@ -38,7 +38,7 @@ PEERS |= {
 }
 
 
-pytestmark = [pytest.mark.usefixtures("no_gradients"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.mark.parametrize("peer,name", [(p, n) for p in PEERS for n in NAMES if (p, n) != ("pab", "wan")])

@@ -59,6 +59,7 @@ def test_commands_name_scripts_and_keys_that_exist(command):
 FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(architectures.FOLDER.glob("*.json"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "runs"),
     [
