@@ -41,7 +41,7 @@ def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
         metric = METRICS[name]
         if (mean := estimate(row.scores[name], row.prompts)) is None:
             paired = row.role == "reference" and metric.kind == "paired"
-            missing[name] = notes.ITSELF if paired else row.summary.unavailable.get(name, notes.NOT_MEASURED)
+            missing[name] = notes.ITSELF if paired else row.digest.unavailable.get(name, notes.NOT_MEASURED)
         elif metric.own and row.role != "reference":
             differences = np.subtract(row.scores[name], row.scores[metric.own])
             results[name] = Result(mean, minus_reference=estimate(differences, row.prompts))
