@@ -152,7 +152,7 @@ def with_captions(table, scores):
     for row in table.rows:
         values = scores[row.experiment.name]
         row.scores["caption"], row.scores["caption_reference"] = values, scores["nocache"]
-        row.summary = replace(row.summary, metrics=(*row.summary.metrics, "caption"))
+        row.digest = replace(row.digest, metrics=(*row.digest.metrics, "caption"))
         less = stats.estimate(np.subtract(values, scores["nocache"]), row.prompts)
         row.results["caption"] = Result(stats.estimate(values, row.prompts), minus_reference=less)
     return table

@@ -13,7 +13,7 @@ from spectrum_bench.commands import reproduce
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import paper, plots
-from spectrum_bench.reporting.rows import Costs, Latents, Result, Row, Summary, Table
+from spectrum_bench.reporting.rows import Costs, Digest, Latents, Result, Row, Table
 from spectrum_bench.scoring.stats import Estimate
 
 ROOT = Path(__file__).parent.parent
@@ -204,7 +204,7 @@ def test_a_sweep_is_drawn_by_line(tmp_path):
     for i, run in enumerate(plan.runs[1:]):
         folder = SimpleNamespace(folder=Path(run.name))
         psnr = Result(Estimate(30.0 + i, 29.0 + i))
-        rows.append(Row(folder, "method", [], {}, Summary(), Costs(50, 10 + i % 5), {"psnr": psnr}))
+        rows.append(Row(folder, "method", [], {}, Digest(), Costs(50, 10 + i % 5), {"psnr": psnr}))
     lines = paper.lines_of(Table(rows, []), plan)
     assert list(lines) == ["0.001", "0.01", "0.1", "1.0", "10.0"] and {len(own) for own in lines.values()} == {5}
     drawn = plots.sweep(lines, "lam")
@@ -213,9 +213,9 @@ def test_a_sweep_is_drawn_by_line(tmp_path):
 
 def made_up_row(name, **scores):
     """A row of the run `name` with these means, and latents that drift by 0.001 a step."""
-    summary = Summary(latents=Latents([i / 1000 for i in range(50)], prompts=1))
+    digest = Digest(latents=Latents([i / 1000 for i in range(50)], prompts=1))
     results = {metric: Result(Estimate(mean)) for metric, mean in scores.items()}
-    return Row(SimpleNamespace(folder=Path(name)), "method", [], {}, summary, Costs(50, 12), results, name=name)
+    return Row(SimpleNamespace(folder=Path(name)), "method", [], {}, digest, Costs(50, 12), results, name=name)
 
 
 def test_latents_stand_beside_the_papers():

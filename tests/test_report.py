@@ -17,7 +17,7 @@ import pytest
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import cells, formats, frames, plots, tables
 from spectrum_bench.reporting import page as report
-from spectrum_bench.reporting.rows import Costs, Result, Row, Summary
+from spectrum_bench.reporting.rows import Costs, Digest, Result, Row
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import find_experiments, read_experiment
 from spectrum_bench.scoring.stats import Estimate
@@ -126,7 +126,7 @@ def test_a_panel_a_metric_and_the_methods_that_none_beats(home):
     points = ((1, 0.1), (2, 0.2), (1.5, 0.3))
     costs = [Costs(50, 10, speedup=Estimate(speedup)) for speedup, _ in points]
     results = [{"lpips": Result(Estimate(lpips))} for _, lpips in points]
-    slow, fast, poor = (Row(None, "method", [], {}, Summary(), *pair) for pair in zip(costs, results, strict=True))
+    slow, fast, poor = (Row(None, "method", [], {}, Digest(), *pair) for pair in zip(costs, results, strict=True))
     assert plots.frontier([fast, poor, slow], "lpips") == [slow, fast]
 
 
@@ -390,7 +390,7 @@ def test_find_experiments(home, tmp_path):
         find_experiments([tmp_path])
 
 
-def test_a_run_without_samples_is_left_out(tmp_path, capsys):
+def test_a_run_without_samples_is_left_out(tmp_path, caplog):
     for name in ("nocache", "fora"):
         fabricate.experiment(tmp_path / "runs" / name, PROMPTS[:2], PICTURES[:2])
     (tmp_path / "runs/compiled").mkdir()
@@ -398,7 +398,7 @@ def test_a_run_without_samples_is_left_out(tmp_path, capsys):
     (tmp_path / "runs/empty").mkdir()
     (tmp_path / "runs/empty/records.jsonl").write_text("")
     assert find_experiments([tmp_path / "runs"]) == [tmp_path / "runs/fora", tmp_path / "runs/nocache"]
-    assert capsys.readouterr().err.count("left out: ") == 2
+    assert caplog.text.count("left out: ") == 2
     with pytest.raises(UserError, match="no sample in .*empty: run the experiment first"):
         find_experiments([tmp_path / "runs/empty"])
 
@@ -422,17 +422,17 @@ def test_a_pooled_metric_needs_the_same_samples_in_every_row():
     def scored(values):
         index = pandas.MultiIndex.from_tuples([(i, 0) for i in range(len(values))])
         scores = pandas.DataFrame({"vbench_standard": values, "vbench_standard_reference": 0.5}, index)
-        return tables.Scored(None, scores, Summary(metrics=("vbench_standard",)))
+        return tables.Scored(None, scores, Digest(metrics=("vbench_standard",)))
 
     nan = float("nan")
     whole = [scored([0.5, 0.6, nan]), scored([0.4, 0.7, nan])]  # nothing is asked of the third
     tables.leave_out_uneven(whole)
-    assert whole[0].scores.vbench_standard[1, 0] == 0.6 and not whole[0].summary.unavailable
+    assert whole[0].scores.vbench_standard[1, 0] == 0.6 and not whole[0].digest.unavailable
     uneven = [scored([0.5, 0.6, nan]), scored([0.4, nan, nan])]
     tables.leave_out_uneven(uneven)
     for each in uneven:
         assert each.scores.isna().all().all()
-        assert "some rows lack samples" in each.summary.unavailable["vbench_standard"]
+        assert "some rows lack samples" in each.digest.unavailable["vbench_standard"]
 
 
 @pytest.mark.parametrize(

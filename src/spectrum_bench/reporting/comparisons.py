@@ -7,7 +7,8 @@ import numpy as np
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting.rows import Comparison, Difference, Row, Table, Verdict
-from spectrum_bench.scoring.metrics import METRICS, Metric
+from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.metrics.contracts import Metric
 from spectrum_bench.scoring.stats import Values, by_prompt, estimate, holm, sign_flip
 
 ALPHA = 0.05

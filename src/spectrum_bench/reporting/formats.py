@@ -63,7 +63,7 @@ def latents(table: Table) -> str:
         for row, errors in pairs
     ]
     text = pipe_table(pd.DataFrame(lines, columns=["Latents' RMSE after step", "Passes", *map(str, steps)]))
-    return f"{text}\n\n{notes.latents(row.summary.latents.prompts for row, _ in pairs if row.summary.latents)}\n"
+    return f"{text}\n\n{notes.latents(row.digest.latents.prompts for row, _ in pairs if row.digest.latents)}\n"
 
 
 def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:

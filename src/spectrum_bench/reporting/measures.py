@@ -1,11 +1,15 @@
 """What one row's records and scores come to: latency, speedup, memory, and the mean of every metric."""
 
+from typing import Literal
+
 import numpy as np
 
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.rows import Costs, Result, Row
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.stats import Estimate, estimate, ratio_interval
+
+Stage = Literal["total", "full_step", "skipped_step"]  # of a record's latency
 
 
 def measure_costs(row: Row, reference: Row) -> Costs:
@@ -37,7 +41,7 @@ def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
         metric = METRICS[name]
         if (mean := estimate(row.scores[name], row.prompts)) is None:
             paired = row.role == "reference" and metric.kind == "paired"
-            missing[name] = notes.ITSELF if paired else row.summary.unavailable.get(name, notes.NOT_MEASURED)
+            missing[name] = notes.ITSELF if paired else row.digest.unavailable.get(name, notes.NOT_MEASURED)
         elif metric.own and row.role != "reference":
             differences = np.subtract(row.scores[name], row.scores[metric.own])
             results[name] = Result(mean, minus_reference=estimate(differences, row.prompts))
@@ -46,7 +50,7 @@ def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
     return results, missing
 
 
-def latencies(row: Row, stage: str) -> list[float]:
+def latencies(row: Row, stage: Stage) -> list[float]:
     """Seconds that a stage took in each sample during which the device did little else."""
     seconds = (record.latency.get(stage) for record in row.records if record.alone)
     return [value for value in seconds if value is not None]

@@ -6,7 +6,8 @@ import numpy as np
 
 from spectrum_bench.reporting.rows import Row, shared_metrics
 from spectrum_bench.sampling.records import read_failures
-from spectrum_bench.scoring.metrics import METRICS, Metric
+from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.metrics.contracts import Metric
 
 # Reasons for a dash.
 ITSELF = "the reference is what the other rows are measured against"
@@ -104,7 +105,7 @@ def _identical(others: list[Row]) -> list[str]:
 
 
 def _anchors(row: Row) -> list[str]:
-    anchors = {"itself": row.summary.itself, "shuffled prompts": row.summary.shuffled}
+    anchors = {"itself": row.digest.itself, "shuffled prompts": row.digest.shuffled}
     return [
         f"Sanity, the reference against {what}: {', '.join(f'{name} {score:.4g}' for name, score in scores.items())}."
         for what, scores in anchors.items()
@@ -113,9 +114,9 @@ def _anchors(row: Row) -> list[str]:
 
 
 def _judge(row: Row) -> list[str]:
-    if not row.summary.judge:
+    if not row.digest.judge:
         return []
-    shares = " and ".join(f"{100 * share:.1f} % of pictures {kind}" for kind, share in row.summary.judge.items())
+    shares = " and ".join(f"{100 * share:.1f} % of pictures {kind}" for kind, share in row.digest.judge.items())
     return [f"The caption judge itself is right on held-out captions for {shares}."]
 
 

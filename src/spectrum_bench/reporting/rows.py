@@ -22,7 +22,7 @@ class Latents:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Digest:
     """What a report needs of an experiment's summary.json."""
 
     metrics: tuple[str, ...] = ()  # in the order of METRICS
@@ -72,7 +72,7 @@ class Row:
     role: Role
     records: list[Record]
     scores: dict[str, list[float]]  # NaN for a sample that was not scored
-    summary: Summary
+    digest: Digest
     costs: Costs = Costs(steps=0, passes=0.0)
     results: dict[str, Result] = field(default_factory=dict)  # metric -> result, of those that have one
     missing: dict[str, str] = field(default_factory=dict)  # metric -> why it has no result
@@ -81,12 +81,12 @@ class Row:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the experiment was scored by, in the order of tables."""
-        return self.summary.metrics
+        return self.digest.metrics
 
     @property
     def latents(self) -> list[float] | None:
         """RMSE of the latents after each step; None for the reference, and where latents were not kept."""
-        return self.summary.latents.rmse if self.summary.latents and self.role != "reference" else None
+        return self.digest.latents.rmse if self.digest.latents and self.role != "reference" else None
 
     @property
     def prompts(self) -> list[str]:

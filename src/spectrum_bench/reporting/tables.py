@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,12 @@ import pandas as pd
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.measures import measure_costs, measure_scores
-from spectrum_bench.reporting.rows import Costs, Latents, Role, Row, Summary, Table, shared_metrics
+from spectrum_bench.reporting.rows import Costs, Digest, Latents, Role, Row, Table, shared_metrics
 from spectrum_bench.scoring.experiments import Experiment, check_reference
-from spectrum_bench.scoring.metrics import METRICS, Metric
+from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.metrics.contracts import Metric
 from spectrum_bench.scoring.stats import estimate, tied
+from spectrum_bench.scoring.summary import Summary
 
 Key = tuple[int, int]  # prompt index, seed
 # What methods are compared at: a method is marked best if no other on as small a budget, or a smaller one, beats it.
@@ -33,7 +34,7 @@ class Scored:
 
     experiment: Experiment
     scores: pd.DataFrame
-    summary: Summary
+    digest: Digest
 
 
 def build(experiments: list[Experiment], reference: Experiment, align: str = "passes") -> Table:
@@ -80,16 +81,16 @@ def read_scores(experiment: Experiment, reference: Experiment) -> Scored:
     command = f"python src/evaluate.py {experiment.folder} reference={reference.folder}"
     try:
         scores = _read_csv(experiment)
-        text = json.loads((experiment.folder / "summary.json").read_text(encoding="utf-8"))
-        fingerprints = (text["records_sha256"], text["reference"]["records_sha256"])
-        summary = read_summary(text)
+        summary: Summary = json.loads((experiment.folder / "summary.json").read_text(encoding="utf-8"))
+        fingerprints = (summary["records_sha256"], summary["reference"]["records_sha256"])
+        digest = make_digest(summary)
     except FileNotFoundError:
         raise UserError(f"{experiment.folder} is not scored: {command}") from None
     except (ValueError, KeyError):
         raise UserError(f"the scores in {experiment.folder} cannot be read: {command}") from None
     if fingerprints != (experiment.fingerprint, reference.fingerprint):
         raise UserError(f"{experiment.folder} was scored before it or its reference was last changed: {command}")
-    return Scored(experiment, scores, summary)
+    return Scored(experiment, scores, digest)
 
 
 def _read_csv(experiment: Experiment) -> pd.DataFrame:
@@ -97,15 +98,15 @@ def _read_csv(experiment: Experiment) -> pd.DataFrame:
     return scores.set_index(["prompt_index", "seed"]).astype(float)
 
 
-def read_summary(text: dict[str, Any]) -> Summary:
-    """summary.json as reports use it."""
-    metrics, latents, anchors = text["metrics"], text.get("latents"), text["anchors"]
-    judge = {kind: facts["caption"] for kind, facts in (text.get("judge") or {}).items() if _has_caption(facts)}
-    return Summary(
+def make_digest(summary: Summary) -> Digest:
+    """Of summary.json what reports use."""
+    metrics, latents, anchors = summary["metrics"], summary.get("latents"), summary["anchors"]
+    judge = {kind: facts["caption"] for kind, facts in (summary.get("judge") or {}).items() if _has_caption(facts)}
+    return Digest(
         metrics=tuple(name for name in METRICS if name in metrics),
         unavailable={name: facts["unavailable"] for name, facts in metrics.items() if "unavailable" in facts},
         latents=Latents(latents["rmse"], latents["prompts"]) if latents else None,
-        itself=anchors["itself"] or {},
+        itself=anchors["itself"],
         shuffled=anchors["shuffled"] or {},
         judge={kind.replace("_", " "): share for kind, share in judge.items()},
     )
@@ -121,8 +122,8 @@ def leave_out_uneven(scored: Sequence[Scored]) -> None:
         if metric.pooled and len({_samples_with(each.scores, metric) for each in scored}) > 1:
             for each in scored:
                 each.scores = each.scores.assign(**{metric.name: math.nan, metric.own or metric.name: math.nan})
-                unavailable = {**each.summary.unavailable, metric.name: notes.uneven(metric.name)}
-                each.summary = replace(each.summary, unavailable=unavailable)
+                unavailable = {**each.digest.unavailable, metric.name: notes.uneven(metric.name)}
+                each.digest = replace(each.digest, unavailable=unavailable)
 
 
 def _samples_with(scores: pd.DataFrame, metric: Metric) -> frozenset[Key]:
@@ -142,11 +143,11 @@ def role(experiment: Experiment, reference: Experiment) -> Role:
 
 def make_row(scored: Scored, role: Role, keys: list[Key]) -> Row:
     """The row of an experiment over the samples `keys`."""
-    metrics = [METRICS[name] for name in scored.summary.metrics]
+    metrics = [METRICS[name] for name in scored.digest.metrics]
     columns = [*(m.name for m in metrics), *(m.own for m in metrics if m.own), "identical"]
     scores = scored.scores.reindex(columns=columns).loc[keys]
     records = [scored.experiment.by_key[key] for key in keys]
-    return Row(scored.experiment, role, records, {name: scores[name].tolist() for name in columns}, scored.summary)
+    return Row(scored.experiment, role, records, {name: scores[name].tolist() for name in columns}, scored.digest)
 
 
 def make_reference(reference: Experiment, row: Row, keys: list[Key]) -> Row:
@@ -154,7 +155,7 @@ def make_reference(reference: Experiment, row: Row, keys: list[Key]) -> Row:
     unscored = [math.nan] * len(keys)
     scores = {name: row.scores[own] if (own := METRICS[name].own) else unscored for name in row.metrics}
     records = [reference.by_key[key] for key in keys]
-    return Row(reference, "reference", records, scores, row.summary, name="reference")
+    return Row(reference, "reference", records, scores, row.digest, name="reference")
 
 
 NAME_PARTS: tuple[Callable[[Row], str], ...] = (
