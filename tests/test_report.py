@@ -390,7 +390,7 @@ def test_find_experiments(home, tmp_path):
         find_experiments([tmp_path])
 
 
-def test_a_run_without_samples_is_left_out(tmp_path, capsys):
+def test_a_run_without_samples_is_left_out(tmp_path, caplog):
     for name in ("nocache", "fora"):
         fabricate.experiment(tmp_path / "runs" / name, PROMPTS[:2], PICTURES[:2])
     (tmp_path / "runs/compiled").mkdir()
@@ -398,7 +398,7 @@ def test_a_run_without_samples_is_left_out(tmp_path, capsys):
     (tmp_path / "runs/empty").mkdir()
     (tmp_path / "runs/empty/records.jsonl").write_text("")
     assert find_experiments([tmp_path / "runs"]) == [tmp_path / "runs/fora", tmp_path / "runs/nocache"]
-    assert capsys.readouterr().err.count("left out: ") == 2
+    assert caplog.text.count("left out: ") == 2
     with pytest.raises(UserError, match="no sample in .*empty: run the experiment first"):
         find_experiments([tmp_path / "runs/empty"])
 
