@@ -101,6 +101,7 @@ def test_a_changed_sample_is_scored_again(runs):
     assert str(changed) in (folder / "log").read_text()
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_once_and_again_when_its_packages_change(tmp_path, monkeypatch):
     def declare(*packages):
         text = f"# /// script\n# dependencies = {json.dumps(packages)}\n# ///\n"
@@ -241,6 +242,7 @@ def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():
         chosen(ModelFacts(metrics=("fid",)))
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     clean = fabricate.pictures(PROMPTS)
     fabricate.experiment(tmp_path / "nocache", PROMPTS, clean)

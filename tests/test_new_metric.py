@@ -78,6 +78,7 @@ def evaluate(checkout, *words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path,text,entry,name", [
     ("brightness.py", MODULE, ENTRY, "brightness"),
     ("isolated/score_letters.py", SCRIPT, SCRIPT_ENTRY, "letters"),

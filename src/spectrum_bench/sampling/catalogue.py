@@ -55,9 +55,9 @@ class HubEntry:
     @property
     def path(self) -> Path:
         """The file in the cache; where it is missing, a path at which there is none."""
-        found = try_to_load_from_cache(self.repo, self.file)  # looked up, never fetched
+        cached = try_to_load_from_cache(self.repo, self.file)  # looked up, never fetched
         folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
-        return Path(found) if isinstance(found, str) else folder / self.file
+        return Path(cached) if isinstance(cached, str) else folder / self.file
 
 
 Entry = WebEntry | HubEntry
