@@ -22,6 +22,7 @@ def test_a_mask_needs_no_model(compose, capsys):
     assert lines[-1].startswith("schedule.threshold=") and "14" in lines
 
 
+@pytest.mark.slow
 def test_a_gate_is_run(compose, weights, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red ring\na blue star\n")
     words = [f"model.repo={weights}", f"prompt_file={tmp_path}/p.txt", "num_inference_steps=8", "passes=4"]

@@ -51,6 +51,7 @@ def check_parts(method, algorithm):
                 assert value == given.constants[key], (part, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", GROUPS["model"])
 @pytest.mark.parametrize("algo", GROUPS["algo"])
 def test_every_model_and_algorithm_builds(compose, model, algo):
@@ -70,6 +71,7 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
     assert mask is None or mask.all() == (algo in ("nocache", "steps"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", GROUPS["site"])
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
 @pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])

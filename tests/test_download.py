@@ -167,7 +167,7 @@ def checkout(tmp_path):
     folder = tmp_path / "checkout"
     shutil.copytree(ROOT / "src/spectrum_bench", folder / "src/spectrum_bench", ignore=shutil.ignore_patterns("__pyc*"))
     (folder / "configs/model").mkdir(parents=True)
-    for name in ("download.py", "configs/downloads.yaml", "configs/model/flux.yaml"):
+    for name in ("download.py", "configs/base.yaml", "configs/downloads.yaml", "configs/model/flux.yaml"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 

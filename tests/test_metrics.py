@@ -14,6 +14,7 @@ import torch
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.miniature import judge as tiny_judge
 from spectrum_bench.miniature import world
+from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.catalogue import WebEntry
 from spectrum_bench.scoring.metrics import METRICS, caption, perceptual, pixel
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, Unscorable
@@ -103,6 +104,7 @@ def test_lpips_without_weights_is_unavailable(monkeypatch, tmp_path):
         METRICS["lpips"].scorer(ModelFacts())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric,net", [("lpips", "alex"), ("lpips_vgg", "vgg")])
 def test_lpips_is_wired_as_in_its_own_package(monkeypatch, tmp_path, metric, net):
     """With a random backbone, so the numbers mean nothing; ours must be those of lpips' own class."""
@@ -210,7 +212,7 @@ def test_caption_is_blank_outside_the_grammar(tmp_path):
 
 
 def test_the_shipped_judge_reads_rendered_pictures():
-    folder = caption.ROOT / "assets/tiny/flux/judge"
+    folder = ROOT / "assets/tiny/flux/judge"
     if not folder.is_dir():
         pytest.skip("no trained judge here: python training/train_tiny.py")
     scorer = METRICS["caption"].scorer(ModelFacts(judge="assets/tiny/flux/judge"))

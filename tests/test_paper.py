@@ -74,6 +74,7 @@ def test_passes_are_those_of_our_schedules(number):
 # configs/experiment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", paper.names())
 def test_every_run_composes_and_builds(name):
     """On the paper's models, and on a miniature of each kind that is here."""
@@ -118,6 +119,7 @@ def test_what_a_miniature_takes_of_an_experiment():
         paper.read_plans("table9")
 
 
+@pytest.mark.slow
 def test_a_table_of_the_paper_on_the_miniature_from_start_to_end(tmp_path):
     words = [
         "table4_granularity",
