@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrum_bench import forecasters, gates, schedules
+from spectrum_bench import decisions, forecasters, gates, schedules
 from spectrum_bench.caching.history import History
 from spectrum_bench.caching.peers import CacheDiT, DiffusersCache
 from spectrum_bench.caching.session import cached, denoisers
@@ -615,7 +615,7 @@ def recording(mask: np.ndarray, signals: tuple, kept: list, look):
     """A gate that follows a mask and keeps what another gate would decide by: random weights have thresholds of their
     own, so they are found from what these weights do."""
 
-    @gates.gate(observes=signals, state=gates.AccumulatedState)
+    @decisions.gate(observes=signals, state=gates.AccumulatedState)
     def recorded(step, T, seen, state):
         kept.append(look(seen, state))
         return bool(mask[step])

@@ -23,7 +23,6 @@ MODULE, FUNCTION, MEDIAN, REPEATED = 350, 60, 8, 10  # lines
 # What breaks a rule today; strict, so that each leaves the list with the change that mends it.
 LONG_MODULES: tuple[str, ...] = (
     "scripts/gpu_truth.py",
-    "src/spectrum_bench/gates.py",
     "training/train.py",
 )
 LONG_FUNCTIONS: tuple[str, ...] = (

@@ -11,9 +11,10 @@ import torch
 
 from spectrum_bench import checks
 from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.decisions import Gate, Method
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster, forgotten, reuse
-from spectrum_bench.gates import Gate, Method, is_observed
+from spectrum_bench.gates import is_observed
 from spectrum_bench.schedules import Mask, Schedule, bare, full, plan
 from spectrum_bench.signals import FirstBlock, Front
 

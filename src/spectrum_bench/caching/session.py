@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, anatomy
 from spectrum_bench.caching.history import History
+from spectrum_bench.decisions import Gate, Progressing, State
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Floats, Forecaster, follows_gate, forgotten
-from spectrum_bench.gates import Gate, Progressing, State
 from spectrum_bench.schedules import Schedule, plan
 from spectrum_bench.signals import OUTPUT, Call, Place, Signal
 

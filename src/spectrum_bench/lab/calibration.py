@@ -14,9 +14,10 @@ from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
 from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.caching.sites.base import Site
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.decisions import Seen, gate
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
-from spectrum_bench.gates import AccumulatedState, Seen, gate, relative_change
+from spectrum_bench.gates import AccumulatedState, relative_change
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.schedules import Schedule, full

@@ -9,8 +9,8 @@ from torch import nn
 from spectrum_bench.anatomy import Anatomy, all_blocks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block
+from spectrum_bench.decisions import Verifier
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.gates import Verifier
 
 
 @dataclass(frozen=True)
