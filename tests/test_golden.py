@@ -1,14 +1,14 @@
 """The numbers below tests/golden are those of today's code: see golden.py, which measures them.
 
-Computed steps must be the same. PSNR may move by 0.3 dB: another processor rounds otherwise, which moves no line by
-0.02 dB (other vector instructions), nor do weights that are off by 1e-5 of themselves by 0.05, while a wrong weight,
-step or branch of a forecast moves it by more. Every choice of steps stays under errors of 1e-4.
+Computed steps must be the same, PSNR but for 0.1 dB. Another processor rounds otherwise: other vector instructions
+moved lines by 0.01 dB, weights off by 1e-5 of themselves, a hundred roundings, by 0.02. A ridge of 0.11 for 0.1 moves
+Spectrum's line on the miniature Wan by 0.9. No choice of steps changed under weights off by 1e-4.
 """
 
 import golden
 import pytest
 
-TOLERANCE = 0.3  # dB
+TOLERANCE = 0.1  # dB
 GREY = 0.5  # grey levels, of the plain run's means
 CASES = [
     pytest.param(model, algo, marks=[pytest.mark.slow] if model != "tiny-flux" else [])
