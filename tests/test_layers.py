@@ -19,6 +19,7 @@ LAYERS = (  # lowest first; a part imports from itself and from layers below its
     {"checks"},
     {"schedules", "forecasters", "anatomy"},
     {"signals"},
+    {"gating"},
     {"gates"},
     {"caching"},
     {"sampling", "miniature"},

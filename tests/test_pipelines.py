@@ -9,7 +9,7 @@ import torch
 from diffusers import WanPipeline
 from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
 
-from spectrum_bench import forecasters, gates, schedules
+from spectrum_bench import forecasters, gates, gating, schedules
 from spectrum_bench.caching.peers import DiffusersCache
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
@@ -262,7 +262,7 @@ def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
     real = []
     handle = module.register_forward_hook(lambda m, a, out: real.append(out))
 
-    @gates.gate(state=gates.SpeCaState)
+    @gating.gate(state=gates.SpeCaState)
     def watched(step, T, seen, state):
         errors.append(state.error)
         return gates.speca.rule(step, T, seen, state, **SPECA | {"threshold": limit})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import run, sample
 
-from spectrum_bench import forecasters, gates, signals
+from spectrum_bench import forecasters, gates, gating, signals
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
@@ -54,15 +54,15 @@ FIRST = signals.Signal("spread of the first attention", signals.Front, attach=at
 
 
 @dataclass
-class Seen(gates.State):
+class Seen(gating.State):
     before: torch.Tensor | None = None
 
 
 def method(signal):
     """Computes when a signal has moved by a share of itself since the last computed step."""
 
-    @gates.gate(observes=(signal,), state=Seen)
-    def moves(step: int, T: int, seen: gates.Seen, state: Seen, *, threshold: gates.Threshold) -> bool:
+    @gating.gate(observes=(signal,), state=Seen)
+    def moves(step: int, T: int, seen: gating.Seen, state: Seen, *, threshold: gating.Threshold) -> bool:
         if state.before is not None and gates.distance(seen[signal], state.before) < threshold:
             return False
         state.before = seen[signal]

@@ -1,177 +1,22 @@
 """When to compute, decided while the model runs: one function a paper, beside the state that it keeps.
 
-`@gate(observes=..., state=...)` makes a method of a function
-
-    name(step, T, seen, state, *, <constants>) -> bool      whether to compute this step
-
-and calling the method with its constants gives a Gate: `first_block(threshold=0.08)`. The function is asked once a step
-and guidance branch. Step 0 is the noisiest, T is the number of steps; `seen` holds the signals that it observes;
-`state` is the branch's own, new for every sample, and the tensors in it count as cache. Step 0 is computed whatever a
-gate says. A constant that is annotated with one of the types below is checked before a model loads.
+gating.py says what makes a gate of such a function. Step 0 is the noisiest and computed whatever a gate decides, T is
+the number of steps, `seen` holds the signals that the gate observes, and `state` belongs to one guidance branch of one
+sample.
 """
 
-import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
 
-from spectrum_bench import checks
-from spectrum_bench.errors import BadValue
 from spectrum_bench.forecasters import taylor
-from spectrum_bench.schedules import Schedule, calibrated
-from spectrum_bench.signals import ENTERING, LATENT, MODULATED, OUTPUT, PROBE, TIMESTEP, Signal
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The types of constants: a check (name, value) that raises BadValue
-
-
-def _share_of_steps(name: str, value: object) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
-        raise BadValue(f"{name} must be a share of the steps in [0, 1], not {value}")
-
-
-Threshold = Annotated[float, functools.partial(checks.number, least=0)]
-Steps = Annotated[int, functools.partial(checks.whole, least=0)]
-Share = Annotated[float, _share_of_steps]
-
-
-def _measured(method: str) -> Callable[[str, object], None]:
-    """The check of numbers that a model is measured for, by the name of the algorithm."""
-    return lambda name, value: calibrated(method, value)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Gates
-
-Seen = Mapping[Signal, Tensor]
-
-
-@dataclass
-class State:
-    """What one gate keeps in one guidance branch during one sample."""
-
-    T: int  # number of steps
-
-
-class Verifier(State):
-    """The state of a gate that lets the site verify a forecast (SpeCa's)."""
-
-    @property
-    def verifies(self) -> bool:
-        """Whether this skipped step's forecast is to be verified."""
-        raise NotImplementedError
-
-    def verify(self, forecast: Tensor, real: Tensor) -> None:
-        """Take note of a forecast and of the truth."""
-        raise NotImplementedError
-
-    @property
-    def rejects(self) -> bool:
-        """Whether this step's forecast was so wrong that the step itself is to be computed."""
-        raise NotImplementedError
-
-    def note_computed(self) -> None:
-        """The step is computed after all."""
-        raise NotImplementedError
-
-
-class Progressing(State):
-    """The state of a gate that tells a forecaster how far the feature has come (DiCache's)."""
-
-    def progress(self) -> float | None:
-        """In units of the distance between the two newest computed steps, from the older one; None before there are
-        two."""
-        raise NotImplementedError
-
-
-S = TypeVar("S", bound=State)
-Rule = Callable[..., bool]
-
-
-class Method(Generic[S]):
-    """A decision rule that waits for its constants; calling it gives a Gate. It has the function's name, and of its
-    signature the constants."""
-
-    __name__: str
-    __qualname__: str
-    rule: Rule
-
-    def __init__(self, rule: Rule, observes: tuple[Signal, ...], state: type[S], shared: bool):
-        functools.update_wrapper(self, rule)
-        self.rule, self.observes, self.state, self.shared = rule, observes, state, shared
-        parameters = [p for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        self.__signature__ = inspect.Signature(parameters)
-        hints = get_type_hints(rule, include_extras=True)
-        self._checks = {p.name: getattr(hints.get(p.name), "__metadata__", ()) for p in parameters}
-
-    def __call__(self, **constants: Any) -> "Gate[S]":
-        """The gate with these constants.
-
-        Raises:
-            BadValue: a constant that is unknown, missing or makes no sense, or that this model is not measured for.
-        """
-        values = checks.arguments(self.__name__, self.__signature__, **constants).arguments
-        for name, value in values.items():
-            for check in self._checks[name]:
-                check(name, value)
-        return Gate(self, {name: _plain(value) for name, value in values.items()})
-
-    def __reduce__(self) -> str:
-        return self.__qualname__  # pickled by name, as functions are
-
-
-def _plain(value: Any) -> Any:
-    """A list of the configuration as a list of Python's own, which is faster to read in every step."""
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Gate(Generic[S]):
-    """A decision rule with its constants: a schedule that decides while the model runs."""
-
-    method: Method[S]
-    constants: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.method.__name__
-
-    @property
-    def observes(self) -> tuple[Signal, ...]:
-        return self.method.observes
-
-    @property
-    def shared(self) -> bool:
-        """Whether the second guidance branch follows the first one's decision."""
-        return self.method.shared
-
-    def start(self, T: int) -> S:
-        """The state of a branch before the first of T steps."""
-        return self.method.state(T)
-
-    def decide(self, step: int, seen: Seen, state: S) -> bool:
-        """Whether to compute this step."""
-        return self.method.rule(step, state.T, seen, state, **self.constants)
-
-
-def gate(*, observes: tuple[Signal, ...] = (), state: type[S], shared: bool = False) -> Callable[[Rule], Method[S]]:
-    """Make a method of a decision rule.
-
-    Args:
-        observes: the signals that `seen` holds.
-        state: its class; one is made for every guidance branch of every sample.
-        shared: the second guidance branch follows the first one's decision.
-    """
-    return lambda rule: Method(rule, observes, state, shared)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Methods
+from spectrum_bench.gating import Gate, Progressing, Seen, Share, State, Steps, Threshold, Verifier, gate, measured
+from spectrum_bench.schedules import Schedule
+from spectrum_bench.signals import ENTERING, LATENT, MODULATED, OUTPUT, PROBE, TIMESTEP
 
 
 @gate(state=State)
@@ -199,7 +44,7 @@ def accumulated(
     state: AccumulatedState,
     *,
     threshold: Threshold,
-    polynomial: Annotated[Sequence[float], _measured("teacache")],
+    polynomial: Annotated[Sequence[float], measured("teacache")],
     first: Steps = 1,
     last: Steps = 1,
 ) -> bool:
@@ -363,9 +208,9 @@ def sencache(
     threshold: Threshold,
     start: Threshold,
     longest: Steps,
-    timesteps: Annotated[Sequence[float], _measured("sencache")],
-    latent: Annotated[Sequence[float], _measured("sencache")],
-    time: Annotated[Sequence[float], _measured("sencache")],
+    timesteps: Annotated[Sequence[float], measured("sencache")],
+    latent: Annotated[Sequence[float], measured("sencache")],
+    time: Annotated[Sequence[float], measured("sencache")],
 ) -> bool:
     """SenCache (arXiv:2602.24208, vita-epfl/SenCache): compute when latent and timestep have moved so far since the
     last computed step that the output, by its measured sensitivities to both, has moved by `threshold` (RMS).

@@ -10,7 +10,7 @@ from spectrum_bench.anatomy import Anatomy, all_blocks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.gates import Verifier
+from spectrum_bench.gating import Verifier
 
 
 @dataclass(frozen=True)
