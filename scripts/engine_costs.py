@@ -28,7 +28,7 @@ def measured(function, *arguments) -> tuple[float, float, object]:
 
 
 def _measure(function, arguments):
-    import spectrum_bench.report  # noqa: F401  imports are not what is measured
+    import spectrum_bench.reporting.page  # noqa: F401  imports are not what is measured
 
     start = time.perf_counter()
     result = function(*arguments)
@@ -81,8 +81,8 @@ def gather(folder: Path) -> int:
 
 
 def report(folder: Path) -> int:
-    from spectrum_bench.reporting.page import find_experiments, write_report
-    from spectrum_bench.scoring.experiments import read_experiment
+    from spectrum_bench.reporting.page import write_report
+    from spectrum_bench.scoring.experiments import find_experiments, read_experiment
 
     experiments = [read_experiment(each) for each in find_experiments([folder])]
     reference = next(e for e in experiments if e.name == "method0")

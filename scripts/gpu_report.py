@@ -60,7 +60,7 @@ def read(path: Path) -> list[dict]:
 def paper_speedup(model: str, passes: int) -> float | None:
     """What the paper's tables say of Spectrum on this model with so many passes."""
     for name in ("table1", "table2"):
-        with open(ROOT / f"results/paper/{name}.csv", encoding="utf-8", newline="") as file:
+        with open(ROOT / f"results/paper/spectrum/{name}.csv", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if (row["model"], row["method"], row["nfe"]) == (PAPER.get(model), "Spectrum", str(passes)):
                     return float(row["speedup"])
@@ -107,72 +107,108 @@ def table(rows: list[dict], heads: dict[str, str]) -> list[str]:
 
 
 def readme(lines: list[dict], rows: list[dict], kernels: list[dict], source: str) -> str:
-    first = lines[0]
+    parts = [heading(lines[0], source), ceilings(lines), forecasts(kernels)]
+    for section, title in TITLES.items():
+        measured = [row for row in rows if row["section"] == section]
+        if measured:
+            parts.append(["", f"## {title}", "", *table(measured, METHOD_HEADS)])
+            parts.append(remarks([line for line in lines if line["section"] == section]))
+    parts += [profile(lines), missing(lines), ["", LEGEND, "", "![speed](speed.svg)", ""]]
+    return "\n".join(line for part in parts for line in part)
+
+
+METHOD_HEADS = {"method": "Method", "passes": "passes", "steps": "of steps", "total_s": "s", "full_ms": "full step ms"}
+METHOD_HEADS |= {"skipped_ms": "skipped ms", "skipped_percent": "% of full", "host_skipped_ms": "host ms"}
+METHOD_HEADS |= {"speedup": "speedup", "speedup_by_count": "by count", "paper_speedup": "paper", "peak_gb": "peak GB"}
+METHOD_HEADS |= {"cache_gb": "cache GB"}
+LEGEND = (
+    "host ms: what the host needs to issue a skipped step, from a run that waits after each. Speedups are against the "
+    "fastest plain run of the same process. paper: Spectrum's measured speedup in the tables of arXiv:2603.01623 "
+    "([results/paper](../../paper)), on A100 (images) and H800 (videos)."
+)
+
+
+def heading(first: dict, source: str) -> list[str]:
+    """The device, the versions, and what the figures are of. `first`: the file's first line."""
     versions = ", ".join(f"{name} {v}" for name, v in first["versions"].items() if v)
-    out = [f"# Measured on {first['device']}", ""]
-    out += [f"`python scripts/gpu_truth.py`, {first['date'][:10]}, commit {first['commit']}, sources "]
-    out[-1] += f"{first['sources_sha256']}, driver {first.get('driver') or '-'}; {versions}."
-    out += [
+    out = [
+        f"# Measured on {first['device']}",
+        "",
+        f"`python scripts/gpu_truth.py`, {first['date'][:10]}, commit {first['commit']}, sources "
+        f"{first['sources_sha256']}, driver {first.get('driver') or '-'}; {versions}.",
         "Random weights of the full-size architectures, random prompt embeddings, no text encoders, no VAE: times and "
+        "memory are those of the real models, and nothing here says anything about quality. "
+        f"All lines: {source}.",
     ]
-    out[-1] += (
-        f"memory are those of the real models, and nothing here says anything about quality. All lines: {source}."
-    )
     if first["simulated"]:
         out += ["", "**Simulated on a CPU at tiny widths: no figure here means anything.**"]
-    out += ["", "## What the card does", ""]
-    ceilings = [line for line in lines if line["section"] == "ceilings" and "what" in line]
+    return out
+
+
+def ceilings(lines: list[dict]) -> list[str]:
+    """The most that the card does: bandwidth of copies, rate of products, cost of an operation."""
+    rows = [line for line in lines if line["section"] == "ceilings" and "what" in line]
     heads = {"what": "What", "gb_s": "GB/s", "tflop_s": "TFLOP/s", "host_us": "host us an op"}
-    out += table(ceilings, heads | {"device_us": "device us an op"})
-    out += ["", "Copies count what is read and what is written.", "", "## The forecast by itself", ""]
+    out = ["", "## What the card does", "", *table(rows, heads | {"device_us": "device us an op"})]
+    return [*out, "", "Copies count what is read and what is written."]
+
+
+def forecasts(kernels: list[dict]) -> list[str]:
+    """The weighted sum alone, by each way to compute it."""
     heads = {"rows": "Rows", "K": "K", "way": "way", "ms": "ms", "gb_s": "useful GB/s", "share_of_copy": "of copy"}
-    out += table(kernels, heads | {"host_us": "host us", "relative_error": "error", "rounding_alone": "rounding alone"})
-    out += [
+    heads |= {"host_us": "host us", "relative_error": "error", "rounding_alone": "rounding alone"}
+    return [
         "",
-        "Useful bytes are 2K + 2 an element: K rows read once, the forecast written once. package: what the harness ",
+        "## The forecast by itself",
+        "",
+        *table(kernels, heads),
+        "",
+        "Useful bytes are 2K + 2 an element: K rows read once, the forecast written once. package: what the harness "
+        "does; triton: one pass; compile: torch.compile of the sum. Errors are relative, against float64.",
     ]
-    out[-1] += "does; triton: one pass; compile: torch.compile of the sum. Errors are relative, against float64."
-    heads = {"method": "Method", "passes": "passes", "steps": "of steps", "total_s": "s", "full_ms": "full step ms"}
-    heads |= {"skipped_ms": "skipped ms", "skipped_percent": "% of full", "host_skipped_ms": "host ms"}
-    heads |= {"speedup": "speedup", "speedup_by_count": "by count", "paper_speedup": "paper", "peak_gb": "peak GB"}
-    heads |= {"cache_gb": "cache GB"}
-    for section, title in TITLES.items():
-        mine = [row for row in rows if row["section"] == section]
-        if not mine:
-            continue
-        out += ["", f"## {title}", "", *table(mine, heads)]
-        for line in lines:
-            if line["section"] == section and line.get("method") == "identity":
-                out += ["", f"Never skipping, to the bit the plain pipeline's latents: {line['identical']}."]
-            if line["section"] == section and line.get("method") == "shares":
-                told = [
-                    f"{passes} passes {x:.3f}x (paper {paper_speedup(line['model'], int(passes)) or '-'}x)"
-                    for passes, x in line["speedup_from_steps"].items()
-                ]
-                out += ["", f"50 steps, reckoned from these two kinds of step: {', '.join(told)}."]
-            if line["section"] == section and line.get("method") == "graphs":
-                out += ["", f"Compiled in {line['compile_s']:.0f} s; {line['after_spectrum']['unique_graphs']} graphs."]
-    profile = [line for line in lines if line["section"] == "profiler" and "kernels" in line]
-    if profile:
-        heads = {"step": "Step of Spectrum on FLUX", "kernels": "kernels", "busy_ms": "busy ms", "span_ms": "span ms"}
-        profile = [
-            line | {"waits": line["host_calls"]["cudaStreamSynchronize"], "down": line["copies"]["DtoH"]}
-            for line in profile
-        ]
-        out += ["", "## Profile", "", *table(profile, heads | {"waits": "stream syncs", "down": "copies to the host"})]
-        out += ["", "Each step begins with the device idle: the span holds the gaps that the host leaves."]
-    missing = [line for line in lines if "skipped" in line or "error" in line]
-    if missing:
-        out += ["", "## Not measured", ""]
-        for line in missing:
-            why = line.get("error") or line["skipped"]
-            out.append(f"- {line['section']} {line.get('method', '')}: {why}".replace("\n", " "))
-    paper = (
-        "host ms: what the host needs to issue a skipped step, from a run that waits after each. Speedups are against "
-    )
-    paper += "the fastest plain run of the same process. paper: Spectrum's measured speedup in the tables of "
-    paper += "arXiv:2603.01623 ([results/paper](../../paper)), on A100 (images) and H800 (videos)."
-    return "\n".join([*out, "", paper, "", "![speed](speed.svg)", ""])
+
+
+def remarks(lines: list[dict]) -> list[str]:
+    """What a model's lines say beside its table."""
+    out = []
+    for line in lines:
+        if line.get("method") == "identity":
+            out += ["", f"Never skipping, to the bit the plain pipeline's latents: {line['identical']}."]
+        if line.get("method") == "shares":
+            speedups = [
+                f"{passes} passes {x:.3f}x (paper {paper_speedup(line['model'], int(passes)) or '-'}x)"
+                for passes, x in line["speedup_from_steps"].items()
+            ]
+            out += ["", f"50 steps, reckoned from these two kinds of step: {', '.join(speedups)}."]
+        if line.get("method") == "graphs":
+            out += ["", f"Compiled in {line['compile_s']:.0f} s; {line['after_spectrum']['unique_graphs']} graphs."]
+    return out
+
+
+def profile(lines: list[dict]) -> list[str]:
+    """Kernels, waits and copies of single steps."""
+    steps = [
+        line | {"waits": line["host_calls"]["cudaStreamSynchronize"], "down": line["copies"]["DtoH"]}
+        for line in lines
+        if line["section"] == "profiler" and "kernels" in line
+    ]
+    if not steps:
+        return []
+    heads = {"step": "Step of Spectrum on FLUX", "kernels": "kernels", "busy_ms": "busy ms", "span_ms": "span ms"}
+    out = ["", "## Profile", "", *table(steps, heads | {"waits": "stream syncs", "down": "copies to the host"})]
+    return [*out, "", "Each step begins with the device idle: the span holds the gaps that the host leaves."]
+
+
+def missing(lines: list[dict]) -> list[str]:
+    """What was not measured, and why."""
+    failed = [line for line in lines if "skipped" in line or "error" in line]
+    if not failed:
+        return []
+    reasons = [
+        f"- {line['section']} {line.get('method', '')}: {line.get('error') or line['skipped']}".replace("\n", " ")
+        for line in failed
+    ]
+    return ["", "## Not measured", "", *reasons]
 
 
 def plot(rows: list[dict], kernels: list[dict], path: Path) -> None:

@@ -21,19 +21,9 @@ EVERYTHING = [*CODE, *ROOT.glob("tests/*.py"), *ROOT.glob("scripts/*.sh")]
 MODULE, FUNCTION, MEDIAN, REPEATED = 350, 60, 8, 10  # lines
 
 # What breaks a rule today; strict, so that each leaves the list with the change that mends it.
-LONG_MODULES: tuple[str, ...] = (
-    "scripts/gpu_truth.py",
-    "training/train.py",
-)
-LONG_FUNCTIONS: tuple[str, ...] = (
-    "scripts/gpu_report.py",
-    "scripts/gpu_truth.py",
-    "training/fit.py",
-)
-BARE_DICTS: tuple[str, ...] = (
-    "src/spectrum_bench/sampling/architectures.py",
-    "src/spectrum_bench/sampling/models.py",
-)
+LONG_MODULES: tuple[str, ...] = ("scripts/gpu_truth.py",)
+LONG_FUNCTIONS: tuple[str, ...] = ("scripts/gpu_truth.py",)
+BARE_DICTS: tuple[str, ...] = ()
 
 
 def awaited(names: list[str], offenders: tuple[str, ...]) -> list:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import recipe
+from helpers import recipe, settings
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
@@ -141,7 +141,7 @@ def test_clips_move_as_they_say_and_nothing_else_does():
 
 
 def test_words_are_labelled_with_the_thing_they_are_about():
-    from training.train import Reader
+    from training.text import Reader
 
     words, whole = Reader.labels(Scene((RED_RING, BLUE_STAR), "left of", "navy", "up"), 20, first=1)
     ring, star = [0, 0, 5, 1, 3], [1, 4, 3, 2, 0]
@@ -324,13 +324,13 @@ def test_what_is_shipped_is_small_safe_and_a_plain_pipeline(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
-def test_a_shipped_miniature_draws_what_captions_say(compose, folder):
+def test_a_shipped_miniature_draws_what_captions_say(folder):
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
-    cfg = OmegaConf.to_container(compose(f"model=tiny-{folder.name}"), resolve=True)["model"]
-    pipe, judge = load_pipeline(cfg, "cpu"), load_judge(ROOT / cfg["judge"])
-    captions = read_prompts(ROOT / "prompts" / ("moving.txt" if "fps" in cfg else "shapes.txt"), 16)
+    model = settings(f"model=tiny-{folder.name}").model
+    pipe, judge = load_pipeline(model, "cpu"), load_judge(ROOT / model.judge)
+    captions = read_prompts(ROOT / "prompts" / ("moving.txt" if model.fps else "shapes.txt"), 16)
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
-    out = pipe(captions, num_inference_steps=20, generator=generators, output_type="pt", **cfg["arguments"])[0].float()
+    out = pipe(captions, num_inference_steps=20, generator=generators, output_type="pt", **model.arguments)[0].float()
     clips = out if out.ndim == 5 else out[:, None]
     rows = [check(world.parse(c), *judge.read(clip)) for c, clip in zip(captions, clips, strict=True)]
     reached = json.loads((folder / "score.json").read_text())

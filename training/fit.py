@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 def ranks() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def chance(seed: int, stage: int, step: int) -> np.random.Generator:
+    """Chance that depends on nothing but seed, stage, step and rank, so that a resumed run sees what it would have."""
+    return np.random.default_rng((seed, stage, step, ranks()[0]))
 
 
 class Muon(torch.optim.Muon):
@@ -48,6 +54,74 @@ def _average_gradients(model: nn.Module, world: int) -> None:
         g.copy_(part.view_as(g))
 
 
+class Checkpoint:
+    """Weights, their average and the optimisers' states in one file."""
+
+    def __init__(self, path: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]):
+        self.path, self.model, self.optimisers = path, model, optimisers
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def load(self) -> int:
+        """Go on from the file, if there is one. Returns the steps that are done."""
+        if not self.path.exists():
+            return 0
+        saved = load_file(self.path)
+        self.model.load_state_dict(_below("model.", saved))
+        self.average = {name: value.to(self.average[name]) for name, value in _below("ema.", saved).items()}
+        for i, optimiser in enumerate(self.optimisers):
+            state = optimiser.state_dict()
+            for key, value in _below(f"opt{i}.", saved).items():
+                index, name = key.split(".")
+                state["state"].setdefault(int(index), {})[name] = value
+            optimiser.load_state_dict(state)
+        return int(saved["step"])
+
+    def save(self, step: int) -> None:
+        tensors = {"step": torch.tensor(step)}
+        for prefix, values in (("model", self.model.state_dict()), ("ema", self.average)):
+            # clones, because T5 shares its embedding between two names
+            tensors |= {f"{prefix}.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in values.items()}
+        for i, optimiser in enumerate(self.optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"opt{i}.{index}.{k}": v.contiguous() for k, v in state.items() if torch.is_tensor(v)}
+        part = self.path.with_suffix(".part")
+        save_file(tensors, part)
+        part.replace(self.path)
+
+    @torch.no_grad()
+    def follow(self, weight: float) -> None:
+        """Move the average towards the weights: what it was counts `weight`."""
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - weight)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+class Log:
+    """Prints the means of the figures of every `every` steps, and the pace."""
+
+    def __init__(self, stage: str, first: int, steps: int, every: int):
+        self.stage, self.first, self.steps, self.every = stage, first, steps, every
+        self.began = time.perf_counter()
+        self.figures: dict[str, float] = {}
+
+    def add(self, done: int, figures: dict) -> None:
+        """Count the figures of a step, the `done`-th."""
+        for key, value in figures.items():
+            self.figures[key] = self.figures.get(key, 0.0) + float(torch.as_tensor(value).detach()) / self.every
+        if done % self.every:
+            return
+        if ranks()[0] == 0:
+            pace = (time.perf_counter() - self.began) / (done - self.first)
+            shown = "  ".join(f"{key} {value:.4f}" for key, value in self.figures.items())
+            now = time.strftime("%H:%M:%S")
+            print(f"{self.stage} {done}/{self.steps}  {shown}  {pace:.3f} s/step  {now}", flush=True)
+        self.figures = {}
+
+
 def fit(
     stage: str,
     model: nn.Module,
@@ -70,68 +144,31 @@ def fit(
     `muon(name, parameter)` says which parameters Muon (Jordan et al. 2024) trains; AdamW trains the others.
     """
     rank, world = ranks()
-    path = work / f"{stage}.safetensors"
     optimisers = _optimisers(model, lr, muon)
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    start = 0
-    if path.exists():
-        saved = load_file(path)
-        start = int(saved["step"])
-        model.load_state_dict({k[6:]: v for k, v in saved.items() if k.startswith("model.")})
-        average = {k[4:]: v.to(average[k[4:]]) for k, v in saved.items() if k.startswith("ema.")}
-        for i, optimiser in enumerate(optimisers):
-            state = optimiser.state_dict()
-            for k, v in saved.items():
-                if k.startswith(f"opt{i}."):
-                    _, index, name = k.split(".")
-                    state["state"].setdefault(int(index), {})[name] = v
-            optimiser.load_state_dict(state)
-
-    def save(step):
-        tensors = {"step": torch.tensor(step)}
-        tensors |= {
-            f"model.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()
-        }  # clones: T5 shares its embedding
-        tensors |= {f"ema.{k}": v.clone(memory_format=torch.contiguous_format) for k, v in average.items()}
-        for i, optimiser in enumerate(optimisers):
-            for index, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"opt{i}.{index}.{k}": v.contiguous() for k, v in state.items() if torch.is_tensor(v)}
-        part = path.with_suffix(".part")
-        save_file(tensors, part)
-        part.replace(path)
-
+    checkpoint = Checkpoint(work / f"{stage}.safetensors", model, optimisers)
+    first = checkpoint.load()
+    log = Log(stage, first, steps, log_every)
     model.train()
-    began, figures = time.perf_counter(), {}
-    for step in range(start, steps):
+    for step in range(first, steps):
         fall = 1 - 0.98 * max(0.0, step / steps - decay_from) / (1 - decay_from)
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 50) * fall
-        value, extra = loss(step)
+        _set_rate(optimisers, lr * min(1.0, (step + 1) / 50) * fall)
+        value, figures = loss(step)
         value.backward()
         if world > 1:
             _average_gradients(model, world)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if math.isfinite(norm):
+        if math.isfinite(nn.utils.clip_grad_norm_(model.parameters(), 1.0)):
             for optimiser in optimisers:
                 optimiser.step()
         model.zero_grad(set_to_none=True)
-        for k, v in {"loss": value, **extra}.items():
-            figures[k] = figures.get(k, 0.0) + float(torch.as_tensor(v).detach()) / log_every
-        keep = min(ema, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for k, v in model.state_dict().items():
-                if v.is_floating_point():
-                    average[k].lerp_(v, 1 - keep)
-        if (step + 1) % log_every == 0:
-            if rank == 0:
-                pace = (time.perf_counter() - began) / (step + 1 - start)
-                shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-                print(
-                    f"{stage} {step + 1}/{steps}  {shown}  {pace:.3f} s/step  {time.strftime('%H:%M:%S')}", flush=True
-                )
-            figures = {}
+        checkpoint.follow(min(ema, (step + 1) / (step + 10)))
+        log.add(step + 1, {"loss": value, **figures})
         if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == steps):
-            save(step + 1)
-    model.load_state_dict(average)
+            checkpoint.save(step + 1)
+    model.load_state_dict(checkpoint.average)
     return model.eval().requires_grad_(False)
+
+
+def _set_rate(optimisers: list[torch.optim.Optimizer], lr: float) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = lr

@@ -16,13 +16,8 @@ from spectrum_bench.anatomy import stacks
 from spectrum_bench.miniature import world
 from spectrum_bench.miniature.judge import Judge, check, judge_loss
 from spectrum_bench.miniature.world import Scene
-from training.fit import fit, ranks
+from training.fit import chance, fit, ranks
 from training.students import Student
-
-
-def _rng(seed: int, stage: int, step: int) -> np.random.Generator:
-    """Chance that depends on nothing but seed, stage, step and rank, so that a resumed run sees what it would have."""
-    return np.random.default_rng((seed, stage, step, ranks()[0]))
 
 
 def _scenes(rng: np.random.Generator, count: int, cfg, held: bool = False) -> list[Scene]:
@@ -58,7 +53,7 @@ def train_vae(student: Student, cfg, device) -> None:
 
     def loss(step):
         frames = 1 if step < recipe.stills else cfg.frames
-        x = _pictures(student, _rng(cfg.seed, 0, step), recipe.batch, frames, cfg, device)
+        x = _pictures(student, chance(cfg.seed, 0, step), recipe.batch, frames, cfg, device)
         with torch.autocast(x.device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
@@ -70,7 +65,7 @@ def train_vae(student: Student, cfg, device) -> None:
     if not recipe.steps:  # of a miniature that is trained further: its denoiser knows the scale
         return
     with torch.no_grad():  # the same on every rank: they must agree on the scale
-        x = _pictures(student, np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
+        x = _pictures(student, np.random.defaultchance((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
         latents = vae.encode(x).latent_dist.mode()
     student.whiten(latents)
 
@@ -82,7 +77,7 @@ def train_decoder(student: Student, cfg, device) -> None:
         p.requires_grad_(name.startswith(("decoder", "post_quant")))
 
     def loss(step):
-        x = _pictures(student, _rng(cfg.seed, 9, step), recipe.batch, cfg.frames, cfg, device)
+        x = _pictures(student, chance(cfg.seed, 9, step), recipe.batch, cfg.frames, cfg, device)
         with torch.autocast(x.device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(x).latent_dist.sample()
@@ -114,7 +109,7 @@ def train_judge(student: Student, cfg, device) -> Judge:
     recipe, judge = cfg.stages.judge, Judge(cfg.stages.judge.width).to(device)
 
     def loss(step):
-        rng = _rng(cfg.seed, 5, step)
+        rng = chance(cfg.seed, 5, step)
         scenes = _scenes(rng, recipe.batch, cfg)
         images, soft, places = _as_drawn_and_decoded(student, scenes, rng, 0.3, cfg, device)
         half = recipe.batch // 2
@@ -127,7 +122,7 @@ def train_judge(student: Student, cfg, device) -> Judge:
 
 def judge_accuracy(judge: Judge, student: Student, cfg, device) -> dict:
     """How often the judge reads a held-out caption right, from pictures as they are drawn and through the VAE."""
-    rng = np.random.default_rng((cfg.stages.score.seed, 6))
+    rng = np.random.defaultchance((cfg.stages.score.seed, 6))
     rows = {"rendered": [], "through_the_vae": []}
     for _ in range(0, cfg.stages.score.judged, 20):
         scenes = _scenes(rng, 20, cfg, held=True)
@@ -163,86 +158,6 @@ def _means(rows: list[dict]) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Text
-
-
-class Reader(nn.Module):
-    """A text encoder with heads that tell, from the state of each word, what the thing that it is about is like, and
-    from the pooled state, where there is one, what the whole caption says."""
-
-    FACTS = (
-        list(world.SIZES),
-        list(world.COLOURS),
-        list(world.SHAPES),
-        [None, *world.RELATIONS],  # its place, against the other thing
-        [None, *world.MOTIONS],
-    )
-    STATES = {"T5EncoderModel": -1, "UMT5EncoderModel": -1, "LlamaModel": -3}  # the layer that pipelines read; CLIP: -2
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder, self.layer = encoder, self.STATES.get(type(encoder).__name__, -2)
-        config = encoder.config
-        self.words = nn.Linear(config.hidden_size, sum(map(len, self.FACTS)))
-        ends = [*self.FACTS, *self.FACTS, world.BACKGROUNDS]
-        pooled = config.projection_dim if "WithProjection" in type(encoder).__name__ else config.hidden_size
-        self.whole = nn.Linear(pooled, sum(map(len, ends)))
-        self.sizes = [len(f) for f in self.FACTS], [len(f) for f in ends]
-
-    def forward(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, ...]]:
-        """ids (B, L) -> logits of each fact for words, (B, L, n), and for the caption, (B, n), if it is pooled."""
-        kwargs = {"attention_mask": mask} if self.layer == -3 else {}  # as the pipelines call them
-        out = self.encoder(ids, output_hidden_states=True, **kwargs)
-        logits = [self.words(out.hidden_states[self.layer]).split(self.sizes[0], -1)]
-        pooled = getattr(out, "text_embeds", None) if "text_embeds" in out else out.get("pooler_output")
-        return logits + ([self.whole(pooled).split(self.sizes[1], -1)] if pooled is not None else [])
-
-    @classmethod
-    def labels(cls, scene: Scene, tokens: int, first: int) -> tuple[Tensor, Tensor]:
-        """(tokens, 5) facts of the thing that each word is about, and (11,) of the caption; -100 for none. One word is
-        one token, the first of them at `first`. Motion and relation are about the first thing."""
-        opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", None: None}
-        spoken = str(scene).rsplit(" on a ", 1)[0].split(f" {scene.relation} ")  # of each thing
-        lengths = [len(part.split()) for part in spoken]
-        lengths[0] += len((scene.relation or "").split())
-        words, whole = torch.full((tokens, 5), -100), torch.full((11,), -100)
-        whole[10] = list(world.BACKGROUNDS).index(scene.background)
-        for k, (thing, length) in enumerate(zip(scene.things, lengths, strict=True)):
-            place = opposite[scene.relation] if k else scene.relation
-            facts = (thing.size, thing.colour, thing.shape, place, None if k else scene.motion)
-            numbers = torch.tensor([names.index(f) for names, f in zip(cls.FACTS, facts, strict=True)])
-            words[first : first + length] = numbers
-            whole[5 * k : 5 * k + 5] = numbers
-            first += length
-        return words, whole
-
-
-def train_text(student: Student, cfg, device) -> None:
-    """Teach every text encoder which words belong together, before the denoiser sees a picture: real ones come with a
-    knowledge of language, and a T5 that learnt from the denoiser's loss alone never found out which of two things is
-    the red one. Then they stay as they are, as in the real pipelines."""
-    recipe, pipe = cfg.stages.text, student.pipe
-    for name in [n for n in pipe.components if n.startswith("text_encoder")]:
-        tokenizer, reader = getattr(pipe, name.replace("text_encoder", "tokenizer")), Reader(getattr(pipe, name))
-
-        def loss(step, tokenizer=tokenizer, reader=reader):
-            scenes = _scenes(_rng(cfg.seed, 8, step), recipe.batch, cfg)
-            batch = tokenizer([str(s) for s in scenes], padding="max_length", return_tensors="pt").to(device)
-            first = int(batch.input_ids[0, 0] == tokenizer.bos_token_id)
-            labels = [reader.labels(s, batch.input_ids.shape[1], first) for s in scenes]
-            told = reader(batch.input_ids, batch.attention_mask)
-            total = 0.0
-            for logits, label in zip(told, map(torch.stack, zip(*labels, strict=True)), strict=False):
-                label = label.to(device)
-                total = total + sum(
-                    F.cross_entropy(t.flatten(0, -2), label[..., i].flatten()) for i, t in enumerate(logits)
-                )
-            return total, {}
-
-        fit(name, reader.to(device), loss, steps=recipe.steps, lr=recipe.lr, work=Path(cfg.work), ema=0.99)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Pool: latents of many rendered captions, made once
 
 
@@ -256,7 +171,7 @@ def make_pool(student: Student, cfg, device) -> dict[str, Tensor]:
         count, chunk = recipe.clips // world_size, 100 if cfg.frames == 1 else 20
         pieces = {"latents": [], "scenes": [], "seen": []}
         for start in range(0, count, chunk):
-            rng = _rng(cfg.seed, 2, start)
+            rng = chance(cfg.seed, 2, start)
             scenes = _scenes(rng, chunk, cfg)
             clips, _, cover = world.render_clips(scenes, rng, cfg.frames)
             with torch.autocast(torch.device(device).type, torch.bfloat16):  # as they are kept
@@ -315,7 +230,7 @@ def train_denoiser(student: Student, pool: dict[str, Tensor], cfg, device) -> No
     handle = watched.register_forward_hook(lambda m, a, out: kept.update(tokens=student.watched(out)))
 
     def loss(step):
-        rng = _rng(cfg.seed, 3, step)
+        rng = chance(cfg.seed, 3, step)
         pick, captions, x0, level = _draw(student, pool, rng, cfg, recipe.batch, device)
         dropped = rng.random(recipe.batch) < recipe.drop
         captions = ["" if d else c for d, c in zip(dropped, captions, strict=True)]
@@ -344,7 +259,7 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> N
     student.denoiser.requires_grad_(True)
 
     def loss(step):
-        rng = _rng(cfg.seed, 4, step)
+        rng = chance(cfg.seed, 4, step)
         _, captions, x0, level = _draw(student, pool, rng, cfg, recipe.batch, device)
         x, _, _ = student.noisy(x0, _noise(x0.shape, rng).to(device), level)
         g = torch.from_numpy(rng.uniform(recipe.low, recipe.high, recipe.batch)).float().to(device)
@@ -376,7 +291,7 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> N
 def caption_score(pipe, judge: Judge, cfg) -> dict[str, float]:
     """Share of held-out captions that the pipeline's pictures or clips follow, by the judge, called as the model is."""
     recipe = cfg.stages.score
-    scenes = _scenes(_rng(recipe.seed, 7, 0), recipe.captions, cfg, held=True)
+    scenes = _scenes(chance(recipe.seed, 7, 0), recipe.captions, cfg, held=True)
     rows = []
     pipe.set_progress_bar_config(disable=True)
     for start in range(0, len(scenes), 20):

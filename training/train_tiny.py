@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 @hydra.main(version_base="1.3", config_path="../configs/train", config_name="flux")
 def main(cfg):
     from spectrum_bench.miniature.judge import load_judge, save_judge
-    from training import parts, train
+    from training import parts, text, train
     from training.fit import ranks
     from training.students import STUDENTS
 
@@ -43,7 +43,7 @@ def main(cfg):
     train.train_vae(student, cfg, cfg.device)
     judge = train.train_judge(student, cfg, cfg.device) if cfg.stages.judge else load_judge(ROOT / cfg.judge)
     judge.to(cfg.device)
-    train.train_text(student, cfg, cfg.device)
+    text.train_text(student, cfg, cfg.device)
     pool = train.make_pool(student, cfg, cfg.device)
     train.train_denoiser(student, pool, cfg, cfg.device)
     if "guide" in cfg.stages:

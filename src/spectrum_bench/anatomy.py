@@ -183,7 +183,7 @@ def _metadata(block: nn.Module) -> TransformerBlockMetadata:
 
 def _registered() -> dict[type, TransformerBlockMetadata]:
     """diffusers' own list of classes of blocks."""
-    TransformerBlockRegistry._register()  # type: ignore[no-untyped-call]
+    TransformerBlockRegistry._register()
     registry: dict[type, TransformerBlockMetadata] = TransformerBlockRegistry._registry
     return registry
 

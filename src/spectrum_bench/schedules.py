@@ -93,7 +93,7 @@ def magcache(
 
 
 class Decides(Protocol):
-    """A gate (gates.Gate), as far as a schedule needs to know it."""
+    """A gate (decisions.Gate), as far as a schedule needs to know it."""
 
     @property
     def decide(self) -> Callable[..., bool]: ...

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from spectrum_bench import checks
+from spectrum_bench.caching.session import Session, cached
 from spectrum_bench.caching.sites.base import Site
 from spectrum_bench.decisions import Gate, Method
 from spectrum_bench.errors import BadValue, DoesNotFit
@@ -53,6 +55,10 @@ class Algorithm:
         self.site.check(self.schedule, self.forecaster)
         if not self.site.decides:
             check_forgetting(self.forecaster, plausible(T) if mask is None else [mask])
+
+    def attach(self, pipe: Any, num_steps: int) -> AbstractContextManager[Session]:
+        """Run the pipeline under this algorithm for one call: see `cached`."""
+        return cached(pipe, schedule=self.schedule, forecaster=self.forecaster, site=self.site, num_steps=num_steps)
 
 
 NOCACHE = Algorithm("nocache", full, reuse, None)  # the plain pipeline: the reference

@@ -30,7 +30,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def not_compiled(function: Function) -> Function:
     """Keep a function out of torch.compile: where blocks are compiled, so are their hooks."""
-    return torch.compiler.disable(function)  # type: ignore[no-untyped-call, no-any-return]
+    wrapped: Function = torch.compiler.disable(function)
+    return wrapped
 
 
 class Branch:
@@ -58,7 +59,7 @@ class Branch:
         self.histories: defaultdict[str, History] = defaultdict(History)
         self.weights: Floats = np.ones(0)
         self.output: Tensor | None = None
-        self._own: dict[tuple[type, str], object] = {}
+        self._own: dict[tuple[type, str], Any] = {}
 
     def begin(self, step: int, computing: bool) -> None:
         """Note the decision about a step; find the weights of a skipped step's forecast."""
@@ -82,7 +83,8 @@ class Branch:
         key = (kind, slot)
         if key not in self._own:
             self._own[key] = kind()
-        return self._own[key]  # type: ignore[return-value]
+        state: Own = self._own[key]
+        return state
 
     @not_compiled
     def store(self, slot: str, feature: Tensor) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from spectrum_bench.caching.algorithm import Algorithm
-from spectrum_bench.caching.session import Session, cached, denoisers
+from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.commands.compose import build, resolved
 from spectrum_bench.commands.entry import explain
 from spectrum_bench.commands.list_ import choices, describe
@@ -117,9 +117,7 @@ class Accelerated:
         return self.session.cache_bytes
 
     def _attach(self) -> None:
-        algorithm = self.algorithm
-        parts = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
-        self.session = self._undo.enter_context(cached(self.pipe, **parts, num_steps=self.num_inference_steps))
+        self.session = self._undo.enter_context(self.algorithm.attach(self.pipe, self.num_inference_steps))
 
 
 def recognise(pipe: Any) -> str | None:
@@ -128,11 +126,12 @@ def recognise(pipe: Any) -> str | None:
     if not networks:
         return None
     part, network = next(iter(networks.items()))
-    ours = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
+    config: Any = network.config
+    given = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     for path in sorted((ROOT / "configs" / "model").glob("*.yaml")):
-        theirs = _denoiser_config(yaml.safe_load(path.read_text(encoding="utf-8")), part)
-        if theirs.get("_class_name") == type(network).__name__ and all(
-            _plain(ours[key]) == _plain(value) for key, value in theirs.items() if key in ours
+        known = _denoiser_config(yaml.safe_load(path.read_text(encoding="utf-8")), part)
+        if known.get("_class_name") == type(network).__name__ and all(
+            _plain(given[key]) == _plain(value) for key, value in known.items() if key in given
         ):
             return path.stem
     return None
@@ -140,10 +139,10 @@ def recognise(pipe: Any) -> str | None:
 
 def _denoiser_config(model: Mapping[str, Any], part: str) -> dict[str, Any]:
     """The configuration of a model's denoiser, from its weights' folder or from configs/architectures."""
-    folder = locate(str(model.get("repo"))) / part / "config.json"
-    if folder.is_file():
-        found: dict[str, Any] = json.loads(folder.read_text(encoding="utf-8"))
-        return found
+    file = locate(str(model.get("repo"))) / part / "config.json"
+    if file.is_file():
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return config
     path = ROOT / "configs" / "architectures" / f"{model['name']}.json"
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
     return dict(parts.get(part) or {})

@@ -44,8 +44,8 @@ def settings_of(cfg: DictConfig) -> RunSettings:
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain values; "site" is None where the algorithm has none."""
     plain: dict[str, Any] = {"site": None}
-    plain |= OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[arg-type]
-    return plain
+    values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return plain | dict(values)
 
 
 def check_upstream_keys(cfg: DictConfig) -> None:
@@ -79,10 +79,10 @@ def build(settings: RunSettings) -> "Algorithm":
     method = settings.method
     if method.site is not None and method.forecaster is None:
         raise BadValue(f"site and forecaster belong together: algo={method.name} has no forecaster")
-    schedule, site, forecaster = (
-        instantiate(part) if part else None for part in (method.schedule, method.site, method.forecaster)
-    )
-    algorithm = Algorithm(method.name, schedule, forecaster or reuse, site)
+    schedule = instantiate(method.schedule)
+    site = instantiate(method.site) if method.site else None
+    forecaster = instantiate(method.forecaster) if method.forecaster else reuse
+    algorithm = Algorithm(method.name, schedule, forecaster, site)
     algorithm.check(settings.num_inference_steps)
     return algorithm
 

@@ -16,10 +16,14 @@ What is there already is not made again: after an interruption the same command 
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.errors import SOME_FAILED, UserError
 from spectrum_bench.paths import environment_with_package
+
+if TYPE_CHECKING:
+    from spectrum_bench.reporting.paper import Plan
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +55,7 @@ def main(argv: list[str]) -> None:
         show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed, rows)
 
 
-def check_words(plan, words: dict[str, str]) -> None:
+def check_words(plan: "Plan", words: dict[str, str]) -> None:
     """Refuse keys that would undo what makes the rows different, or hide them from the report.
 
     Raises:
@@ -66,7 +70,7 @@ def check_words(plan, words: dict[str, str]) -> None:
             raise UserError(f"{key}= is the experiment's own: out=<folder> says where samples go")
 
 
-def run(plan, folder: Path, extra: list[str]) -> list[str]:
+def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
     """Make all samples of an experiment, and give the names of the runs that failed; they have said why.
 
     Raises:
@@ -99,7 +103,7 @@ def call(command: str, *words: str) -> bool:
     return subprocess.run(line, env=environment_with_package()).returncode in (0, SOME_FAILED)
 
 
-def show(plan, folder: Path, out: Path | None, failed: list[str], rows: int) -> None:
+def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: int) -> None:
     """Score the runs, write the report with pictures of so many prompts, and what the paper printed beside it.
 
     Raises:

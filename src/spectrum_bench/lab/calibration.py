@@ -202,22 +202,22 @@ def hyca(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     Raises:
         UserError: a U-Net.
     """
-    movements, errors = 0.0, 0.0
+    movements, errors = np.array(0.0), np.array(0.0)
     for job in jobs:
-        rows = torch.stack(trajectory(run, job, full, LastBlock()))
-        if rows.ndim != 4:
+        features = torch.stack(trajectory(run, job, full, LastBlock()))
+        if features.ndim != 4:
             raise UserError("hyca's channels are those of (B, L, D) tokens, and a U-Net's features are none")
-        rows = rows.flatten(1, 2).double().cpu().numpy()  # (T, tokens, D)
+        rows = features.flatten(1, 2).double().cpu().numpy()  # (T, tokens, D)
         movements, errors = movements + described(rows), errors + solver_errors(rows)
     standard = (movements - movements.mean(0)) / (movements.std(0) + 1e-12)
     centres, clusters = kmeans2(standard, fit.clusters, minit="++", rng=fit.seed)
     names, solvers = list(SOLVERS), []
     for cluster in range(len(centres)):
-        mine = errors[:, clusters == cluster]
-        each = mine.mean(1) if mine.size else errors.mean(1)
-        solvers.append(names[each.argmin()])
-        told = ", ".join(f"{name} {e:.3g}" for name, e in zip(names, each / len(jobs), strict=True))
-        print(f"cluster {cluster}: {mine.shape[1]} channels; squared error one step ahead: {told}")
+        of_cluster = errors[:, clusters == cluster]
+        means = of_cluster.mean(1) if of_cluster.size else errors.mean(1)
+        solvers.append(names[means.argmin()])
+        by_solver = ", ".join(f"{name} {e:.3g}" for name, e in zip(names, means / len(jobs), strict=True))
+        print(f"cluster {cluster}: {of_cluster.shape[1]} channels; squared error one step ahead: {by_solver}")
     return {"solvers": solvers, "channels": clusters.tolist()}
 
 

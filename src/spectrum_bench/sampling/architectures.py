@@ -1,8 +1,9 @@
 """Pipelines from their configuration alone, with random weights: latency and memory without a download."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NotRequired, TypedDict
 
 import diffusers
 import torch
@@ -18,13 +19,27 @@ TOKENIZERS = ROOT / "assets/tiny/flux"
 STAND_INS = {"CLIPTokenizer": "tokenizer", "LlamaTokenizerFast": "tokenizer", "T5TokenizerFast": "tokenizer_2"}
 
 
-def architecture(name: str) -> dict:
-    """What configs/architectures/<name>.json says.
+class Architecture(TypedDict):
+    """configs/architectures/<name>.json.
 
-    Returns:
-        The pipeline's `_class_name`, its `parts` (class and configuration of each) and, where there are any, `options`
-        of its constructor; `parameters` as published for each model; `source` and `unchecked`: what the values were
-        checked against, and which were not.
+    Attributes:
+        _class_name: of the pipeline.
+        parts: the configuration of each part, with its own `_class_name`.
+        options: further arguments of the pipeline's constructor.
+        parameters: of each model, the published "count" and its "source".
+        source, unchecked: what the values were checked against, and which of them were not.
+    """
+
+    _class_name: str
+    parts: dict[str, dict[str, Any]]
+    options: NotRequired[dict[str, Any]]
+    parameters: dict[str, dict[str, Any]]
+    source: dict[str, str]
+    unchecked: list[str]
+
+
+def architecture(name: str) -> Architecture:
+    """Read configs/architectures/<name>.json.
 
     Raises:
         UserError: no such file.
@@ -33,10 +48,11 @@ def architecture(name: str) -> dict:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json")))
         raise UserError(f"no architecture {name}: take one of {known}, or add configs/architectures/{name}.json")
-    return json.loads(path.read_text(encoding="utf-8"))
+    read: Architecture = json.loads(path.read_text(encoding="utf-8"))
+    return read
 
 
-def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None = None):
+def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None = None) -> Any:
     """A diffusers pipeline of the full size with random weights, made on `device` in `dtype`; no network, no copy.
 
     For latency and memory only. What it draws is noise and says nothing about quality; nor do decisions that depend
@@ -64,7 +80,7 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
     return pipe
 
 
-def _build(config: dict, *, dtype, device: str):
+def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any:
     """A tokenizer, a scheduler, or a model in eval mode."""
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
@@ -87,7 +103,7 @@ def _build(config: dict, *, dtype, device: str):
 
 
 @contextmanager
-def _default_dtype(dtype) -> Iterator[None]:
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -97,7 +113,7 @@ def _default_dtype(dtype) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(device) -> Iterator[None]:
+def _seeded(device: torch.device) -> Iterator[None]:
     """Random numbers from seed 0; afterwards they go on as before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)

@@ -85,7 +85,8 @@ def defaults(part: Part) -> dict[str, Any]:
 
 def _part(part: Part) -> Identity:
     name = RENAMED.get(part.name, part.name)
-    constants = {k: _part(v) if isinstance(v, Part) else v for k, v in (defaults(part) | part.constants).items()}
+    values = defaults(part) | dict(part.constants)
+    constants = {key: _part(value) if isinstance(value, Part) else value for key, value in values.items()}
     head: Identity = {"name": name} | ({"revision": part.revision} if part.revision != 1 else {})
     return head | _named(part.name, constants)
 

@@ -12,6 +12,8 @@ from spectrum_bench.sampling.settings import ModelSettings, RunSettings
 
 SETTINGS = {".json", ".txt", ".model"}  # of a pipeline's parts, tokenizers included
 
+ModelIndex = dict[str, Any]  # model_index.json: a part's name -> its [library, class], and settings of the pipeline
+
 
 def find_weights(repo: str) -> Path:
     """The local folder of a diffusers pipeline: a path, or a Hugging Face repository already downloaded.
@@ -51,13 +53,14 @@ def find_weights(repo: str) -> Path:
     return folder
 
 
-def parts(index: dict) -> list[str]:
+def parts(index: ModelIndex) -> list[str]:
     """The folders of a diffusers pipeline, by its model_index.json."""
     return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
 
 
-def _index(folder: Path) -> dict:
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+def _index(folder: Path) -> ModelIndex:
+    index: ModelIndex = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return index
 
 
 def fingerprint(folder: Path) -> str:

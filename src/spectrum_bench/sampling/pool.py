@@ -60,7 +60,11 @@ def _run_on_ray(
 
     address, count = settings.engine.address, settings.ngpu
     cuda = settings.device != "cpu" and (torch.cuda.is_available() or address is not None)
-    own = {"num_cpus": count, "num_gpus": count if cuda else 0, "include_dashboard": settings.engine.dashboard}
+    own: dict[str, Any] = {
+        "num_cpus": count,
+        "num_gpus": count if cuda else 0,
+        "include_dashboard": settings.engine.dashboard,
+    }
     try:
         ray.init(
             address=address or "local",

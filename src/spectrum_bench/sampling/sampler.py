@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectrum_bench.caching.algorithm import Algorithm
-from spectrum_bench.caching.session import Session, cached, denoisers
+from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.errors import DoesNotFit, NotFinite
 from spectrum_bench.sampling.clock import Laps, alone, processor_seconds
 from spectrum_bench.sampling.jobs import Job
@@ -106,9 +106,8 @@ class Sampler:
         self._call(job, observers, Laps(self.pipe._execution_device), "latent")
 
     def _call(self, job: Job, observers: Sequence[Observer], laps: Laps, output: str) -> tuple[Any, Session]:
-        parts = {"schedule": self.algorithm.schedule, "forecaster": self.algorithm.forecaster}
         with ExitStack() as undo:
-            session = undo.enter_context(cached(self.pipe, **parts, site=self.algorithm.site, num_steps=self.num_steps))
+            session = undo.enter_context(self.algorithm.attach(self.pipe, self.num_steps))
             for observer in observers:
                 observer.attach(self.pipe, session, undo)
 

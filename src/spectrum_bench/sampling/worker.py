@@ -108,6 +108,7 @@ def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
     Raises:
         UserError: this denoiser, or this machine, cannot.
     """
+    denoiser: Any  # diffusers' own methods, which torch's Module does not have
     for denoiser in denoisers(pipe).values():
         try:
             if runtime.attention is not None:
