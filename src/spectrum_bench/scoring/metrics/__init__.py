@@ -9,6 +9,8 @@ from spectrum_bench.sampling.catalogue import Entry
 from spectrum_bench.scoring.metrics.contracts import Metric, ModelFacts
 from spectrum_bench.scoring.metrics.vbench import DIMENSIONS
 
+__all__ = ["DEFAULT", "METRICS", "Metric", "ModelFacts", "chosen", "weights"]
+
 METRICS = {
     metric.name: metric
     for metric in (
