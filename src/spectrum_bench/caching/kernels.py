@@ -63,10 +63,8 @@ def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
         weights: (K,), or (K, D) for (..., D) rows.
     """
     newest = rows[-1]
-    if not newest.is_cuda:  # the interpreter cuts bits off where it should round: torch rounds
-        out = torch.empty_like(newest, dtype=torch.float32)
-    else:
-        out = torch.empty_like(newest)
+    # the interpreter cuts bits off where it should round: there torch rounds
+    out = torch.empty_like(newest, dtype=newest.dtype if newest.is_cuda else torch.float32)
     if isinstance(weights, tuple):
         sum_by_row(rows, weights, out)
     else:

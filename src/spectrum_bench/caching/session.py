@@ -164,6 +164,11 @@ class Session:
         return self.branch.computing
 
     @property
+    def skipping(self) -> bool:
+        """Whether it is known by now that the branch that is now running skips this step."""
+        return not self._undecided and not self.branch.computing
+
+    @property
     def computed_steps(self) -> list[int]:
         """Steps at which any branch ran the whole network."""
         return sorted({step for branch in self.branches.values() for step in branch.computed})
