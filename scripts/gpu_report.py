@@ -164,7 +164,8 @@ def forecasts(kernels: list[dict]) -> list[str]:
         *table(kernels, heads),
         "",
         "Useful bytes are 2K + 2 an element: K rows read once, the forecast written once. package: what the harness "
-        "does; triton: one pass; compile: torch.compile of the sum. Errors are relative, against float64.",
+        "does; channels: the same with a weight for each channel; triton: one pass; compile: torch.compile of the sum. "
+        "Errors are relative, against float64.",
     ]
 
 

@@ -8,6 +8,7 @@ budget=480     seconds; a section that would not fit in what is left of them is 
 out=FOLDER     default: $OUT, else outputs/gpu_truth
 sections=a,b   of ceilings, forecast, flux, profiler, sd3, wan, hunyuan, compiled, fp8, sdxl; default: all
 label=TEXT     a note for the first line
+quick=true     the package's own step: no other caching code beside it on FLUX, no caching per module, six steps of Wan
 simulate=true  every section on the CPU with tiny widths: tests the script, measures nothing
 """
 
@@ -50,10 +51,9 @@ from spectrum_bench.sampling.architectures import _build, _seeded, architecture
 from spectrum_bench.signals import ENTERING, MODULATED, PROBE
 
 try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    triton = None
+    from spectrum_bench.caching import kernels
+except ImportError:  # no triton
+    kernels = None
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device, clock, lines
@@ -130,7 +130,7 @@ class Run:
 
     def __init__(self, options: dict):
         self.start = time.monotonic()
-        self.simulate = options["simulate"] == "true"
+        self.simulate, self.quick = options["simulate"] == "true", options["quick"] == "true"
         self.budget = float(options["budget"])
         self.device = Device(self.simulate)
         self.wants_profiler, self.profiled = False, False
@@ -261,24 +261,6 @@ def ceilings(run: Run) -> None:
     run.line("ceilings", told, what="launch", host_us=host, device_us=gap)
 
 
-if triton is not None:
-
-    @triton.jit
-    def _one_pass(rows, weights, out, n, BLOCK: tl.constexpr):
-        """out = sum_k weights[k] * rows[k] in fp32, rounded once: every row is read where it lies, out written once."""
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = at < n
-        total = tl.zeros((BLOCK,), tl.float32)
-        for k in tl.static_range(len(rows)):
-            total += weights[k] * tl.load(rows[k] + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
-
-
-def one_pass(rows: list[Tensor], weights: list[float], out: Tensor, block: int, warps: int) -> None:
-    n = out.numel()
-    _one_pass[(triton.cdiv(n, block),)](tuple(rows), tuple(weights), out, n, BLOCK=block, num_warps=warps)
-
-
 ROWS = {  # (tokens over both guidance branches' batch, channels) of the last block's feature
     "flux": (4096, 3072),  # 1024 x 1024
     "sd3-5": (2 * 4096, 2432),
@@ -318,7 +300,11 @@ def _forecast_rows(run: Run, name: str, shape: tuple, best: dict) -> None:
         """Error against float64 at both ends, rounding alone beside it, and how many elements nobody wrote."""
         error, rounding, size = 0.0, 0.0, 0.0
         for part in ends:
-            exact = sum(x * row.view(-1)[part].double() for x, row in zip(w.tolist(), rows, strict=True))
+            weights = w.tolist()
+            if w.ndim == 2:
+                channels = torch.arange(part.start, min(part.stop, elements)).remainder(shape[2])
+                weights = torch.from_numpy(w)[:, channels].to(device.name)
+            exact = sum(x * row.view(-1)[part].double() for x, row in zip(weights, rows, strict=True))
             error += float((out.view(-1)[part].double() - exact).square().sum())
             rounding += float((exact.to(rows[0].dtype).double() - exact).square().sum())
             size += float(exact.square().sum())
@@ -350,7 +336,11 @@ def _forecast_rows(run: Run, name: str, shape: tuple, best: dict) -> None:
         now = check(histories[0].combine(w), histories[0].features(), w)
         report("package", K, device.median(lambda i, h=histories, w=w: h[i % sets].combine(w)), now)
         run.attempt("forecast", 3, partial(_kernel, run, name, K, w, data, outs, best, check, report), f"{name} triton")
-        if K == 10 and name in ("flux", "wan14b"):
+        if K == 10:
+            each = np.stack([w, *(np.eye(K)[i] for i in (-1, -2))], 1)[:, np.arange(shape[2]) % 3]  # (K, D)
+            now = check(histories[0].combine(each), histories[0].features(), each)
+            report("channels", K, device.median(lambda i, h=histories, w=each: h[i % sets].combine(w)), now)
+        if K == 10 and name in ("flux", "wan14b") and not run.quick:
             wants = 25 if name == "flux" else 10
             again = partial(_compiled_sum, run, K, w, data, check, report)
             run.attempt("forecast", wants, again, f"{name} compile")
@@ -358,10 +348,11 @@ def _forecast_rows(run: Run, name: str, shape: tuple, best: dict) -> None:
 
 
 def _kernel(run, name, K, w, data, outs, best, check, report) -> None:
-    """The candidate: settings are tried at K = 10 on FLUX's and Wan's rows; elsewhere only the best of those are."""
-    if triton is None:
+    """The package's kernel by itself: settings are tried at K = 10 on FLUX's and Wan's rows; elsewhere only the best of
+    those are."""
+    if kernels is None:
         raise Missing("no triton")
-    sets, weights = len(data), w.tolist()
+    sets, weights = len(data), tuple(w.tolist())
     if run.simulate:
         settings = [(1024, 4)]
         dtype = torch.float32  # the interpreter cuts bits off where it should round
@@ -369,17 +360,19 @@ def _kernel(run, name, K, w, data, outs, best, check, report) -> None:
     elif K == 10 and name in ("flux", "wan14b"):
         settings = [(block, warps) for block in (1024, 2048, 4096, 8192) for warps in (4, 8)]
     else:
-        settings = sorted({*best.values()} or {(2048, 8)})
+        settings = sorted({*best.values()} or {(kernels.BLOCK, kernels.WARPS)})
     tried = {}
     for block, warps in settings:
         timed = run.device.median(
-            lambda i, block=block, warps=warps: one_pass(data[i % sets][:K], weights, outs[i % sets], block, warps)
+            lambda i, block=block, warps=warps: kernels.sum_by_row(
+                data[i % sets][:K], weights, outs[i % sets], block, warps
+            )
         )
         tried[block, warps] = timed
     block, warps = min(tried, key=lambda key: tried[key][0])
     best[name if K == 10 else "any"] = (block, warps)
     outs[0].fill_(math.nan)
-    one_pass(data[0][:K], weights, outs[0], block, warps)
+    kernels.sum_by_row(data[0][:K], weights, outs[0], block, warps)
     checked = check(outs[0].to(data[0][0].dtype), data[0][:K], w)
     each = {f"{b}x{n}": timed[0] for (b, n), timed in tried.items()}
     report("triton", K, tried[block, warps], checked, block=block, warps=warps)
@@ -702,6 +695,8 @@ def flux(run: Run) -> None:
         model.method(f"{name} host", steps, mask10, fore, LastBlock(), synced=True)
     taylor = partial(forecasters.taylor, order=1, warmup=5)
     model.method("taylor1 last_block", steps, mask10, taylor, LastBlock())
+    if run.quick:
+        return
     model.method("taylor1 modules", steps, mask10, taylor, Modules())
     model.method("fora modules", steps, mask10, reuse, Modules())
     model.method("taylor1 modules host", steps, mask10, taylor, Modules(), synced=True)
@@ -815,9 +810,11 @@ def sd3(run: Run) -> None:
 
 
 def wan(run: Run) -> None:
-    model, steps = Model(run, "wan", "wan14b"), 18
-    mask = partial(schedules.mask, steps=[0, 1, 2, 3, 4, 8, 13])
-    shares(run, model, model.method("spectrum", steps, mask, spectrum_forecast(steps), LastBlock(), guess_s=55))
+    model, steps, computed, seconds = Model(run, "wan", "wan14b"), 18, [0, 1, 2, 3, 4, 8, 13], 55
+    if run.quick:
+        steps, computed, seconds = 6, [0, 1, 2], 25
+    mask = partial(schedules.mask, steps=computed)
+    shares(run, model, model.method("spectrum", steps, mask, spectrum_forecast(steps), LastBlock(), guess_s=seconds))
 
 
 def hunyuan(run: Run) -> None:
@@ -918,13 +915,20 @@ SECTIONS = {  # in order of worth, with the seconds below which there is no poin
     "flux": (flux, 40),
     "profiler": (profiler, 15),
     "sd3": (sd3, 20),
-    "wan": (wan, 60),
+    "wan": (wan, 30),
     "hunyuan": (hunyuan, 30),
     "compiled": (compiled, 60),
     "fp8": (fp8, 60),
     "sdxl": (sdxl, 12),
 }
-DEFAULTS = {"budget": "480", "out": "", "sections": ",".join(SECTIONS), "simulate": "false", "label": ""}
+DEFAULTS = {
+    "budget": "480",
+    "out": "",
+    "sections": ",".join(SECTIONS),
+    "simulate": "false",
+    "label": "",
+    "quick": "false",
+}
 
 
 def main(argv: list[str]) -> None:

@@ -76,10 +76,9 @@ def test_dicache():
 @pytest.mark.parametrize("now,progress", [(1.0, 0.5), (2.5, 1.25), (9.0, 4.5)])
 def test_dicache_tells_how_far_the_probe_has_come(now, progress):
     """The probe's residual went from 0 to 2 between the two computed steps; now it is at `now`."""
-    state = gates.DiCacheState(10)
-    assert state.progress() is None
-    state.residuals, state.residual = [torch.zeros(3), torch.full((3,), 2.0)], torch.full((3,), now)
-    assert state.progress() == progress
+    entering, probe = [1.0, 1.0, 1.0], [1.0, 3.0, 1.0 + now]
+    decisions, state = ask(gates.dicache(threshold=100, retention=0.5, last=0), 3, entering=entering, probe=probe)
+    assert computed(decisions) == [0, 1] and state.progress() == progress
 
 
 def test_confidence():

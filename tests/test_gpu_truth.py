@@ -43,7 +43,9 @@ def test_every_section_writes_its_lines(script, tmp_path):
     assert [line["identical"] for line in lines if line.get("method") == "identity"] == [True]
     kernels = [line for line in lines if line.get("way") in ("package", "triton", "compile")]
     assert len(kernels) == 3 * 2 * len(script.ROWS) + 2
-    for line in kernels:
+    channels = [line for line in lines if line.get("way") == "channels"]
+    assert len(channels) == len(script.ROWS)
+    for line in kernels + channels:
         assert line["unwritten"] == 0 and line["relative_error"] < 1.05 * line["rounding_alone"]
     passes = {line["method"]: line["passes"] for line in lines if line["section"] == "flux" and "passes" in line}
     assert passes["spectrum-10"] == passes["reuse stack"] == 10 and passes["spectrum-14"] == 14
@@ -63,7 +65,7 @@ def test_every_section_writes_its_lines(script, tmp_path):
 
 
 def test_an_error_or_a_lack_of_time_is_a_line_and_no_end(script, tmp_path):
-    run = script.Run({"simulate": "true", "budget": "60", "out": str(tmp_path)})
+    run = script.Run({"simulate": "true", "budget": "60", "out": str(tmp_path), "quick": "false"})
     assert run.attempt("flux", 1, lambda: 1 / 0, "division") is None
     assert run.attempt("flux", 61, lambda: pytest.fail("it ran")) is None
     assert run.attempt("flux", 1, lambda: 3) == 3

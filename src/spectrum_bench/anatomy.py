@@ -42,6 +42,9 @@ class Anatomy:
         image: (last block's output, first block's input) -> its image tokens, where text shares their stream.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
         modules: per class of block, for per-module caching.
+        unread: names of modules of the denoiser whose output the blocks alone read; neither the epilogue nor the
+            time embedding does.
+        embedder: name of the module that embeds the latent; besides the blocks only its shape and dtype are read.
     """
 
     stacks: tuple[str, ...] | None = None
@@ -49,6 +52,8 @@ class Anatomy:
     image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
     modulated: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     modules: dict[str, BlockModules] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    embedder: str | None = None
 
 
 def _first_norm(block: nn.Module, given: dict[str, Any]) -> Tensor:
@@ -70,7 +75,10 @@ SINGLE = BlockModules(cached=("proj_out",), idle=("attn", "proj_mlp"), mlps={}, 
 
 ANATOMY = {
     "FluxTransformer2DModel": Anatomy(
-        modulated=_first_norm, modules={"FluxTransformerBlock": TEXT_THEN_IMAGE, "FluxSingleTransformerBlock": SINGLE}
+        modulated=_first_norm,
+        modules={"FluxTransformerBlock": TEXT_THEN_IMAGE, "FluxSingleTransformerBlock": SINGLE},
+        unread=("pos_embed", "context_embedder"),
+        embedder="x_embedder",
     ),
     "SD3Transformer2DModel": Anatomy(  # TeaCache's authors have none: our reading, as for FLUX
         modulated=_first_norm,
@@ -81,10 +89,14 @@ ANATOMY = {
                 mlps={"ff": "head", "ff_context": "tail"},
             )
         },
+        unread=("context_embedder",),
+        embedder="pos_embed",
     ),
     "HunyuanVideoTransformer3DModel": Anatomy(
         modulated=_first_norm,
         modules={"HunyuanVideoTransformerBlock": IMAGE_THEN_TEXT, "HunyuanVideoSingleTransformerBlock": SINGLE},
+        unread=("rope", "context_embedder"),
+        embedder="x_embedder",
     ),
     "WanTransformer3DModel": Anatomy(  # ali-vilab/TeaCache@7c10efc, TeaCache4Wan2.1 with use_ret_steps
         modulated=_time_embedding,
@@ -93,6 +105,8 @@ ANATOMY = {
                 cached=("attn1", "attn2", "ffn"), attentions=("attn1", "attn2"), mlps={"ffn": "head"}
             )
         },
+        unread=("rope", "condition_embedder.text_embedder"),
+        embedder="patch_embedding",
     ),
     "UNet2DConditionModel": Anatomy(  # skip connections do not leave the bypassed part; TeaCache is our reading
         stacks=("down_blocks", "mid_block", "up_blocks"),

@@ -25,6 +25,12 @@ from spectrum_bench.errors import BadValue
 
 Floats = NDArray[np.floating[Any]]  # float64
 Forecaster = Callable[..., Floats]  # (times (K,), t) -> (K,), or (K, D)
+Weights = tuple[float, ...] | Floats  # K numbers, or (K, D)
+
+
+def numbers(weights: Weights) -> Weights:
+    """(K,) weights as Python's own numbers, which a step reads without NumPy; (K, D) weights as they are."""
+    return weights if isinstance(weights, tuple) or weights.ndim == 2 else tuple(weights.tolist())
 
 
 def forgotten(forecaster: Forecaster, times: list[int]) -> int:

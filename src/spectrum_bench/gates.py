@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spectrum_bench.decisions import (
@@ -129,12 +130,17 @@ class DiCacheState(Progressing):
     entering: Tensor | None = None  # of the step before
     residual: Tensor | None = None  # what the front blocks add, in this step
     residuals: list[Tensor] = field(default_factory=list)  # and at the last two computed steps
+    gamma: float | None = None  # the probe's progress at this step
 
     def progress(self) -> float | None:
+        return self.gamma
+
+    def measured(self) -> Tensor | None:
+        """The probe's progress while it is still on the device."""
         if len(self.residuals) < 2 or self.residual is None:
             return None
         (P1, P2), P = self.residuals, self.residual
-        return float((P - P1).abs().mean() / (P2 - P1).abs().mean())
+        return size(P - P1) / size(P2 - P1)
 
 
 @gate(observes=(ENTERING, PROBE), state=DiCacheState)
@@ -152,12 +158,13 @@ def dicache(
     """DiCache (arXiv:2508.17356, Bujiazi/DiCache): compute when the probe's relative changes from step to step, summed,
     reach `threshold`. `minus`: count |probe's change - input's change|. The forecaster `aligned` asks the state for the
     probe's progress."""
-    change, state.probe = relative_change(seen[PROBE], state.probe), seen[PROBE]
-    if minus:
-        change = abs(change - relative_change(seen[ENTERING], state.entering))
-        state.entering = seen[ENTERING]
-    state.total += change
     state.residual = seen[PROBE] - seen[ENTERING]
+    probe, entering = _change(seen[PROBE], state.probe), _change(seen[ENTERING], state.entering) if minus else None
+    change, moved, state.gamma = read(probe, entering, state.measured())
+    state.probe = seen[PROBE]
+    if minus:
+        state.entering = seen[ENTERING]
+    state.total += math.nan if change is None else change if moved is None else abs(change - moved)
     if math.floor(retention * T) < step < T - last and state.total < threshold:
         return False
     state.residuals = [*state.residuals, state.residual][-2:]
@@ -229,10 +236,11 @@ def sencache(
         longest: fewer steps than this are skipped in a row.
         timesteps, latent, time: where the sensitivities were measured, to the latent and to the timestep.
     """
-    z, t = seen[LATENT], float(seen[TIMESTEP].flatten()[0])
+    z = seen[LATENT]
+    distance, t = read(None if state.z is None else (z - state.z).float().norm(), seen[TIMESTEP].flatten()[0])
     if state.z is not None:
         near = int(np.abs(np.array(timesteps) - state.t).argmin())
-        moved = latent[near] * float((z - state.z).float().norm()) + time[near] * abs(t - state.t)
+        moved = latent[near] * distance + time[near] * abs(t - state.t)
         limit = (start if step < 0.2 * T else threshold) * z.numel() ** 0.5
         if moved < limit and state.skipped < longest:
             state.skipped += 1
@@ -311,9 +319,22 @@ def relative_change(new: Tensor, old: Tensor | None) -> float:
 
 def distance(new: Tensor, old: Tensor) -> float:
     """mean |new - old| / mean |old|."""
-    return float((new - old).abs().mean() / old.abs().mean())
+    return float(size(new - old) / size(old))
+
+
+def _change(new: Tensor, old: Tensor | None) -> Tensor | None:
+    """The relative change from the step before while it is still on the device; None at the first step."""
+    return None if old is None else size(new - old) / size(old)
 
 
 def size(tensor: Tensor) -> Tensor:
     """mean |tensor|."""
     return tensor.abs().mean()
+
+
+def read(*scalars: Tensor | None) -> list[Any]:
+    """The values of tensors of one element, None of a None. The device is waited for once, whatever their number."""
+    tensors = [scalar for scalar in scalars if scalar is not None]
+    together = torch.stack([scalar.to(tensors[0].device) for scalar in tensors]) if tensors else torch.empty(0)
+    values = iter(together.tolist())
+    return [None if scalar is None else float(next(values)) for scalar in scalars]

@@ -3,13 +3,17 @@
 Nobody outside indexes its rows, so that they may be kept elsewhere: in a ring buffer, say, or in host memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.forecasters import Floats
+from spectrum_bench.forecasters import Weights, numbers
 
 
 class History:
@@ -57,8 +61,9 @@ class History:
         self._correction = edit(base) - newest
         return self._correction
 
-    def combine(self, weights: Floats) -> Tensor:
-        """sum_k weights[k] * rows[k], accumulated in fp32 (weights reach 7 in magnitude), in the feature's dtype.
+    def combine(self, weights: Weights) -> Tensor:
+        """sum_k weights[k] * rows[k], accumulated in fp32 (weights reach 7 in magnitude), in the feature's dtype. On a
+        GPU one kernel reads every row once (kernels.py says how it rounds).
 
         Args:
             weights: (K,), or (K, D) for (B, L, D) rows, a weight for each channel.
@@ -66,19 +71,18 @@ class History:
         Raises:
             DoesNotFit: weights for another number of channels.
         """
-        newest = self._rows[-1]
-        if not weights[:-1].any() and (weights[-1] == 1).all():
-            return newest  # plain reuse: no arithmetic, no copy
-        total = torch.zeros_like(newest, dtype=torch.promote_types(newest.dtype, torch.float32))
-        if weights.ndim == 2:
-            if newest.ndim != 3 or newest.shape[2] != weights.shape[1]:
-                raise DoesNotFit(f"weights for {weights.shape[1]} channels do not fit a {tuple(newest.shape)} feature")
-            for w, row in zip(torch.from_numpy(weights).to(total), self._rows, strict=True):
-                total.addcmul_(row, w)
-            return total.to(newest.dtype)
-        for w, row in zip(weights.tolist(), self._rows, strict=True):  # w is an immediate argument: no copy, no sync
-            total.add_(row, alpha=w)
-        return total.to(newest.dtype)
+        newest, weights = self._rows[-1], numbers(weights)
+        if _reuses(weights):
+            return newest  # no arithmetic, no copy
+        if len(weights) != len(self._rows):
+            raise ValueError(f"{len(weights)} weights for {len(self._rows)} rows")
+        if not isinstance(weights, tuple) and (newest.ndim != 3 or newest.shape[2] != weights.shape[1]):
+            raise DoesNotFit(f"weights for {weights.shape[1]} channels do not fit a {tuple(newest.shape)} feature")
+        kernels = _kernels() if newest.is_cuda else None
+        if kernels is not None and kernels.fits(self._rows):
+            total: Tensor = kernels.weighted_sum(self._rows, weights)
+            return total
+        return weighted_sum(self._rows, weights)
 
     def features(self) -> list[Tensor]:
         """The rows, for a study that reads them; nobody may write to them."""
@@ -88,3 +92,30 @@ class History:
     def nbytes(self) -> int:
         """Of all rows and the correction."""
         return sum(row.nbytes for row in self._rows) + (0 if self._correction is None else self._correction.nbytes)
+
+
+def _reuses(weights: Weights) -> bool:
+    """Whether the forecast is the newest row as it is."""
+    if isinstance(weights, tuple):
+        return weights[-1] == 1 and not any(weights[:-1])
+    return bool((weights[-1] == 1).all()) and not weights[:-1].any()
+
+
+def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
+    """sum_k weights[k] * rows[k] by torch's own operations, wherever the rows are, whatever they are like."""
+    newest = rows[-1]
+    total = torch.zeros_like(newest, dtype=torch.promote_types(newest.dtype, torch.float32))
+    if isinstance(weights, tuple):
+        for w, row in zip(weights, rows, strict=True):  # w is an immediate argument: no copy, no sync
+            total.add_(row, alpha=w)
+    else:
+        for channels, row in zip(torch.from_numpy(weights).to(total), rows, strict=True):
+            total.addcmul_(row, channels)
+    return total.to(newest.dtype)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """kernels.py, or None without Triton. It is imported at the first forecast on a GPU, the only place that needs
+    it."""
+    return import_module("spectrum_bench.caching.kernels") if find_spec("triton") else None

@@ -12,15 +12,15 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, anatomy
 from spectrum_bench.caching.history import History
+from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Progressing, State
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.forecasters import Floats, Forecaster, follows_gate, forgotten
+from spectrum_bench.forecasters import Forecaster, Weights, follows_gate
 from spectrum_bench.schedules import Schedule, plan
 from spectrum_bench.signals import OUTPUT, Call, Place, Signal
 
@@ -51,13 +51,15 @@ class Branch:
         forecaster: Forecaster,
         state: State | None = None,
         progress: Callable[[], float | None] | None = None,
+        remembered: Remembered | None = None,
     ):
-        self.forecaster, self.state, self._progress = forecaster, state, progress
+        self.state, self._progress = state, progress
+        self._remembered = remembered or Remembered(forecaster)
         self.computing = True
         self.computed: list[int] = []
         self.times: list[int] = []
         self.histories: defaultdict[str, History] = defaultdict(History)
-        self.weights: Floats = np.ones(0)
+        self.weights: Weights = ()
         self.output: Tensor | None = None
         self._own: dict[tuple[type, str], Any] = {}
 
@@ -66,12 +68,11 @@ class Branch:
         self.computing = computing or not self.times
         if self.computing:
             self.computed.append(step)
-            self.times.append(step)
-            del self.times[: forgotten(self.forecaster, self.times)]
+            self._remembered.append(self.times, step)
         elif self._progress is None:
-            self.weights = self.forecaster(np.array(self.times, float), step)
+            self.weights = self._remembered.at(self.times, step)
         else:
-            self.weights = self.forecaster(np.array(self.times, float), step, progress=self._progress())
+            self.weights = self._remembered.following(self.times, step, self._progress())
 
     def note_skipped(self, step: int) -> None:
         """Correct the note of a step that somebody else's code has skipped."""
@@ -144,7 +145,9 @@ class Session:
     ):
         self.schedule, self.forecaster, self.num_steps, self.timestep = schedule, forecaster, num_steps, timestep
         self._mask, self._gate = plan(schedule, num_steps), schedule if isinstance(schedule, Gate) else None
-        self._follows_gate = follows_gate(forecaster)
+        self._follows_gate, self._remembered = follows_gate(forecaster), Remembered(forecaster)
+        if self._mask is not None:
+            self._remembered.plan(self._mask.tolist())
         self.observes: tuple[Signal, ...] = self._gate.observes if self._gate else ()
         self.places = {signal.place for signal in self.observes} | {Call}
         self._last_place = max(self.places, key=lambda place: place.order)
@@ -161,6 +164,11 @@ class Session:
     def computing(self) -> bool:
         """Whether the branch that is now running computes this step."""
         return self.branch.computing
+
+    @property
+    def skipping(self) -> bool:
+        """Whether it is known by now that the branch that is now running skips this step."""
+        return not self._undecided and not self.branch.computing
 
     @property
     def computed_steps(self) -> list[int]:
@@ -188,9 +196,8 @@ class Session:
 
     def _new_branch(self) -> Branch:
         state = self._gate.start(self.num_steps) if self._gate else None
-        if self._follows_gate and isinstance(state, Progressing):
-            return Branch(self.forecaster, state, state.progress)
-        return Branch(self.forecaster, state)
+        progress = state.progress if self._follows_gate and isinstance(state, Progressing) else None
+        return Branch(self.forecaster, state, progress, self._remembered)
 
     @not_compiled
     def decide_at(self, place: Place) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, BlockIO, all_blocks, stacks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, StandIn
+from spectrum_bench.caching.sites.unread import leave_out_unread
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.signals import FirstBlock, Front
 
@@ -18,7 +19,13 @@ Runs = Callable[[], bool]  # whether the blocks run in the step and branch that 
 
 
 class StackSite(Site):
-    """A site that bypasses the block stack: what of it is cached, and how a skipped step restores the output."""
+    """A site that bypasses the block stack: what of it is cached, and how a skipped step restores the output.
+
+    Attributes:
+        reads_embedded: whether `restore` reads `embedded` or `entering`.
+    """
+
+    reads_embedded: ClassVar[bool] = True
 
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         """What is cached.
@@ -35,6 +42,8 @@ class StackSite(Site):
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         bypass(self, denoiser, anatomy, session, undo, lambda: session.computing)
+        if not self.front:  # front blocks read all of it at every step
+            leave_out_unread(denoiser, anatomy, session, undo, self.reads_embedded)
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class LastBlock(StackSite):
         front: blocks at the beginning that run at every step, for gates that observe them.
     """
 
+    reads_embedded: ClassVar[bool] = False
     front: int = 0
 
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
