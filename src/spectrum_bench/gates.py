@@ -6,7 +6,7 @@ decisions.py says what such a function is given. YAMLs name it by `_target_`, wi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch

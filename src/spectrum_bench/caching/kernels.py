@@ -83,7 +83,7 @@ def sum_by_row(
 ) -> None:
     """Write the sum to `out`: the weights are arguments of the kernel, nothing is copied to the device."""
     n = out.numel()
-    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(out):
         _by_row[(triton.cdiv(n, block),)](tuple(rows), weights, out, n, BLOCK=block, num_warps=warps)
 
 
@@ -92,7 +92,7 @@ def sum_by_channel(rows: Sequence[Tensor], weights: Tensor, out: Tensor) -> None
     channels = out.shape[-1]
     tokens = out.numel() // channels
     grid = (triton.cdiv(tokens, TOKENS), triton.cdiv(channels, CHANNELS))
-    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+    with torch.cuda.device_of(out):
         _by_channel[grid](
             tuple(rows), weights, out, tokens, channels, TOKENS=TOKENS, CHANNELS=CHANNELS, num_warps=WARPS
         )
