@@ -27,7 +27,7 @@ def test_a_polynomial_is_found_again():
 def test_changes_are_those_of_an_uncached_run(random_pipe):
     """Against the epilogue's inputs of a plain run, and a gate that is asked once a step."""
     arguments = {"height": 64, "width": 64, "max_sequence_length": 16}
-    x, y = calibration.changes(random_pipe, Job("", 0, "a red ring", 0), 6, arguments)
+    x, y = calibration.changes(Uncached(random_pipe, 6, arguments), Job("", 0, "a red ring", 0))
     seen, transformer = [], random_pipe.transformer
     handle = transformer.norm_out.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
     try:
