@@ -42,8 +42,8 @@ class Anatomy:
         image: (last block's output, first block's input) -> its image tokens, where text shares their stream.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
         modules: per class of block, for per-module caching.
-        unread: names of modules of the denoiser whose output the blocks alone read; neither the epilogue nor the
-            time embedding does.
+        unread: modules of the denoiser whose output the blocks alone read, neither the epilogue nor the time embedding;
+            with the names of the denoiser's arguments on which it depends, besides the shape of what the module gets.
         embedder: name of the module that embeds the latent; besides the blocks only its shape and dtype are read.
     """
 
@@ -52,7 +52,7 @@ class Anatomy:
     image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
     modulated: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     modules: dict[str, BlockModules] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     embedder: str | None = None
 
 
@@ -77,7 +77,7 @@ ANATOMY = {
     "FluxTransformer2DModel": Anatomy(
         modulated=_first_norm,
         modules={"FluxTransformerBlock": TEXT_THEN_IMAGE, "FluxSingleTransformerBlock": SINGLE},
-        unread=("pos_embed", "context_embedder"),
+        unread={"pos_embed": ("txt_ids", "img_ids"), "context_embedder": ("encoder_hidden_states",)},
         embedder="x_embedder",
     ),
     "SD3Transformer2DModel": Anatomy(  # TeaCache's authors have none: our reading, as for FLUX
@@ -89,13 +89,13 @@ ANATOMY = {
                 mlps={"ff": "head", "ff_context": "tail"},
             )
         },
-        unread=("context_embedder",),
+        unread={"context_embedder": ("encoder_hidden_states",)},
         embedder="pos_embed",
     ),
     "HunyuanVideoTransformer3DModel": Anatomy(
         modulated=_first_norm,
         modules={"HunyuanVideoTransformerBlock": IMAGE_THEN_TEXT, "HunyuanVideoSingleTransformerBlock": SINGLE},
-        unread=("rope", "context_embedder"),
+        unread={"rope": (), "context_embedder": ("encoder_hidden_states", "timestep", "encoder_attention_mask")},
         embedder="x_embedder",
     ),
     "WanTransformer3DModel": Anatomy(  # ali-vilab/TeaCache@7c10efc, TeaCache4Wan2.1 with use_ret_steps
@@ -105,7 +105,7 @@ ANATOMY = {
                 cached=("attn1", "attn2", "ffn"), attentions=("attn1", "attn2"), mlps={"ffn": "head"}
             )
         },
-        unread=("rope", "condition_embedder.text_embedder"),
+        unread={"rope": (), "condition_embedder.text_embedder": ("encoder_hidden_states",)},
         embedder="patch_embedding",
     ),
     "UNet2DConditionModel": Anatomy(  # skip connections do not leave the bypassed part; TeaCache is our reading

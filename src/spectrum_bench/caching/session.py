@@ -129,6 +129,7 @@ class Session:
         step, call: of the denoising steps, and of the denoiser's calls in this step (0 cond, 1 uncond).
         branches: by the denoiser's name and the call.
         branch: the one now running.
+        undecided: whether it is still open if the branch computes this step.
         held_elsewhere: functions that give the bytes which somebody else's caching holds.
         timestep: gives the pipeline's current timestep.
         cache_bytes: the most that was held at the end of a step.
@@ -152,7 +153,7 @@ class Session:
         self.places = {signal.place for signal in self.observes} | {Call}
         self._last_place = max(self.places, key=lambda place: place.order)
         self._seen: dict[Signal, Tensor] = {}  # in this step and branch
-        self._undecided = True
+        self.undecided = True
         self.step = 0
         self.call = -1
         self.branches: dict[tuple[str, int], Branch] = {}
@@ -168,7 +169,7 @@ class Session:
     @property
     def skipping(self) -> bool:
         """Whether it is known by now that the branch that is now running skips this step."""
-        return not self._undecided and not self.branch.computing
+        return not self.undecided and not self.branch.computing
 
     @property
     def computed_steps(self) -> list[int]:
@@ -191,7 +192,7 @@ class Session:
         if key not in self.branches:
             self.branches[key] = self._new_branch()
         self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
-        self._seen, self._undecided = {}, True
+        self._seen, self.undecided = {}, True
         self.decide_at(Call(latent, timestep, self.branch.output))
 
     def _new_branch(self) -> Branch:
@@ -210,7 +211,7 @@ class Session:
 
     def report(self, signal: Signal, value: Tensor | None) -> None:
         """A signal of this step is known."""
-        if value is not None and self._undecided:
+        if value is not None and self.undecided:
             self._seen[signal] = value
 
     def _decide(self) -> None:
@@ -229,7 +230,7 @@ class Session:
                     "run at every step (site.front)"
                 )
             computing = self._gate.decide(self.step, self._seen, self.branch.state)
-        self._seen, self._undecided = {}, False
+        self._seen, self.undecided = {}, False
         self.branch.begin(self.step, computing)
 
     def end_call(self, output: Tensor) -> None:
