@@ -243,9 +243,9 @@ def test_full_and_skipped_steps_are_told_apart_by_the_clock(random_pipe, monkeyp
         _, figures = Sampler(random_pipe, algorithm, 6, shape).sample(Job("", 0, "a ring", 0))
     finally:
         handle.remove()
-    assert figures["computed_steps"] == [0, 1, 4] and figures["nfe"] == 3
+    assert figures.computed_steps == [0, 1, 4] and figures.nfe == 3
     expected = {"text": 0, "denoise": 3, "decode": 0, "total": 3, "full_step": 1, "skipped_step": 0}
-    assert figures["latency"] == expected
+    assert figures.latency == expected
 
 
 @pytest.mark.parametrize("others, alone", [(10, False), (4, True)])
@@ -264,7 +264,7 @@ def test_a_latency_is_one_if_others_left_the_processors_idle(random_pipe, monkey
     algorithm = Algorithm("x", schedules.full, forecasters.reuse, None)
     shape = {"height": 64, "width": 64, "max_sequence_length": 16}
     _, figures = Sampler(random_pipe, algorithm, 2, shape).sample(Job("", 0, "a ring", 0))
-    assert figures["alone"] is alone
+    assert figures.alone is alone
 
 
 @pytest.mark.parametrize("others, alone", [(3, False), (1, True)])
@@ -342,7 +342,9 @@ def test_an_unknown_denoiser_raises():
 
 
 @pytest.mark.parametrize(
-    "site,stand_ins", [("last_block", 2 + 1), ("stack_residual", 2 + 1), ("modules", 19 * 3 + 38 * 3)]
+    "site,stand_ins",
+    # two stacks and their entry; what the blocks alone read: text projection, rotary table, and the embedded latent
+    [("last_block", 2 + 1 + 3), ("stack_residual", 2 + 1 + 2), ("modules", 19 * 3 + 38 * 3)],
 )
 def test_sites_attach_to_flux_dev_at_its_full_size(site, stand_ins):
     """FLUX.1-dev's own architecture (the class's defaults) on the meta device: 19 double and 38 single blocks."""

@@ -192,7 +192,7 @@ def test_workers_that_only_die_end_the_run(tmp_path):
 
 
 def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path):
-    from spectrum_bench.sampling.clock import _git_sha
+    from spectrum_bench.sampling.clock import git_sha
 
     def git(*arguments):
         line = ["-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
@@ -205,6 +205,6 @@ def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path)
     git("add", ".")
     git("commit", "-q", "-m", "one")
     (tmp_path / "results/a").write_text("two")
-    assert len(_git_sha(tmp_path)) == 12
+    assert len(git_sha(tmp_path)) == 12
     (tmp_path / "src/a").write_text("two")
-    assert _git_sha(tmp_path).endswith("-dirty")
+    assert git_sha(tmp_path).endswith("-dirty")

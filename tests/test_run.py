@@ -114,7 +114,7 @@ def test_hostile_prompts_are_only_ever_data(compose, words, tmp_path):
 
 def test_another_configuration_is_kept_out_of_a_folder(compose, words, tmp_path):
     run.main(compose(*words))
-    for other, key in (("seed=1", "seed"), ("algo.lam=0.2", "algo"), ("algo=fora", "schedule")):
+    for other, key in (("seed=1", "seed"), ("algo.lam=0.2", "forecaster"), ("algo=fora", "schedule")):
         with pytest.raises(UserError, match=f"another configuration .*{key}"):
             run.main(compose(other, *words))
     (tmp_path / "prompts.txt").write_text("other\n")
