@@ -284,6 +284,21 @@ def forecast(run: Run) -> None:
         run.attempt("forecast", 5, partial(_forecast_rows, run, name, (1, tokens, channels), best), name)
 
 
+def compile_forecasts(run: Run) -> None:
+    """Every number of rows is a kernel of its own: have them all compiled before anything is measured."""
+    seconds = []
+    for dtype in (torch.bfloat16, torch.float16):
+        history = History()
+        for K in range(1, 15):
+            history.append(torch.ones(1, 16, 16, device=run.device.name, dtype=dtype))
+            begun = time.perf_counter()
+            history.combine((0.5,) * K)
+            run.device.sync()
+            seconds.append(time.perf_counter() - begun)
+    told = f"{len(seconds)} kernels compiled in {sum(seconds):.1f} s, {max(seconds):.2f} s the slowest"
+    run.line("environment", told, what="compile", seconds=sum(seconds), slowest_s=max(seconds))
+
+
 def _forecast_rows(run: Run, name: str, shape: tuple, best: dict) -> None:
     device, elements = run.device, math.prod(shape)
     sets = 1 if 2 * elements > 3e8 else 4  # K rows of the small ones would else stay in the L2 cache
@@ -950,6 +965,7 @@ def main(argv: list[str]) -> None:
     run = Run(options)
     run.wants_profiler = "profiler" in chosen
     environment(run, options["label"])
+    run.attempt("environment", 0, partial(compile_forecasts, run))
     if run.simulate:
         torch.set_num_threads(1)
     for name in SECTIONS:
