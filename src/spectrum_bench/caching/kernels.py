@@ -74,7 +74,7 @@ def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
 
 def on_device(weights: Weights, device: torch.device) -> Tensor:
     """(K, D) weights in fp32, copied without waiting for the device."""
-    numbers = torch.as_tensor(weights).float()
+    numbers = torch.as_tensor(weights).float().contiguous()  # HyCa's come column by column
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
