@@ -251,7 +251,7 @@ def main(argv: list[str]) -> None:
     folder = Path(options["out"])
     folder.mkdir(parents=True, exist_ok=True)
     rows = methods(lines)
-    kernels = [line for line in lines if line.get("way") in ("package", "compile", "triton")]
+    kernels = [line for line in lines if line.get("way") in ("package", "channels", "compile", "triton")]
     order = list(dict.fromkeys(line["rows"] for line in kernels))
     kernels.sort(key=lambda line: (order.index(line["rows"]), line["K"]))
     write_csv(folder / "table.csv", rows, METHOD)
