@@ -65,7 +65,7 @@ def train_vae(student: Student, cfg, device) -> None:
     if not recipe.steps:  # of a miniature that is trained further: its denoiser knows the scale
         return
     with torch.no_grad():  # the same on every rank: they must agree on the scale
-        x = _pictures(student, np.random.defaultchance((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
+        x = _pictures(student, np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
         latents = vae.encode(x).latent_dist.mode()
     student.whiten(latents)
 
@@ -122,7 +122,7 @@ def train_judge(student: Student, cfg, device) -> Judge:
 
 def judge_accuracy(judge: Judge, student: Student, cfg, device) -> dict:
     """How often the judge reads a held-out caption right, from pictures as they are drawn and through the VAE."""
-    rng = np.random.defaultchance((cfg.stages.score.seed, 6))
+    rng = np.random.default_rng((cfg.stages.score.seed, 6))
     rows = {"rendered": [], "through_the_vae": []}
     for _ in range(0, cfg.stages.score.judged, 20):
         scenes = _scenes(rng, 20, cfg, held=True)
