@@ -144,9 +144,7 @@ class _Pull:
         self.ray, self.hire, self.folder, self.on_step, self.steps = ray, hire, folder, on_step, steps
         self.waiting, self.deaths, self.losses = deque(jobs), Counter[str](), 0
         self.idle: list[Any] = []
-        self.busy: dict[
-            Any, tuple[Any, Job | None]
-        ] = {}  # result -> (worker, job); None while it loads
+        self.busy: dict[Any, tuple[Any, Job | None]] = {}  # result -> (worker, job); None while it loads
 
     def outcomes(self, count: int) -> Iterator[Record | Failure]:
         """The outcome of each job, made by at most `count` workers."""
@@ -179,9 +177,7 @@ class _Pull:
         worker, job = self.busy.pop(done)
         try:
             outcome = self.ray.get(done)
-        except (
-            self.ray.exceptions.RayTaskError
-        ) as error:  # another worker would meet the same error
+        except self.ray.exceptions.RayTaskError as error:  # another worker would meet the same error
             reason = " ".join(str(error.cause).split())
             raise UserError(f"a worker met {reason}: see {self.folder}/workers.log") from None
         except self.ray.exceptions.RayError:  # the worker or its node died
