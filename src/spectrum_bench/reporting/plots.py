@@ -56,9 +56,7 @@ def quality_speed(rows: list[Row], metrics: list[str]) -> dict[str, bytes]:
     speedup is unknown, it is a ranking. A grey line joins the methods that no other method beats in both."""
     metrics = metrics or ["psnr"]
     methods = [row for row in rows if row.role == "method" and row.results]
-    methods.sort(
-        key=lambda row: [_rank(row, name) for name in METRICS]
-    )  # a method has the same colour in every drawing
+    methods.sort(key=lambda row: [_rank(row, name) for name in METRICS])  # same colours everywhere
     if not all(row.costs.speedup for row in methods):
         return ranking(methods, metrics)
     columns = min(len(metrics), 2)
