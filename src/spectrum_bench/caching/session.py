@@ -127,13 +127,13 @@ class Session:
     """The clock and the branches of one pipeline call.
 
     Attributes:
-        step, call: of the denoising steps, and of the denoiser's calls in this step (0 cond, 1 uncond).
-        branches: by the denoiser's name and the call.
-        branch: the one now running.
-        undecided: whether it is still open if the branch computes this step.
-        held_elsewhere: functions that give the bytes which somebody else's caching holds.
-        timestep: gives the pipeline's current timestep.
-        cache_bytes: the most that was held at the end of a step.
+        step, call: the index of the denoising step, and of the denoiser's call in this step (0 cond, 1 uncond).
+        branches: the branches by the denoiser's name and the call.
+        branch: the current branch.
+        undecided: whether the decision about this step in this branch is still open.
+        held_elsewhere: functions that return the bytes which other people's caching holds.
+        timestep: returns the pipeline's current timestep.
+        cache_bytes: the most bytes held at the end of a step.
     """
 
     branch: Branch
