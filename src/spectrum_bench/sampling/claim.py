@@ -25,11 +25,11 @@ def claim(folder: Path, settings: RunSettings, who: Identity, prompts_sha256: st
     path = folder / "config.yaml"
     same = canonical(who | {"seed": settings.seed, "prompts_sha256": prompts_sha256})
     if path.exists():
-        config = _read(path)
-        if config.get("schema", 1) == SCHEMA:
-            _compare(folder, same, config.get("identity") or {})
+        existing = _read(path)
+        if existing.get("schema", 1) == SCHEMA:
+            _compare(folder, same, existing.get("identity") or {})
         else:
-            _set_aside(folder, config.get("schema", 1))
+            _set_aside(folder, existing.get("schema", 1))
     _check_writable(folder)
     if path.exists():
         return
@@ -52,8 +52,8 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _compare(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+def _compare(folder: Path, new: Mapping[str, Any], existing: Mapping[str, Any]) -> None:
+    keys = [key for key in sorted(new.keys() | existing.keys()) if new.get(key) != existing.get(key)]
     if keys:
         raise UserError(
             f"{folder} was made with another configuration ({', '.join(keys)} differ): "
