@@ -23,11 +23,8 @@ class Reader(nn.Module):
         [None, *world.RELATIONS],  # its place relative to the other thing
         [None, *world.MOTIONS],
     )
-    STATES = {
-        "T5EncoderModel": -1,
-        "UMT5EncoderModel": -1,
-        "LlamaModel": -3,
-    }  # the layer that the pipelines read; CLIP: -2
+    # the layer that the pipelines read; CLIP: -2
+    STATES = {"T5EncoderModel": -1, "UMT5EncoderModel": -1, "LlamaModel": -3}
 
     def __init__(self, encoder):
         super().__init__()

@@ -45,9 +45,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     def entry() -> None:
         sys.argv[1:] = without_debug(sys.argv[1:])
         check_words(config_name, sys.argv[1:])
-        os.environ["PYTHONPATH"] = environment_with_package()[
-            "PYTHONPATH"
-        ]  # so that a launcher's jobs find this package
+        os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # a launcher's jobs find this package by it
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra shows a sweep's end like a bug
         try:
             job()

@@ -34,12 +34,8 @@ BACKGROUNDS = {
     "teal": (0.20, 0.47, 0.48),
     "brown": (0.42, 0.28, 0.18),
 }
-RELATIONS = {
-    "left of": (-1, 0),
-    "right of": (1, 0),
-    "above": (0, -1),
-    "below": (0, 1),
-}  # the first thing, seen from the second
+# where the first thing lies, seen from the second
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # of the first thing, in clips
 TRAVEL = (14.0, 20.0)  # how far it moves from the first frame to the last, pixels
 
