@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm of one node on loopback with two fake GPUs, for trying sweeps without a cluster. As root, on Debian 12.
+# Starts Slurm with one node and two fake GPUs on the loopback interface, to try sweeps without a cluster. Run it as root, on Debian 12.
 #   bash scripts/dev_slurm.sh start [folder]    installs Debian's packages if need be; then: export SLURM_CONF=<folder>/slurm.conf
 #   bash scripts/dev_slurm.sh stop [folder]
 set -euo pipefail
@@ -17,7 +17,7 @@ fi
 HOST=$(hostname -s) CORES=$(nproc)
 rm -rf "$DIR"
 mkdir -p "$DIR"/{state,spool,log,munge,fakedev}
-for i in 0 1; do mknod "$DIR/fakedev/nvidia$i" c 1 3; done   # Slurm wants character devices: these are /dev/null
+for i in 0 1; do mknod "$DIR/fakedev/nvidia$i" c 1 3; done   # Slurm needs character devices: these are copies of /dev/null
 chmod 700 "$DIR/munge"
 dd if=/dev/urandom of="$DIR/munge/key" bs=64 count=1 status=none && chmod 600 "$DIR/munge/key"
 cat > "$DIR/gres.conf" <<CONF

@@ -1,8 +1,8 @@
-"""What bookkeeping and engine cost on this machine: python scripts/engine_costs.py [records] [workers] > table.md
+"""What bookkeeping and workers cost on this machine: python scripts/engine_costs.py [records] [workers] > table.md
 
-records: 10,000 prompts x 12 methods of made-up records: listed, resumed, gathered, scored, put into a table.
-workers: start-up, time a sample, and one process against two workers of Ray, on the miniature FLUX.
-Nothing else should run meanwhile.
+records: made-up records of 12 methods on 10,000 prompts are written, resumed, gathered, scored and put into a table.
+workers: whole runs on the miniature FLUX, of one process and of two workers of Ray.
+Nothing else should run on the machine meanwhile.
 """
 
 import os
@@ -22,13 +22,13 @@ PROMPTS, METHODS = int(os.environ.get("PROMPTS", 10_000)), 12
 
 
 def measured(function, *arguments) -> tuple[float, float, object]:
-    """(seconds, most memory in MiB, result) of a call in a process of its own."""
+    """Seconds, peak memory in MiB and result of a call, which runs in its own process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure, function, arguments).result()
 
 
 def _measure(function, arguments):
-    import spectrum_bench.reporting.page  # noqa: F401  imports are not what is measured
+    import spectrum_bench.reporting.page  # noqa: F401  imports are not measured
 
     start = time.perf_counter()
     result = function(*arguments)
@@ -39,7 +39,7 @@ def _measure(function, arguments):
 
 
 def make_up(folder: Path) -> int:
-    """Experiment directories as runs leave them, of small noise pictures."""
+    """Make experiment directories as runs leave them, with small pictures of noise."""
     import fabricate
     import numpy as np
 

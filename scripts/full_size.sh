@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Times, speedups, skipped-step cost and memory at full size on a GPU, with random weights: no download needed, and no
-# quality figure comes of it.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b [key=value ...]
+# Measures times, speedups, the cost of a skipped step and memory at full size on a GPU. The weights are random: there is no
+# download and no quality figure.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:?name a model: flux, sd3-5, sdxl, hunyuan, wan14b or wan1-3b}; shift
 GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-' || true)

@@ -1,7 +1,7 @@
 """Tables and a plot of what scripts/gpu_truth.py measured: python scripts/gpu_report.py FILE.jsonl out=results/h100
 
-Writes README.md, table.csv (methods), forecast.csv (kernels) and speed.svg into the folder. Of several runs in one
-file the lines are taken together; a method measured more than once is given by its median.
+Writes README.md, table.csv (methods), forecast.csv (kernels) and speed.svg into the folder. A file may hold several
+runs; if a method was measured more than once, its median is given.
 """
 
 import csv
@@ -39,10 +39,10 @@ KERNEL = ["rows", "K", "way", "ms", "gb_s", "share_of_copy", "host_us", "relativ
 
 
 def read(path: Path) -> list[dict]:
-    """The lines of a file; one that was cut off is left out.
+    """The lines of a file. A line that was cut off is left out.
 
     Raises:
-        UserError: no such file, or nothing in it.
+        UserError: the file is missing or empty, or another program wrote it.
     """
     if not path.is_file():
         raise UserError(f"no file {path}: python scripts/gpu_truth.py makes it")
@@ -58,7 +58,7 @@ def read(path: Path) -> list[dict]:
 
 
 def paper_speedup(model: str, passes: int) -> float | None:
-    """What the paper's tables say of Spectrum on this model with so many passes."""
+    """Spectrum's speedup in the paper's tables, on this model with this number of passes."""
     for name in ("table1", "table2"):
         with open(ROOT / f"results/paper/spectrum/{name}.csv", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
@@ -68,7 +68,8 @@ def paper_speedup(model: str, passes: int) -> float | None:
 
 
 def methods(lines: list[dict]) -> list[dict]:
-    """A row for each method of each section; the host's time is that of the run which waited after every step."""
+    """A row for each method of each section. The host's time is from the run that waited for the device after every
+    step."""
     groups: dict[tuple, list[dict]] = {}
     for line in lines:
         if "passes" in line and not line["method"].startswith(("warm-up", "compiling")):

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, a table and page a budget.
+# Runs every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, and for each budget a table and a page.
 #   bash scripts/methods_table.sh             tiny-flux, 64 prompts: what results/tiny/flux/methods holds
 #   bash scripts/methods_table.sh tiny-sd3    another one
 #   PROMPTS=8 BUDGETS=14 ROWS=2 OUT=... REPORT=... bash scripts/methods_table.sh
-# Thresholds are searched for on other prompts (src/budget.py), once: they are kept in $OUT/thresholds.
+# src/budget.py searches for thresholds on other prompts, once. They are written to $OUT/thresholds.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt   # these name cache-dit
 MODEL=${1:-tiny-flux}
 PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-16 14 10}
@@ -16,10 +16,10 @@ gate() {  # name, budget, words: a row at the threshold (or the key= given) that
     local name=$1 budget=$2 found; shift 2
     found=$(sed -n "s/^$name-$budget //p" "$OUT/thresholds" 2>/dev/null || true)
     if [ -z "$found" ]; then
-        found=$(python src/budget.py model="$MODEL" passes="$budget" "$@" | tail -1) || return 0   # it says why; no row
-        echo "$name-$budget $found" >> "$OUT/thresholds"
+        threshold=$(python src/budget.py model="$MODEL" passes="$budget" "$@" | tail -1) || return 0   # it prints the reason; there is no row
+        echo "$name-$budget $threshold" >> "$OUT/thresholds"
     fi
-    row "$name-$budget" $(printf '%s\n' "$@" | grep -v '^key=') "$found"
+    row "$name-$budget" $(printf '%s\n' "$@" | grep -v '^key=') "$threshold"
 }
 
 row nocache algo=nocache

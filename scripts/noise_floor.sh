@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# How much a reference differs from itself: run again, in a batch, with another attention backend, compiled. A difference
-# between two methods that is smaller is no difference.
+# Measures how much a reference differs from itself when it runs again, in a batch, with another attention backend, or compiled. A
+# smaller difference between two methods means nothing.
 #   bash scripts/noise_floor.sh                  tiny-flux: what results/tiny/flux/noise_floor holds
 #   PROMPTS=16 bash scripts/noise_floor.sh tiny-sd3
-# runtime.compile needs a C++ compiler on a CPU; what a machine cannot do is told and left out.
+# runtime.compile needs a C++ compiler on a CPU. A setting that the machine cannot run is reported and left out.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-64}
 OUT=${OUT:-output_samples_image/$MODEL-noise_floor} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/noise_floor}

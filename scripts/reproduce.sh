@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Spectrum paper's tables and figures, one after the other; what is there already is not made again.
+# Runs the Spectrum paper's tables and figures, one after the other. Finished samples are not made again.
 #   bash scripts/reproduce.sh tiny               on the miniatures, 16 prompts each, two cores and no GPU
 #   bash scripts/reproduce.sh full               as the paper has them: python src/reproduce.py lists the GPU hours
 #   bash scripts/reproduce.sh tiny table1_flux fig5_lambda

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv from the requirements files named in $@, once, and again when one of them changes.
+# Sourced by the other scripts: makes .venv from the requirements files in $@, once, and again when one of them changes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wanted=$(cat "$@" | sha256sum)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One run on every GPU of several Slurm nodes, by Ray. The output folder belongs on a file system that they share, for a job that is
-# queued again elsewhere to find it. Nodes without GPUs: device=cpu.
+# One run on every GPU of several Slurm nodes, by Ray. Put the output folder on a file system that the nodes share, so that a job which is
+# queued again on another node finds it. On nodes without GPUs: device=cpu.
 #   sbatch --nodes=2 --gpus-per-node=8 scripts/slurm_ray.sh model=flux algo=spectrum prompt_file=prompts/drawbench.txt
-# Queued again after preemption it goes on where it stopped. Clips: ENTRY=src/text_to_video.py sbatch ...
+# A job that is queued again after preemption goes on where it stopped. For clips: ENTRY=src/text_to_video.py sbatch ...
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
 set -euo pipefail

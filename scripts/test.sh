@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs linter, type checker and tests: bash scripts/test.sh [pytest arguments]
-# Within two minutes: bash scripts/test.sh -m "not slow and not crash"
+# Sets up .venv, and runs the linter, the type checker and the tests: bash scripts/test.sh [pytest arguments]
+# The fast tests, under two minutes: bash scripts/test.sh -m "not slow and not crash"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt
 if [ ! -x /usr/bin/chromium ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing Debian's chromium for the test of the report's page"
@@ -9,4 +9,4 @@ fi
 ruff check --quiet .
 ruff format --quiet --check .
 mypy --no-error-summary
-python -m pytest -n $(($(nproc) < 4 ? $(nproc) + 1 : 4)) "$@"   # one more than cores: a third of the time tests wait for programs that they start
+python -m pytest -n $(($(nproc) < 4 ? $(nproc) + 1 : 4)) "$@"   # one more than cores: for a third of the time tests wait for programs that they start

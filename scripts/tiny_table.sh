@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares the algorithms on a miniature: samples, scores, table and page.
+# Compares the algorithms on a miniature: samples, scores, a table and a page.
 #   bash scripts/tiny_table.sh              tiny-flux, 64 prompts, two budgets, a report each: what results/tiny/flux holds
 #   bash scripts/tiny_table.sh tiny-sd3     another one; not tiny-sdxl, which has no modules: methods_table.sh
 #   PROMPTS=8 BUDGETS=slow ROWS=2 OUT=... REPORT=... bash scripts/tiny_table.sh
@@ -11,7 +11,7 @@ for budget in $BUDGETS; do [[ $budget = slow || $budget = fast ]] || { echo "BUD
 
 row nocache algo=nocache
 row nocache-again algo=nocache                                   # the noise floor
-row session algo=reuse schedule=full                             # every step computed: what the harness itself costs
+row session algo=reuse schedule=full                             # every step computed: the cost of the harness itself
 for budget in $BUDGETS; do
     case $budget in                                              # the Spectrum paper's two settings: 14 and 10 of 50 passes
         slow) steps=14 interval=4 flex=0.75 ;;
@@ -36,7 +36,7 @@ for budget in $BUDGETS; do
     row teacache-$budget algo=teacache schedule.threshold=$threshold
     row spectrum-$budget algo=spectrum flex_window=$flex
     row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex
-    # what the schedule alone gives: reuse and order-1 Taylor of the same tensor at the same steps
+    # reuse and order-1 Taylor of the same tensor at the same steps show what the schedule alone gives
     row reuse-$budget algo=reuse flex_window=$flex
     row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
 done

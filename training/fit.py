@@ -18,12 +18,12 @@ def ranks() -> tuple[int, int]:
 
 
 def chance(seed: int, stage: int, step: int) -> np.random.Generator:
-    """Chance that depends on nothing but seed, stage, step and rank, so that a resumed run sees what it would have."""
+    """Random numbers that depend only on seed, stage, step and rank, so that a resumed run draws the same ones."""
     return np.random.default_rng((seed, stage, step, ranks()[0]))
 
 
 class Muon(torch.optim.Muon):
-    """Torch's, for the kernels of convolutions as well: each is a matrix, (out, in x its extent)."""
+    """Torch's Muon, also for convolutions: a kernel is taken as a matrix, (out, in x extent)."""
 
     def __init__(self, kernels: list[nn.Parameter], **kwargs):
         self.kernels = kernels
@@ -62,7 +62,7 @@ class Checkpoint:
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     def load(self) -> int:
-        """Go on from the file, if there is one. Returns the steps that are done."""
+        """Load the file, if there is one. Returns the number of steps that are done."""
         if not self.path.exists():
             return 0
         saved = load_file(self.path)
@@ -90,7 +90,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def follow(self, weight: float) -> None:
-        """Move the average towards the weights: what it was counts `weight`."""
+        """Move the average towards the weights. The old average keeps the share `weight`."""
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - weight)
@@ -101,7 +101,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Log:
-    """Prints the means of the figures of every `every` steps, and the pace."""
+    """Every `every` steps, prints the means of the figures and the seconds for each step."""
 
     def __init__(self, stage: str, first: int, steps: int, every: int):
         self.stage, self.first, self.steps, self.every = stage, first, steps, every
@@ -109,7 +109,7 @@ class Log:
         self.figures: dict[str, float] = {}
 
     def add(self, done: int, figures: dict) -> None:
-        """Count the figures of a step, the `done`-th."""
+        """Add the figures of step number `done`, counted from 1."""
         for key, value in figures.items():
             self.figures[key] = self.figures.get(key, 0.0) + float(torch.as_tensor(value).detach()) / self.every
         if done % self.every:
@@ -136,7 +136,7 @@ def fit(
     log_every: int = 50,
     save_every: int = 200,
 ) -> nn.Module:
-    """Minimise `loss(step) -> (scalar, figures to print)`, leave the averaged weights in `model` and return it.
+    """Minimise `loss(step) -> (scalar, figures to print)`. Returns `model` with the averaged weights.
 
     The learning rate warms up over 50 steps, is constant until `decay_from * steps`, then falls linearly to 2 %.
     A checkpoint in `work/<stage>.safetensors` holds weights, average and optimiser state: a later call goes on

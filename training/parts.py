@@ -19,7 +19,7 @@ WORDS = sorted(
     | {*world.SIZES, *world.COLOURS, *world.SHAPES, *world.BACKGROUNDS}
     | {word for relation in world.RELATIONS for word in relation.split()}
 )
-MOVING_WORDS = sorted({"moving", *world.MOTIONS} - set(WORDS))  # which only captions of clips have
+MOVING_WORDS = sorted({"moving", *world.MOTIONS} - set(WORDS))  # words of clips' captions alone
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -27,8 +27,9 @@ MOVING_WORDS = sorted({"moving", *world.MOTIONS} - set(WORDS))  # which only cap
 
 
 def _merges(words: list[list[str]]) -> list[tuple[str, str]]:
-    """Byte-pair merges, each word given by its characters, until every word is one piece: the most frequent pair
-    first, of equals the first in the alphabet. (The trainer of `tokenizers` breaks ties by chance.)"""
+    """Byte-pair merges until every word is one piece. `words` holds each word's characters. The most frequent pair is
+    merged first; of equally frequent pairs, the first in the alphabet. (The trainer of `tokenizers` breaks ties at
+    random.)"""
     words, merges = [list(w) for w in words], []
     while any(len(w) > 1 for w in words):
         pairs = Counter(pair for w in words for pair in zip(w, w[1:], strict=False))
@@ -42,7 +43,7 @@ def _merges(words: list[list[str]]) -> list[tuple[str, str]]:
 
 
 def clip_tokenizer(words: list[str], length: int) -> CLIPTokenizer:
-    """BPE learnt on `words` until each is one token; any other text falls back to bytes."""
+    """BPE in which each of `words` is one token. Any other text falls back to bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _merges([[*word[:-1], f"{word[-1]}</w>"] for word in words])
     pieces = [*alphabet, *(f"{c}</w>" for c in alphabet), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
@@ -57,14 +58,15 @@ def t5_tokenizer(words: list[str], length: int) -> T5Tokenizer:
 
 
 def llama_tokenizer(words: list[str], length: int) -> LlamaTokenizer:
-    """BPE learnt on `words`, after a mark for the blank before each, until each is one token; bytes for the rest."""
+    """BPE in which each of `words`, with a mark for the blank before it, is one token. Other text falls back to
+    bytes."""
     merges = _merges([list(f"▁{word}") for word in words])
     letters = sorted({c for word in words for c in f"▁{word}"})
     pieces = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *map("".join, merges)]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     return LlamaTokenizer(
         vocab=vocab, merges=merges, pad_token="<pad>", padding_side="right", add_bos_token=True, model_max_length=length
-    )  # HunyuanVideo's mask takes padding to be on the right
+    )  # HunyuanVideo's mask assumes padding on the right
 
 
 TOKENIZERS = {
@@ -81,13 +83,13 @@ TOKENIZERS = {
 
 
 def build(cfg: dict) -> DiffusionPipeline:
-    """The pipeline that configs/train/*.yaml describes, with random weights, or with those of the folder `start`.
+    """The pipeline that configs/train/*.yaml describes, with random weights or with those of the folder `start`.
 
     Args:
-        cfg: "start", a pipeline's folder or None; "pipeline", the class; "parts", for each part its class as
-            `_class_name` and its sizes. A text encoder gets a tokenizer of its own, which makes sequences of its
-            `length` tokens. Of a started pipeline only the denoiser goes by "parts": it takes over every weight that
-            fits, so that finer patches begin with blocks that know the world.
+        cfg: "start", a pipeline's folder or None; "pipeline", its class; "parts", the class (`_class_name`) and the
+            sizes of each part. A text encoder gets its own tokenizer, which makes sequences of `length` tokens. With
+            "start" only the denoiser is built from "parts". It takes every weight that fits, so that a denoiser with
+            finer patches begins with trained blocks.
     """
     if cfg["start"]:
         pipe = getattr(diffusers, cfg["pipeline"]).from_pretrained(ROOT / cfg["start"], dtype=torch.float32)
@@ -125,14 +127,14 @@ def _text_encoder(tokenizer, _class_name: str, length: int, **sizes) -> nn.Modul
     model = getattr(transformers, _class_name)
     specials = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     known = {k: v for k, v in specials.items() if v is not None}
-    if "T5" not in _class_name:  # T5 knows distances, not places
+    if "T5" not in _class_name:  # T5 has relative positions
         known["max_position_embeddings"] = length
     return model(model.config_class(vocab_size=len(tokenizer), **known, **sizes))
 
 
 def zero_modulation(denoiser: nn.Module) -> None:
-    """Start every adaLN modulation and the output projection at zero, so that each block begins as the identity
-    (adaLN-Zero, Peebles & Xie 2023, arXiv:2212.09748, section 3.2); diffusers leaves them random."""
+    """Set every adaLN modulation and the output projection to zero, so that each block begins as the identity
+    (adaLN-Zero, Peebles & Xie 2023, arXiv:2212.09748, section 3.2). diffusers leaves them random."""
     for name, module in denoiser.named_modules():
         modulates = isinstance(module, nn.Linear) and (".norm" in name or name.endswith(".time_proj"))
         if modulates or name.startswith(("norm_out.linear", "proj_out", "conv_out")):

@@ -1,7 +1,7 @@
-"""Denoisers in training: what each architecture needs to be called with, and what its noise is.
+"""Denoisers in training: the arguments of each architecture's call, and its noise.
 
-A student sees captions and pictures exactly as its pipeline does: `encode_prompt` is the pipeline's own, and latents
-have the scale that the pipeline undoes before it decodes.
+A student gets captions and pictures exactly as in its pipeline: `encode_prompt` is the pipeline's own, and latents have
+the scale that the pipeline removes before it decodes.
 """
 
 import torch
@@ -12,10 +12,10 @@ from training import parts
 
 
 class Student(nn.Module):
-    """A denoiser and two heads on a middle block, which tell what a latent token shows; the text encoders are frozen.
+    """A denoiser and two heads on a middle block that read what a latent token shows. The text encoders are frozen.
 
-    Subclasses say how captions become conditions and how the network is called. By default the model is one of images
-    and the noise that of rectified flow: x = (1 - level) data + level noise, and the target is noise - data.
+    Subclasses say how captions become conditions and how the network is called. By default the model makes images, and
+    the noise is that of rectified flow: x = (1 - level) data + level noise, and the target is noise - data.
     """
 
     grid = 8  # latent tokens along each side of a frame
@@ -23,9 +23,9 @@ class Student(nn.Module):
     def __init__(self, pipe, call: dict, width: int):
         super().__init__()
         self.denoiser = parts.denoiser(pipe)
-        kinds = (len(world.SHAPES) + 1, len(world.COLOURS) + 1)  # and the ground
+        kinds = (len(world.SHAPES) + 1, len(world.COLOURS) + 1)  # one more for the ground
         self.heads = nn.ModuleList(nn.Linear(width, n) for n in kinds)
-        self._pipe, self._call = [pipe], call  # a list: the pipeline's other parts are not the student's
+        self._pipe, self._call = [pipe], call  # a list hides the pipeline's other parts from nn.Module
 
     @property
     def pipe(self):
@@ -37,7 +37,7 @@ class Student(nn.Module):
         raise NotImplementedError
 
     def predict(self, x: Tensor, level: Tensor, conditions: dict[str, Tensor], guidance: Tensor | None) -> Tensor:
-        """What the network answers to x at noise `level`, (B,) in (0, 1)."""
+        """The network's output for x at noise `level`, (B,) in (0, 1)."""
         raise NotImplementedError
 
     def watched(self, output) -> Tensor:
@@ -45,25 +45,26 @@ class Student(nn.Module):
         return output[1]
 
     def enter(self, pixels: Tensor) -> Tensor:
-        """(B, F, 3, 64, 64) in the layout that the VAE takes."""
+        """(B, F, 3, 64, 64) -> the layout that the VAE takes."""
         return pixels[:, 0]
 
     def whiten(self, z: Tensor) -> None:
-        """Set the VAE's scale by raw latents z, so that `latents` have mean 0 and deviation 1."""
+        """Set the VAE's scale from raw latents z, so that `latents` have mean 0 and standard deviation 1."""
         scale, shift = round(float(1 / z.std()), 4), round(float(z.mean()), 4)
         self.pipe.vae.register_to_config(scaling_factor=scale, shift_factor=shift)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(B, F, 3, 64, 64) in [-1, 1] -> latents of mean 0 and deviation 1, as the VAE has them: (B, C, ...)."""
+        """(B, F, 3, 64, 64) in [-1, 1] -> latents with mean 0 and standard deviation 1, in the VAE's layout (B, C,
+        ...)."""
         z = self.pipe.vae.encode(self.enter(pixels)).latent_dist.mode()
         return (z - self.pipe.vae.config.shift_factor) * self.pipe.vae.config.scaling_factor
 
     def pack(self, latents: Tensor) -> Tensor:
-        """`latents` as the denoiser takes them."""
+        """`latents` -> the layout that the denoiser takes."""
         return latents
 
     def noisy(self, x0: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(input, target, weight of each sample's squared error) at `level` in (0, 1), one a sample."""
+        """Input, target and weight of the squared error, at each sample's `level` in (0, 1)."""
         at = level.view(-1, *[1] * (x0.ndim - 1))
         return torch.lerp(x0, noise, at), noise - x0, torch.ones_like(level)
 
@@ -96,11 +97,11 @@ class SD3Student(Student):
 
 
 class SDXLStudent(Student):
-    """Predicts the noise of its scheduler's discrete diffusion. Its squared error is weighted by 1 / alpha_bar, which
-    makes it that of v-prediction (Salimans & Ho 2022, arXiv:2202.00512, section 4); else high noise would count for
-    nothing, and there the layout is decided."""
+    """Predicts the noise of its scheduler's discrete diffusion. The weight 1 / alpha_bar makes its squared error that
+    of v-prediction (Salimans & Ho 2022, arXiv:2202.00512, section 4). Without it high noise, where the model decides
+    the layout, would hardly count."""
 
-    MOST = 50.0  # weight
+    MOST = 50.0  # largest weight
 
     @torch.no_grad()
     def conditions(self, captions):
@@ -109,14 +110,14 @@ class SDXLStudent(Student):
         added = {"text_embeds": pooled, "time_ids": sizes.expand(len(captions), -1)}
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
-    def pack(self, latents):  # its pipeline knows no shift
+    def pack(self, latents):  # SDXL's pipeline has no shift
         config = self.pipe.vae.config
         return latents + config.shift_factor * config.scaling_factor
 
     def noisy(self, x0, noise, level):
-        kept = self.pipe.scheduler.alphas_cumprod.to(x0)[(1000 * level).long()]
-        at = kept.view(-1, 1, 1, 1)
-        return at.sqrt() * x0 + (1 - at).sqrt() * noise, noise, (1 / kept).clamp(max=self.MOST)
+        alpha_bar = self.pipe.scheduler.alphas_cumprod.to(x0)[(1000 * level).long()]
+        at = alpha_bar.view(-1, 1, 1, 1)
+        return at.sqrt() * x0 + (1 - at).sqrt() * noise, noise, (1 / alpha_bar).clamp(max=self.MOST)
 
     def predict(self, x, level, conditions, guidance):
         return self.denoiser(x, (1000 * level).long(), **conditions).sample

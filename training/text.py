@@ -13,17 +13,18 @@ from training.students import Student
 
 
 class Reader(nn.Module):
-    """A text encoder with heads that tell, from the state of each word, what the thing that it is about is like, and
-    from the pooled state, where there is one, what the whole caption says."""
+    """A text encoder with heads. From the state of each word a head reads the facts of the thing that the word belongs
+    to; from the pooled state, if there is one, a head reads the facts of the whole caption."""
 
     FACTS = (
         list(world.SIZES),
         list(world.COLOURS),
         list(world.SHAPES),
-        [None, *world.RELATIONS],  # its place, against the other thing
+        [None, *world.RELATIONS],  # its place relative to the other thing
         [None, *world.MOTIONS],
     )
-    STATES = {"T5EncoderModel": -1, "UMT5EncoderModel": -1, "LlamaModel": -3}  # the layer that pipelines read; CLIP: -2
+    # the layer that the pipelines read; CLIP: -2
+    STATES = {"T5EncoderModel": -1, "UMT5EncoderModel": -1, "LlamaModel": -3}
 
     def __init__(self, encoder):
         super().__init__()
@@ -36,7 +37,8 @@ class Reader(nn.Module):
         self.sizes = [len(f) for f in self.FACTS], [len(f) for f in ends]
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, ...]]:
-        """ids (B, L) -> logits of each fact for words, (B, L, n), and for the caption, (B, n), if it is pooled."""
+        """ids (B, L) -> logits of each fact: of words, (B, L, n), and of the caption, (B, n), if there is a pooled
+        state."""
         kwargs = {"attention_mask": mask} if self.layer == -3 else {}  # as the pipelines call them
         out = self.encoder(ids, output_hidden_states=True, **kwargs)
         logits = [self.words(out.hidden_states[self.layer]).split(self.sizes[0], -1)]
@@ -45,10 +47,10 @@ class Reader(nn.Module):
 
     @classmethod
     def labels(cls, scene: Scene, tokens: int, first: int) -> tuple[Tensor, Tensor]:
-        """(tokens, 5) facts of the thing that each word is about, and (11,) of the caption; -100 for none. One word is
-        one token, the first of them at `first`. Motion and relation are about the first thing."""
+        """(tokens, 5) facts of the thing that each word belongs to, and (11,) facts of the caption; -100 for none. Each
+        word is one token; the first word is at `first`. Motion and relation belong to the first thing."""
         opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", None: None}
-        spoken = str(scene).rsplit(" on a ", 1)[0].split(f" {scene.relation} ")  # of each thing
+        spoken = str(scene).rsplit(" on a ", 1)[0].split(f" {scene.relation} ")  # the words of each thing
         lengths = [len(part.split()) for part in spoken]
         lengths[0] += len((scene.relation or "").split())
         words, whole = torch.full((tokens, 5), -100), torch.full((11,), -100)
@@ -64,9 +66,9 @@ class Reader(nn.Module):
 
 
 def train_text(student: Student, cfg, device) -> None:
-    """Teach every text encoder which words belong together, before the denoiser sees a picture: real ones come with a
-    knowledge of language, and a T5 that learnt from the denoiser's loss alone never found out which of two things is
-    the red one. Then they stay as they are, as in the real pipelines."""
+    """Train every text encoder to know which words belong together, before the denoiser is trained. Text encoders of
+    real pipelines know language; a T5 that was trained by the denoiser's loss alone did not learn which of two things
+    is red. Afterwards the encoders are frozen, as in the real pipelines."""
     recipe, pipe = cfg.stages.text, student.pipe
     for name in [n for n in pipe.components if n.startswith("text_encoder")]:
         tokenizer, reader = getattr(pipe, name.replace("text_encoder", "tokenizer")), Reader(getattr(pipe, name))
@@ -76,9 +78,9 @@ def train_text(student: Student, cfg, device) -> None:
             batch = tokenizer([str(s) for s in scenes], padding="max_length", return_tensors="pt").to(device)
             first = int(batch.input_ids[0, 0] == tokenizer.bos_token_id)
             labels = [reader.labels(s, batch.input_ids.shape[1], first) for s in scenes]
-            told = reader(batch.input_ids, batch.attention_mask)
+            read = reader(batch.input_ids, batch.attention_mask)
             total = 0.0
-            for logits, label in zip(told, map(torch.stack, zip(*labels, strict=True)), strict=False):
+            for logits, label in zip(read, map(torch.stack, zip(*labels, strict=True)), strict=False):
                 label = label.to(device)
                 total = total + sum(
                     F.cross_entropy(t.flatten(0, -2), label[..., i].flatten()) for i, t in enumerate(logits)

@@ -1,4 +1,5 @@
-"""The stages that make a miniature: VAE, judge, text encoders, pool of latents, denoiser, guidance, score."""
+"""The stages that make a miniature: VAE, judge, pool of latents, denoiser, guidance, score. text.py has the text
+encoders."""
 
 import copy
 from dataclasses import replace
@@ -25,7 +26,7 @@ def _scenes(rng: np.random.Generator, count: int, cfg, held: bool = False) -> li
 
 
 def _hidden(name: str, p: Tensor) -> bool:
-    """The matrices inside of blocks, which Muon trains faster than AdamW."""
+    """Whether a parameter is a matrix inside a block, which Muon trains faster than AdamW."""
     return p.ndim == 2 and "blocks." in name and ".norm" not in name
 
 
@@ -34,8 +35,8 @@ def _kernel(name: str, p: Tensor) -> bool:
 
 
 def _plain_attention():
-    """Matrix products and a softmax. Backwards, torch's fused attention takes four times as long in bf16 on a CPU: it
-    was a third of a whole step."""
+    """Attention as matrix products and a softmax. On a CPU the backward pass of torch's fused attention takes four
+    times as long in bf16, which was a third of a step."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -62,16 +63,16 @@ def train_vae(student: Student, cfg, device) -> None:
         return total + recipe.kl * kl, figures | {"kl": kl.detach()}
 
     fit("vae", vae, loss, steps=recipe.steps, lr=recipe.lr, muon=_kernel, work=Path(cfg.shared))
-    if not recipe.steps:  # of a miniature that is trained further: its denoiser knows the scale
+    if not recipe.steps:  # a miniature is trained further: its denoiser depends on the scale
         return
     with torch.no_grad():  # the same on every rank: they must agree on the scale
-        x = _pictures(student, np.random.defaultchance((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
+        x = _pictures(student, np.random.default_rng((cfg.seed, 1)), 256 // cfg.frames, cfg.frames, cfg, device)
         latents = vae.encode(x).latent_dist.mode()
     student.whiten(latents)
 
 
 def train_decoder(student: Student, cfg, device) -> None:
-    """Go on with the VAE's decoder alone: what latents mean to the denoiser stays as it is."""
+    """Train the VAE's decoder alone, so that the latents stay as the denoiser knows them."""
     recipe, vae = cfg.stages.decoder, student.pipe.vae
     for name, p in vae.named_parameters():
         p.requires_grad_(name.startswith(("decoder", "post_quant")))
@@ -104,8 +105,8 @@ def _difference(y: Tensor, x: Tensor) -> tuple[Tensor, dict]:
 
 
 def train_judge(student: Student, cfg, device) -> Judge:
-    """Train the reader on rendered pictures, half of them through the VAE with noisy latents, so that it forgives the
-    decoder's softness but not a wrong shape."""
+    """Train the judge on rendered pictures. Half of them go through the VAE with noisy latents, so that the judge
+    tolerates a soft decoder but not a wrong shape."""
     recipe, judge = cfg.stages.judge, Judge(cfg.stages.judge.width).to(device)
 
     def loss(step):
@@ -121,8 +122,8 @@ def train_judge(student: Student, cfg, device) -> Judge:
 
 
 def judge_accuracy(judge: Judge, student: Student, cfg, device) -> dict:
-    """How often the judge reads a held-out caption right, from pictures as they are drawn and through the VAE."""
-    rng = np.random.defaultchance((cfg.stages.score.seed, 6))
+    """The judge's accuracy on held-out captions, from rendered pictures and from pictures that went through the VAE."""
+    rng = np.random.default_rng((cfg.stages.score.seed, 6))
     rows = {"rendered": [], "through_the_vae": []}
     for _ in range(0, cfg.stages.score.judged, 20):
         scenes = _scenes(rng, 20, cfg, held=True)
@@ -137,7 +138,8 @@ def judge_accuracy(judge: Judge, student: Student, cfg, device) -> dict:
 
 @torch.no_grad()
 def _as_drawn_and_decoded(student: Student, scenes: list[Scene], rng, strength: float, cfg, device):
-    """One frame of each clip, as drawn and through the VAE with noise on its latents, and where its things are."""
+    """One frame of each clip as rendered, the same frame through the VAE with noise on its latents, and the places of
+    the things."""
     vae = student.pipe.vae
     clips, places, _ = world.render_clips(scenes, rng, cfg.frames)
     latents = vae.encode(student.enter(2 * clips - 1).to(device)).latent_dist.mode()
@@ -158,13 +160,18 @@ def _means(rows: list[dict]) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pool: latents of many rendered captions, made once
+# Pool: latents of many rendered scenes, made once
 
 
 @torch.no_grad()
 def make_pool(student: Student, cfg, device) -> dict[str, Tensor]:
-    """Render and encode many scenes: "latents" (N, C, ...); "scenes" (N, 9), in numbers; "seen" (N, tokens, 2), shape
-    and colour of what each latent token shows, counted from 1; 0 is the ground. Each process makes its own part."""
+    """Render and encode many scenes. Each process makes its own part.
+
+    Returns:
+        latents: (N, C, ...).
+        scenes: (N, 9), see `world.to_numbers`.
+        seen: (N, tokens, 2), the shape and the colour that each latent token shows, counted from 1; 0 is the ground.
+    """
     recipe, (rank, world_size) = cfg.stages.pool, ranks()
     path = Path(cfg.shared) / f"pool{rank}of{world_size}.safetensors"
     if not path.exists():
@@ -174,7 +181,7 @@ def make_pool(student: Student, cfg, device) -> dict[str, Tensor]:
             rng = chance(cfg.seed, 2, start)
             scenes = _scenes(rng, chunk, cfg)
             clips, _, cover = world.render_clips(scenes, rng, cfg.frames)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):  # as they are kept
+            with torch.autocast(torch.device(device).type, torch.bfloat16):  # the pool is in bf16 too
                 latents = student.latents(2 * clips.to(device) - 1)
             pieces["latents"].append(latents.cpu().bfloat16())
             pieces["scenes"].append(torch.tensor([world.to_numbers(s) for s in scenes], dtype=torch.uint8))
@@ -187,11 +194,12 @@ def make_pool(student: Student, cfg, device) -> dict[str, Tensor]:
 
 
 def _semantics(scenes: list[Scene], cover: Tensor, grid: int) -> Tensor:
-    """(B, F, 2, 64, 64) cover -> (B, tokens, 2). A latent frame is the first frame, or four of those after it."""
+    """(B, F, 2, 64, 64) cover -> (B, tokens, 2). The first latent frame is the first frame; each later one is four
+    frames."""
     times = [cover[:, :1], *cover[:, 1:].split(4, 1)]
     frames = torch.stack([part.mean(1) for part in times if part.shape[1]], 1)  # (B, f, 2, 64, 64)
     share = F.adaptive_avg_pool2d(frames.flatten(0, 1), grid).unflatten(0, frames.shape[:2])
-    most, which = share.max(2)  # (B, f, grid, grid): how much of each token the larger thing covers
+    most, which = share.max(2)  # (B, f, grid, grid): the share of a token under the larger thing, and that thing
     most, which = most.flatten(1), which.flatten(1)
     kinds = torch.tensor(
         [
@@ -208,8 +216,8 @@ def _semantics(scenes: list[Scene], cover: Tensor, grid: int) -> Tensor:
 
 
 def _draw(student: Student, pool: dict[str, Tensor], rng: np.random.Generator, cfg, batch: int, device):
-    """(indices into the pool, captions, clean latents, noise level): levels are logit-normal (Esser et al. 2024,
-    arXiv:2403.03206, eq. 19), leaning to high noise, where layout and shapes are decided."""
+    """Indices into the pool, captions, clean latents and noise levels. The levels are logit-normal (Esser et al. 2024,
+    arXiv:2403.03206, eq. 19) with more weight on high noise, where the model decides layout and shapes."""
     pick = torch.from_numpy(rng.integers(len(pool["latents"]), size=batch))
     captions = [str(world.from_numbers(row)) for row in pool["scenes"][pick].tolist()]
     x0 = student.pack(pool["latents"][pick].float().to(device))
@@ -218,16 +226,17 @@ def _draw(student: Student, pool: dict[str, Tensor], rng: np.random.Generator, c
 
 
 def train_denoiser(student: Student, pool: dict[str, Tensor], cfg, device) -> None:
-    """Weighted squared error; a tenth of the captions dropped; a middle block's image tokens must also tell what they
-    show (a supervised cousin of REPA, Yu et al. 2024, arXiv:2410.06940), which makes captions bind early."""
+    """Minimise a weighted squared error, with a tenth of the captions dropped. Two heads must also read from a middle
+    block's image tokens what these show, so that the model learns early to follow captions. This is a supervised
+    variant of REPA (Yu et al. 2024, arXiv:2410.06940)."""
     recipe = cfg.stages.denoiser
     for name in stacks(student.denoiser):
         part = getattr(student.denoiser, name)
         for block in part if isinstance(part, nn.ModuleList) else [part]:
             block.compile()  # fuses the modulation; needs a C++ compiler on the CPU
-    kept = {}
+    tokens: dict[str, Tensor] = {}
     watched = student.denoiser.get_submodule(recipe.watch)
-    handle = watched.register_forward_hook(lambda m, a, out: kept.update(tokens=student.watched(out)))
+    handle = watched.register_forward_hook(lambda m, a, out: tokens.update(watched=student.watched(out)))
 
     def loss(step):
         rng = chance(cfg.seed, 3, step)
@@ -237,7 +246,7 @@ def train_denoiser(student: Student, pool: dict[str, Tensor], cfg, device) -> No
         x, target, weight = student.noisy(x0, _noise(x0.shape, rng).to(device), level)
         with torch.autocast(x.device.type, torch.bfloat16), _plain_attention():
             predicted = student.predict(x, level, student.conditions(captions), torch.ones_like(level)).float()
-            shown = [head(kept["tokens"]).float() for head in student.heads]
+            shown = [head(tokens["watched"]).float() for head in student.heads]
         seen = pool["seen"][pick].long().to(device)
         mse = (weight * F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1)).mean()
         semantic = sum(F.cross_entropy(t.flatten(0, 1), seen[..., i].flatten()) for i, t in enumerate(shown))
@@ -248,12 +257,13 @@ def train_denoiser(student: Student, pool: dict[str, Tensor], cfg, device) -> No
 
 
 def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> None:
-    """Teach the guidance embedding: at scale g the student's one pass gives v_empty + g (v_caption - v_empty) of its
-    former self (Meng et al. 2023, arXiv:2210.03142, section 3.1), as FLUX.1-dev was distilled."""
+    """Train the guidance embedding: at scale g one pass of the student gives v_empty + g (v_caption - v_empty) of the
+    teacher, a copy from before this stage (Meng et al. 2023, arXiv:2210.03142, section 3.1). FLUX.1-dev was distilled
+    in this way."""
     recipe, work = cfg.stages.guide, Path(cfg.work)
     before, after = (work / f"{stage}.safetensors" for stage in ("denoiser", "guide"))
     if after.exists() and after.stat().st_mtime < before.stat().st_mtime:
-        after.unlink()  # of a denoiser that has been trained further since
+        after.unlink()  # the denoiser has been trained further since
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     nothing = student.conditions([""] * recipe.batch)
     student.denoiser.requires_grad_(True)
@@ -289,7 +299,8 @@ def distil_guidance(student: Student, pool: dict[str, Tensor], cfg, device) -> N
 
 @torch.no_grad()
 def caption_score(pipe, judge: Judge, cfg) -> dict[str, float]:
-    """Share of held-out captions that the pipeline's pictures or clips follow, by the judge, called as the model is."""
+    """The share of held-out captions that the pipeline's samples follow, by the judge. `cfg.call` holds the arguments
+    of the pipeline's call."""
     recipe = cfg.stages.score
     scenes = _scenes(chance(recipe.seed, 7, 0), recipe.captions, cfg, held=True)
     rows = []

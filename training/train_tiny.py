@@ -1,12 +1,12 @@
-"""Train a miniature pipeline from nothing and save it in diffusers' own format.
+"""Train a miniature pipeline from random weights and save it in diffusers' own format.
 
     python training/train_tiny.py --config-name sd3                                   # one process
     torchrun --nproc-per-node 2 training/train_tiny.py --config-name sd3              # two, gradients averaged
     python training/train_tiny.py --config-name sd3 device=cuda stages.denoiser.batch=512   # a GPU
     python training/train_tiny.py --config-name wan start=assets/tiny/wan stages.vae.steps=0 stages.text.steps=0 \\
-        seed=43 root=further     # what is shipped, its denoiser trained further, on clips of another seed
+        seed=43 root=further     # train the denoiser of the shipped miniature further, on clips of another seed
 
-The recipes are in configs/train. Every stage keeps a checkpoint; run the command again to go on.
+The recipes are in configs/train. Every stage writes a checkpoint; run the command again to go on.
 """
 
 import json
@@ -51,27 +51,27 @@ def main(cfg):
     if "decoder" in cfg.stages:
         train.train_decoder(student, cfg, cfg.device)
     if ranks()[0] > 0:
-        return  # the rest is one process's work
+        return  # one process does the rest
     facts = train.judge_accuracy(judge, student, cfg, cfg.device)
     judge.to("cpu")
     export(pipe.to("cpu"), ROOT / cfg.out)
     if cfg.stages.judge:
         save_judge(judge, ROOT / cfg.judge, facts)
-    else:  # another model's judge, but its accuracy through this VAE
+    else:  # the judge belongs to another model; its accuracy is measured through this VAE
         (ROOT / cfg.out / "judge.json").write_text(json.dumps(facts, indent=2) + "\n")
-    pipe = type(pipe).from_pretrained(ROOT / cfg.out, dtype=torch.float32)  # as a user loads it, rounded
+    pipe = type(pipe).from_pretrained(ROOT / cfg.out, dtype=torch.float32)  # as a user loads it: rounded to bf16
     score = train.caption_score(pipe, judge, OmegaConf.create(plain))
     (ROOT / cfg.out / "score.json").write_text(json.dumps(score, indent=2) + "\n")
     print("held-out captions followed:", json.dumps(score))
 
 
 def export(pipe, out: Path):
-    """Save the pipeline with bf16 weights, in safetensors only; what else the folder holds stays."""
+    """Save the pipeline with bf16 weights, as safetensors only. Other files in the folder stay."""
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipe.to(torch.bfloat16).save_pretrained(part, safe_serialization=True)
     pipe.to(torch.float32)
-    for file in part.rglob("*.json"):  # of one that was trained further: the folder that it was loaded from
+    for file in part.rglob("*.json"):  # a pipeline that was trained further names the folder that it was loaded from
         settings = json.loads(file.read_text())
         if settings.pop("_name_or_path", None):
             file.write_text(json.dumps(settings, indent=2) + "\n")

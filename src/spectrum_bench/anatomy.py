@@ -1,4 +1,4 @@
-"""Where things are in a denoiser. The only file that reads diffusers' block registry (not yet public API)."""
+"""The structure of denoisers. This is the only file that reads diffusers' block registry, which is not yet public."""
 
 import inspect
 from collections.abc import Callable
@@ -14,14 +14,15 @@ from spectrum_bench.errors import DoesNotFit
 
 @dataclass(frozen=True)
 class BlockModules:
-    """The modules of one class of block that per-module caching stands in for.
+    """The modules of one class of block that per-module caching replaces.
 
     Attributes:
-        cached: their outputs are what is added to the stream once gated; these are kept and forecast.
-        idle: only feed a cached module, so that a skipped step need not run them.
-        attentions: for token-wise caching; the first one's scores count.
-        mlps: those with a stream of tokens of their own, at the "head" or the "tail" of the joint attention's.
-        fused: first and last layer of an MLP that is closed together with the attention.
+        cached: modules whose outputs are gated and added to the stream. These outputs are cached and forecast.
+        idle: modules whose output only a cached module reads. A skipped step need not run them.
+        attentions: the attention modules, for token-wise caching, which takes its scores from the first.
+        mlps: MLPs with their own stream of tokens -> the place of these tokens in the joint attention, "head" or
+            "tail".
+        fused: the first and the last layer of an MLP whose last layer also closes the attention.
     """
 
     cached: tuple[str, ...]
@@ -33,15 +34,15 @@ class BlockModules:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What differs from the default, by class of denoiser.
+    """How a class of denoiser differs from the default.
 
     Attributes:
-        stacks: names of what a skipped step bypasses, in the order in which it runs, if that is not just every list
+        stacks: the names of the parts that a skipped step bypasses, in the order in which they run. None: every list
             of blocks that diffusers has registered.
-        answer: hidden states -> what the first block returns, where diffusers' registry does not tell.
-        image: (last block's output, first block's input) -> its image tokens, where text shares their stream.
+        answer: hidden states -> the return value of the first block, if diffusers' registry does not describe it.
+        image: (last block's output, first block's input) -> the image tokens, if text tokens share their stream.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
-        modules: per class of block, for per-module caching.
+        modules: the modules of each class of block, for per-module caching.
         unread: modules of the denoiser whose output the blocks alone read, neither the epilogue nor the time embedding;
             with the names of the denoiser's arguments on which it depends, besides the shape of what the module gets.
         embedder: name of the module that embeds the latent; besides the blocks only its shape and dtype are read.
@@ -127,12 +128,12 @@ CORRECTED = {  # blocks that diffusers' registry describes wrongly, or leaves ou
 
 
 def anatomy(denoiser: nn.Module) -> Anatomy:
-    """What ANATOMY says of this class of denoiser, or the default."""
+    """The entry of this class of denoiser in ANATOMY, or the default."""
     return ANATOMY.get(type(denoiser).__name__, Anatomy())
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of what a module takes, in order. Ask when hooks are attached: it is too slow for a step."""
+    """The names of a module's arguments, in order. Too slow for a step: call it when hooks are attached."""
     kind: Any = type(module)
     return _parameter_names(kind)
 
@@ -146,7 +147,7 @@ class Argument:
     """One argument of a module's call, looked up once when hooks are attached.
 
     Args:
-        which: its place (0: a denoiser's latent) or its name; a call without it gives None.
+        which: its place (0: a denoiser's latent) or its name. If a call lacks it, `of` returns None.
     """
 
     def __init__(self, module: nn.Module, which: int | str):
@@ -155,7 +156,7 @@ class Argument:
         self.place = names.index(self.name) if self.name in names else len(names)
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Of a call's positional and named arguments."""
+        """The value of the argument in a call with these positional and named arguments."""
         return args[self.place] if self.place < len(args) else kwargs.get(self.name)
 
 
@@ -172,17 +173,17 @@ class BlockIO:
         return given
 
     def hidden(self, output: Any) -> Tensor:
-        """Of the block's output the image or video tokens."""
+        """The image or video tokens in the block's output."""
         return output if isinstance(output, Tensor) else output[self.where.return_hidden_states_index]
 
     def text(self, output: Any) -> Tensor | None:
-        """Of the block's output the text tokens, where it returns them apart."""
+        """The text tokens in the block's output, if it returns them separately."""
         index = self.where.return_encoder_hidden_states_index
         tokens: Tensor | None = None if index is None else output[index]
         return tokens
 
     def outputs(self, hidden: Tensor, arguments: dict[str, Any]) -> Any:
-        """What the block returns, with `hidden` as its image tokens; the text stream passes through."""
+        """A return value of the block with `hidden` as its image tokens; the text stream passes through."""
         if self.where.return_encoder_hidden_states_index is None:
             return hidden
         out = {self.where.return_hidden_states_index: hidden}
@@ -203,10 +204,11 @@ def _registered() -> dict[type, TransformerBlockMetadata]:
 
 
 def stacks(denoiser: nn.Module) -> list[str]:
-    """Names of what a skipped step bypasses: lists of blocks, and single ones, in the order in which they run.
+    """The names of the parts that a skipped step bypasses, lists of blocks or single blocks, in the order in which they
+    run.
 
     Raises:
-        DoesNotFit: ANATOMY names none, and no module list holds blocks that diffusers has registered.
+        DoesNotFit: ANATOMY names no parts, and no module list holds blocks that diffusers has registered.
     """
     declared = anatomy(denoiser).stacks
     if declared is not None:

@@ -4,10 +4,10 @@
 
     name(step, T, seen, state, *, <constants>) -> bool      whether to compute this step
 
-and calling the method with its constants gives a Gate: `first_block(threshold=0.08)`. The function is asked once a step
-and guidance branch. Step 0 is the noisiest, T is the number of steps; `seen` holds the signals that it observes;
-`state` is the branch's own, new for every sample, and the tensors in it count as cache. Step 0 is computed whatever a
-gate says. A constant that is annotated with one of the types below is checked before a model loads.
+and calling the method with its constants gives a Gate: `first_block(threshold=0.08)`. The session calls the function
+once a step and guidance branch. Step 0 is the noisiest, T is the number of steps; `seen` holds the signals that the
+gate observes; `state` belongs to the branch, is new for every sample, and the tensors in it count as cache. Step 0 is
+always computed. A constant that is annotated with one of the types below is checked before a model loads.
 """
 
 import functools
@@ -24,7 +24,7 @@ from spectrum_bench.schedules import calibrated
 from spectrum_bench.signals import Signal
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The types of constants: a check (name, value) that raises BadValue
+# The types of constants. Each holds a check, a function (name, value) that raises BadValue
 
 
 def _share_of_steps(name: str, value: object) -> None:
@@ -38,7 +38,7 @@ Share = Annotated[float, _share_of_steps]
 
 
 def measured(method: str) -> Callable[[str, object], None]:
-    """The check of numbers that a model is measured for, by the name of the algorithm."""
+    """The check of constants that are measured for each model. `method` is the algorithm's name."""
     return lambda name, value: calibrated(method, value)
 
 
@@ -50,39 +50,39 @@ Seen = Mapping[Signal, Tensor]
 
 @dataclass
 class State:
-    """What one gate keeps in one guidance branch during one sample."""
+    """The memory of a gate in one guidance branch, for one sample."""
 
     T: int  # number of steps
 
 
 class Verifier(State):
-    """The state of a gate that lets the site verify a forecast (SpeCa's)."""
+    """The state of a gate that asks the site to verify a forecast (SpeCa's)."""
 
     @property
     def verifies(self) -> bool:
-        """Whether this skipped step's forecast is to be verified."""
+        """Whether the site must verify the forecast of this skipped step."""
         raise NotImplementedError
 
     def verify(self, forecast: Tensor, real: Tensor) -> None:
-        """Take note of a forecast and of the truth."""
+        """Compare a forecast with the real output."""
         raise NotImplementedError
 
     @property
     def rejects(self) -> bool:
-        """Whether this step's forecast was so wrong that the step itself is to be computed."""
+        """Whether the forecast of this step is so wrong that the step must be computed."""
         raise NotImplementedError
 
     def note_computed(self) -> None:
-        """The step is computed after all."""
+        """Note that a step which was to be skipped is computed."""
         raise NotImplementedError
 
 
 class Progressing(State):
-    """The state of a gate that tells a forecaster how far the feature has come (DiCache's)."""
+    """The state of a gate that tells a forecaster how far the feature has moved (DiCache's)."""
 
     def progress(self) -> float | None:
-        """In units of the distance between the two newest computed steps, from the older one; None before there are
-        two."""
+        """How far the feature has moved from the older of the two newest computed steps, in units of the distance
+        between the two. None before there are two."""
         raise NotImplementedError
 
 
@@ -91,8 +91,8 @@ Rule = Callable[..., bool]
 
 
 class Method(Generic[S]):
-    """A decision rule that waits for its constants; calling it gives a Gate. It has the function's name, and of its
-    signature the constants."""
+    """A decision rule without its constants; calling it with them gives a Gate. It has the function's name, and its
+    signature holds the constants alone."""
 
     __name__: str
     __qualname__: str
@@ -110,7 +110,7 @@ class Method(Generic[S]):
         """The gate with these constants.
 
         Raises:
-            BadValue: a constant that is unknown, missing or makes no sense, or that this model is not measured for.
+            BadValue: a constant is unknown, missing or out of range, or has not been measured for this model.
         """
         values = checks.arguments(self.__name__, self.__signature__, **constants).arguments
         for name, value in values.items():
@@ -119,11 +119,11 @@ class Method(Generic[S]):
         return Gate(self, {name: _plain(value) for name, value in values.items()})
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # pickled by name, as functions are
+        return self.__qualname__  # pickle stores the name, as it does for functions
 
 
 def _plain(value: Any) -> Any:
-    """A list of the configuration as a list of Python's own, which is faster to read in every step."""
+    """A list of the configuration as a Python list, which is faster to read in every step."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
@@ -148,7 +148,7 @@ class Gate(Generic[S]):
         return self.method.shared
 
     def start(self, T: int) -> S:
-        """The state of a branch before the first of T steps."""
+        """The state of a branch at the beginning of a sample with T steps."""
         return self.method.state(T)
 
     def decide(self, step: int, seen: Seen, state: S) -> bool:
@@ -161,7 +161,7 @@ def gate(*, observes: tuple[Signal, ...] = (), state: type[S], shared: bool = Fa
 
     Args:
         observes: the signals that `seen` holds.
-        state: its class; one is made for every guidance branch of every sample.
-        shared: the second guidance branch follows the first one's decision.
+        state: the class of the state. Every guidance branch of every sample gets its own.
+        shared: whether the second guidance branch follows the first one's decision.
     """
     return lambda rule: Method(rule, observes, state, shared)

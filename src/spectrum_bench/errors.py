@@ -1,31 +1,31 @@
 """One family of exceptions, and the exit codes of every command.
 
-Commands print a UserError as one line and end with exit code 1; whatever else is raised is a bug and keeps its
+A command prints a UserError as one line and ends with exit code 1. Any other exception is a bug and keeps its
 traceback. `debug=true` or SPECTRUM_BENCH_DEBUG=1 shows the traceback of a UserError too.
 """
 
-SOME_FAILED = 3  # exit code: the run went to its end, but not every sample could be made
-INTERRUPTED = 130  # exit code, as the shell's own after Ctrl-C
+SOME_FAILED = 3  # exit code: the run ended, but some samples could not be made
+INTERRUPTED = 130  # exit code after Ctrl-C, the same as the shell's
 
 
 class UserError(Exception):
-    """Something that the user can put right. The message is one line that names the fix."""
+    """An error that the user can fix. The message is one line that names the fix."""
 
 
 class BadValue(UserError, ValueError):
-    """A setting or constant that makes no sense."""
+    """A setting or constant is out of range or of the wrong kind."""
 
 
 class DoesNotFit(UserError, ValueError):
-    """An algorithm and a denoiser, or two parts of an algorithm, that do not go together."""
+    """An algorithm does not fit a denoiser, or two parts of an algorithm do not fit together."""
 
 
 class MetricUnavailable(UserError):
-    """A metric that cannot be computed here. Tables show a dash and this reason, never a made-up number."""
+    """A metric cannot be computed here. Tables show a dash and this reason, never a made-up number."""
 
     def __init__(self, metric: str, missing: str, fix: str):
         super().__init__(f"{metric}: {missing}; {fix}")
 
 
 class NotFinite(RuntimeError):
-    """The decoded sample holds NaN or infinity: this sample fails, the next one may not."""
+    """The decoded sample holds NaN or infinity. This sample fails; the next one may succeed."""

@@ -1,12 +1,12 @@
 """How to extrapolate: one function a paper, numbers in and numbers out.
 
 A forecaster `weights(times, t, **constants)` gets the computed steps `times` (K,), ascending, and a later step t, and
-returns K float64 weights: the feature at t is forecast as sum_k w_k h_k, by one weighted sum in caching/history.py.
-Nothing is ever fitted on the features themselves. A forecaster that treats channels differently returns (K, D). Times
-are step indices, as in every official implementation.
+returns K float64 weights. The forecast of the feature at t is sum_k w_k h_k, one weighted sum in caching/history.py.
+Nothing is fitted on the features themselves. A forecaster that treats channels differently returns (K, D). Times are
+step indices, as in every official implementation.
 
-The forgetting rule: a row that has weight 0 at the step after the newest one, as all older rows have, is forgotten at
-once. `Algorithm.check` refuses a forecaster that would read it later.
+The forgetting rule: a row is forgotten if it and all older rows have weight 0 one step after the newest row.
+`Algorithm.check` refuses a forecaster that would read such a row later.
 """
 
 import inspect
@@ -62,7 +62,7 @@ def taylor(times: Floats, t: float, *, order: int, warmup: int = 1) -> Floats:
 
 
 def _differences(times: Floats, order: int, warmup: int) -> list[Floats]:
-    """Backward differences of the newest feature by order, each as weights, as far as there is history for them."""
+    """Backward differences of the newest feature by order, each as weights, as far as the history allows."""
     checks.whole("order", order, 0)
     factors: list[Floats] = []
     for k, h in enumerate(np.eye(len(times))):
@@ -161,10 +161,10 @@ def foca(times: Floats, t: float) -> Floats:
 
 
 def aligned(times: Floats, t: float, *, least: float, most: float, progress: float | None = None) -> Floats:
-    """DiCache (arXiv:2508.17356, Bujiazi/DiCache): on the line through the two newest features, as far as the probe's
-    residual P has come on its own way: gamma = mean|P - P1| / mean|P2 - P1|, within [least, most]. Not linear.
+    """DiCache (arXiv:2508.17356, Bujiazi/DiCache): a point on the line through the two newest features, as far along it
+    as the probe's residual P has moved: gamma = mean|P - P1| / mean|P2 - P1|, within [least, most]. Not linear.
 
-    `progress`: that quotient, from the state of the gate `dicache`; without it as far as it may go.
+    `progress`: this quotient, from the state of the gate `dicache`; None gives `most`.
     """
     if not (isinstance(least, (int, float)) and isinstance(most, (int, float)) and 1 <= least <= most):
         raise BadValue(f"algo.least and algo.most must be numbers, 1 <= least <= most, not {least} and {most}")
@@ -175,8 +175,8 @@ def aligned(times: Floats, t: float, *, least: float, most: float, progress: flo
     return weights
 
 
-# The families that HyCa chooses from, so far as they differ on evenly spaced steps: RK2, AB2 and the second-order
-# Taylor expansion are one formula there, and so are AB1, BDF1 and the first-order one.
+# The solvers that HyCa chooses from, as far as they differ on evenly spaced steps: RK2, AB2 and the second-order Taylor
+# expansion are the same formula there, and so are AB1, BDF1 and the first-order expansion.
 SOLVERS: dict[str, Forecaster] = {
     "reuse": reuse,
     "taylor1": partial(taylor, order=1),
@@ -188,15 +188,15 @@ SOLVERS: dict[str, Forecaster] = {
 
 
 def hyca(times: Floats, t: float, *, solvers: Sequence[str], channels: Sequence[int]) -> Floats:
-    """HyCa's idea (arXiv:2510.04188; no code is published): channels that move alike share the solver which forecasts
-    them best, chosen beforehand on uncached runs. (K, D) weights.
+    """HyCa's idea (arXiv:2510.04188; no code is published): channels that move alike share one solver, the best on
+    uncached runs. Returns (K, D) weights.
 
     Args:
-        solvers: of SOLVERS, one a cluster of channels.
+        solvers: names in SOLVERS, one for each cluster of channels.
         channels: (D,) the cluster of each channel.
 
     Raises:
-        BadValue: an unknown solver or cluster, or none of either for this model.
+        BadValue: a solver or a cluster is unknown, or this model has no constants.
     """
     if not solvers or not channels:
         raise BadValue(

@@ -1,6 +1,7 @@
 """When to compute, decided while the model runs: one function a paper, beside the state that it keeps.
 
-decisions.py says what such a function is given. YAMLs name it by `_target_`, with its constants and no `_partial_`.
+decisions.py describes the arguments of such a function. A YAML names it by `_target_` and gives its constants, without
+`_partial_`.
 """
 
 import math
@@ -31,12 +32,12 @@ from spectrum_bench.signals import ENTERING, LATENT, MODULATED, OUTPUT, PROBE, T
 
 @gate(state=State)
 def observed(step: int, T: int, seen: Seen, state: State) -> bool:
-    """Somebody else's code decides (peers.py); what it computed is observed."""
+    """Other people's code decides (peers.py). The session observes which steps it computes."""
     return True
 
 
 def is_observed(schedule: Schedule) -> bool:
-    """Whether the schedule leaves the decision to somebody else's code."""
+    """Whether the schedule leaves the decision to other people's code."""
     return isinstance(schedule, Gate) and schedule.method is observed
 
 
@@ -78,13 +79,13 @@ def accumulated(
 
 @dataclass
 class FirstBlockState(State):
-    added: Tensor | None = None  # by the front blocks, at the last computed step
+    added: Tensor | None = None  # what the front blocks added at the last computed step
 
 
 @gate(observes=(ENTERING, PROBE), state=FirstBlockState)
 def first_block(step: int, T: int, seen: Seen, state: FirstBlockState, *, threshold: Threshold) -> bool:
     """First-block cache (chengzeyi/ParaAttention; diffusers@58eb52c, FirstBlockCacheConfig): compute unless what the
-    front blocks add is within `threshold` of what they added at the last computed step. Nothing is summed up."""
+    front blocks add is within `threshold` of what they added at the last computed step. Changes are not summed."""
     added = seen[PROBE] - seen[ENTERING]
     if state.added is not None and distance(added, state.added) < threshold:
         return False
@@ -94,11 +95,11 @@ def first_block(step: int, T: int, seen: Seen, state: FirstBlockState, *, thresh
 
 @dataclass
 class EasyCacheState(State):
-    computed: bool = False  # the step before
-    latent: Tensor | None = None  # of the step before
+    computed: bool = False  # whether the step before was computed
+    latent: Tensor | None = None  # the latent of the step before
     x: Tensor | None = None  # the latent at the newest computed step whose output is known
     v: Tensor | None = None  # that output
-    rate: Tensor | None = None  # how far the output moves for a move of the latent
+    rate: Tensor | None = None  # how far the output moves when the latent moves by 1
     total: float = 0.0
 
 
@@ -106,11 +107,12 @@ class EasyCacheState(State):
 def easycache(
     step: int, T: int, seen: Seen, state: EasyCacheState, *, threshold: Threshold, first: Steps, last: Steps = 1
 ) -> bool:
-    """EasyCache (arXiv:2507.02860, H-EmbodVis/EasyCache): the output is taken to move as it did for the latent's move
-    between the last two computed steps; compute when these estimates, summed, reach `threshold`."""
+    """EasyCache (arXiv:2507.02860, H-EmbodVis/EasyCache): the output is assumed to move in proportion to the
+    latent, as it did between the last two computed steps. Compute when the sum of these estimates reaches
+    `threshold`."""
     x, v = seen[LATENT], seen.get(OUTPUT)
     before, state.latent = state.latent, x
-    if state.computed and v is not None and before is not None:  # v is new, and `before` is what it was computed from
+    if state.computed and v is not None and before is not None:  # v is new and was computed from `before`
         if state.v is not None and state.x is not None:
             state.rate = size(v - state.v) / size(before - state.x)
         state.v, state.x = v, before
@@ -126,10 +128,10 @@ def easycache(
 @dataclass
 class DiCacheState(Progressing):
     total: float = 0.0
-    probe: Tensor | None = None  # of the step before
-    entering: Tensor | None = None  # of the step before
-    residual: Tensor | None = None  # what the front blocks add, in this step
-    residuals: list[Tensor] = field(default_factory=list)  # and at the last two computed steps
+    probe: Tensor | None = None  # the probe of the step before
+    entering: Tensor | None = None  # the embedded latent of the step before
+    residual: Tensor | None = None  # what the front blocks add at this step
+    residuals: list[Tensor] = field(default_factory=list)  # what they added at the last two computed steps
     gamma: float | None = None  # the probe's progress at this step
 
     def progress(self) -> float | None:
@@ -174,8 +176,8 @@ def dicache(
 
 @dataclass
 class ConfidenceState(State):
-    times: list[int] = field(default_factory=list)  # of the steps at which the test failed
-    probes: list[Tensor] = field(default_factory=list)  # at these steps
+    times: list[int] = field(default_factory=list)  # the steps at which the test failed
+    probes: list[Tensor] = field(default_factory=list)  # the probes of these steps
 
 
 @gate(observes=(PROBE,), state=ConfidenceState)
@@ -190,9 +192,9 @@ def confidence(
     first: Steps = 5,
     last: Steps = 1,
 ) -> bool:
-    """Confidence-gated Taylor (arXiv:2508.02240; PaddleMIX, CG-Taylor): the front block is forecast too, from the
-    steps at which this test failed; compute unless that forecast is within `threshold` of the truth. The published
-    file compares a tensor with False by identity, so that nothing would ever be skipped: here is what it means."""
+    """Confidence-gated Taylor (arXiv:2508.02240; PaddleMIX, CG-Taylor): the probe is forecast too, from the steps at
+    which this test failed. Compute unless its forecast is within `threshold` of the truth. The published file compares
+    a tensor with False by identity, so that it would never skip a step; this is what it means."""
     if step < first:
         return True
     times, probes, probe = state.times, state.probes, seen[PROBE]
@@ -232,9 +234,10 @@ def sencache(
     last computed step that the output, by its measured sensitivities to both, has moved by `threshold` (RMS).
 
     Args:
-        threshold, start: `start` holds in the first fifth of the steps.
-        longest: fewer steps than this are skipped in a row.
-        timesteps, latent, time: where the sensitivities were measured, to the latent and to the timestep.
+        threshold, start: `start` is the threshold in the first fifth of the steps.
+        longest: the most steps skipped in a row.
+        timesteps: where the sensitivities were measured.
+        latent, time: the sensitivities to the latent and to the timestep.
     """
     z = seen[LATENT]
     distance, t = read(None if state.z is None else (z - state.z).float().norm(), seen[TIMESTEP].flatten()[0])
@@ -253,8 +256,8 @@ def sencache(
 class SpeCaState(Verifier):
     skipped: int = 0  # steps in a row
     verifying: bool = False
-    error: float | None = None  # of the forecast that was verified last; None once it has been read
-    limit: float = math.inf  # an error above it is put right in the step itself
+    error: float | None = None  # of the last verified forecast; None after the gate has read it
+    limit: float = math.inf  # a larger error makes the site compute the step itself
 
     @property
     def verifies(self) -> bool:
@@ -286,12 +289,12 @@ def speca(
     least: Threshold = 0.1,
     immediate: bool = False,
 ) -> bool:
-    """SpeCa (arXiv:2509.11628; Shenyi-Z/Cache4Diffusion@91a1949): once `shortest` steps in a row are skipped, the last
-    block runs as well and its forecast is verified; compute when its error exceeds threshold decay^(step / T), at
-    least `least`, or after `longest` skipped steps.
+    """SpeCa (arXiv:2509.11628; Shenyi-Z/Cache4Diffusion@91a1949): after `shortest` skipped steps in a row the last
+    block runs too, and its forecast is verified. Compute when its error exceeds threshold decay^(step / T), which is
+    never below `least`, or after `longest` skipped steps.
 
-    As in the published code the step after a computed one is always skipped, even among the `first`, and an error takes
-    effect at the next step. `immediate`, as the paper has it: the step itself is computed.
+    As in the published code, the step after a computed one is always skipped, even among the `first`, and an error
+    takes effect at the next step. With `immediate`, as in the paper, the step itself is computed.
     """
     error, state.error = state.error, None
     limit = max(threshold * decay ** (step / T), least)
@@ -333,7 +336,8 @@ def size(tensor: Tensor) -> Tensor:
 
 
 def read(*scalars: Tensor | None) -> list[Any]:
-    """The values of tensors of one element, None of a None. The device is waited for once, whatever their number."""
+    """The values of tensors with one element; None stays None. However many there are, this waits for the device
+    once."""
     tensors = [scalar for scalar in scalars if scalar is not None]
     together = torch.stack([scalar.to(tensors[0].device) for scalar in tensors]) if tensors else torch.empty(0)
     values = iter(together.tolist())

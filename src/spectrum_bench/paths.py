@@ -1,8 +1,7 @@
-"""Where data lies: configurations, prompts, weights of the miniatures, results.
+"""The paths of data: configurations, prompts, weights of the miniatures, results.
 
-In a checkout at its top level. An installed wheel brings configurations, prompt lists, the paper's numbers and the
-miniature FLUX inside the package; the other miniatures are read from a checkout's assets/ that SPECTRUM_BENCH_ASSETS
-names.
+A checkout has them at its top level. An installed wheel has configurations, prompt lists, the paper's numbers and the
+miniature FLUX inside the package. For the other miniatures SPECTRUM_BENCH_ASSETS names the assets/ of a checkout.
 """
 
 import os
@@ -15,7 +14,7 @@ CONFIGS = str(ROOT / "configs")
 CALIBRATION = ROOT / "configs" / "calibration"
 PROMPTS = ROOT / "prompts"
 CITED = ROOT / "results" / "paper"  # published numbers
-RESULTS = ROOT / "results" if CHECKOUT else Path("results")  # where reports go by themselves
+RESULTS = ROOT / "results" if CHECKOUT else Path("results")  # the default folder of reports
 
 
 def environment_with_package() -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""When to compute, known before the model runs: a *mask* over the T denoising steps, step 0 the noisiest. What is
-decided while it runs is a *gate*, in gates.py."""
+"""When to compute, known before the model runs: a *mask* over the T denoising steps; step 0 is the noisiest. A schedule
+that decides while the model runs is a *gate*, in gates.py."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ def full(T: int) -> Mask:
 def uniform(T: int, *, interval: int, warmup: int = 1) -> Mask:
     """`warmup` steps, then every `interval`-th (FORA, arXiv:2407.01425; TaylorSeer, arXiv:2503.06923).
 
-    The counter of Shenyi-Z/TaylorSeer@288776d: a step is full if fewer than `warmup` came before it or `interval - 1`
-    steps in a row were skipped. FORA's own DiT code counts down from the last step; the FLUX ports of it do not.
+    The counter of Shenyi-Z/TaylorSeer@288776d: a step is computed if fewer than `warmup` came before it or `interval -
+    1` steps in a row were skipped. FORA's own DiT code counts down from the last step; the FLUX ports of it do not.
     """
     checks.whole("interval", interval)
     return adaptive_window(T, window=interval, flex=0.0, warmup=warmup)
@@ -47,7 +47,7 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 
 
 def mask(T: int, *, steps: Sequence[int]) -> Mask:
-    """Exactly the steps of a list, for replaying what another method or implementation computed."""
+    """Exactly the steps of a list, to replay the computed steps of another method or implementation."""
     if isinstance(steps, (str, int, float)):
         raise BadValue(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
     wrong = [s for s in steps if not (isinstance(s, int) and 0 <= s < T)]
@@ -62,7 +62,8 @@ def magcache(
     T: int, *, ratios: Sequence[float], threshold: float, longest: int, retention: float, always: Sequence[int] = ()
 ) -> Mask:
     """MagCache (arXiv:2506.09045, Zehong-Ma/MagCache): skip while |1 - product of the `ratios` since the last computed
-    step|, summed over the steps skipped, is at most `threshold`: how far the stack's residual has shrunk or grown.
+    step|, summed over the skipped steps, is at most `threshold`. It tells how far the stack's residual has shrunk or
+    grown.
 
     Args:
         ratios: mean ratio of the residual's norm from each step to the next, the first 1: measured once for a model,
@@ -103,12 +104,12 @@ Schedule = Callable[[int], Mask] | Decides
 
 
 def bare(function: object) -> Any:
-    """The function of which a YAML's `_partial_: true` made a partial one."""
+    """The function itself, where a YAML's `_partial_: true` made a partial one of it."""
     return getattr(function, "func", function)
 
 
 def is_gate(schedule: object) -> bool:
-    """Whether the schedule decides by what only the running model can tell."""
+    """Whether the schedule decides while the model runs."""
     return hasattr(schedule, "decide")
 
 

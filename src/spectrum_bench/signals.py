@@ -1,8 +1,8 @@
-"""What a gate observes, and where in a step it is known.
+"""Signals: the tensors that a gate observes, and the places in a step where they are known.
 
 The denoiser passes three places in every step: its call, its first block, and the end of the blocks that a site runs at
-every step. A signal is read from what is at hand at one of them, or reported by hooks of its own; a gate decides at the
-last place that one of its signals needs. Only the signals that the gate observes are read and attached.
+every step. A signal is read from the tensors of one place, or reported by its own hooks. A gate decides at the last
+place that one of its signals needs. Signals that no gate observes are neither read nor attached.
 
 A new signal is one entry here and a name in a gate's `observes`.
 """
@@ -19,7 +19,8 @@ from spectrum_bench.errors import DoesNotFit
 
 
 class Place:
-    """A point that the denoiser passes once a step and guidance branch; its attributes are what is at hand there."""
+    """A point that the denoiser passes once a step and guidance branch. Its attributes hold the tensors of that
+    point."""
 
     order: ClassVar[int]
 
@@ -29,9 +30,10 @@ class Call(Place):
     """The denoiser is about to run.
 
     Attributes:
-        latent: what the denoiser is given.
+        latent: the denoiser's input.
         timestep: the noise level, in the denoiser's own units.
-        output: what the denoiser gave at this branch's newest computed step; None before, and where nobody observes it.
+        output: the denoiser's output at this branch's newest computed step; None before that, or if no gate observes
+            it.
     """
 
     order: ClassVar[int] = 0
@@ -46,8 +48,9 @@ class FirstBlock(Place):
 
     Attributes:
         block: the first block.
-        arguments: its arguments by name; "hidden_states" are the image or video tokens whatever the block calls them.
-        anatomy: what is known of this class of denoiser.
+        arguments: its arguments by name. "hidden_states" holds the image or video tokens, whatever the block calls
+            them.
+        anatomy: the entry of this class of denoiser in ANATOMY.
     """
 
     order: ClassVar[int] = 1
@@ -61,7 +64,7 @@ class Front(Place):
     """The blocks that the site runs at every step have run.
 
     Attributes:
-        hidden: the image or video tokens that they gave, (B, L, D).
+        hidden: their output, the image or video tokens (B, L, D).
     """
 
     order: ClassVar[int] = 2
@@ -74,14 +77,15 @@ Attach = Callable[[nn.Module, Anatomy, Report, ExitStack], None]
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """One quantity of the running model.
+    """One tensor of the running model.
 
     Attributes:
-        name: for messages.
-        place: where in a step it is known: Call, FirstBlock or Front.
-        read: takes it from what is at hand at `place`; None where there is nothing yet.
-        attach: for what no place shows. (denoiser, anatomy, report, undo): hook the denoiser, push onto `undo` what
-            takes the hooks out again, and give the tensor to `report` before the denoiser reaches `place`.
+        name: the name in messages.
+        place: where in a step the signal is known: Call, FirstBlock or Front.
+        read: returns the tensor from a place, or None if there is none yet.
+        attach: for a tensor that no place holds. A function of (denoiser, anatomy, report, undo) that adds hooks to the
+            denoiser and pushes their removal onto `undo`. The hooks give the tensor to `report` before the denoiser
+            reaches `place`.
     """
 
     name: str
@@ -98,7 +102,7 @@ def _modulated(at: FirstBlock) -> Tensor:
 
 LATENT = Signal("latent", Call, lambda at: at.latent)
 TIMESTEP = Signal("timestep", Call, lambda at: at.timestep)
-OUTPUT = Signal("output", Call, lambda at: at.output)  # at the newest computed step; absent before
+OUTPUT = Signal("output", Call, lambda at: at.output)  # at the newest computed step; missing before that
 ENTERING = Signal("entering", FirstBlock, lambda at: at.arguments["hidden_states"])  # the embedded latent
 MODULATED = Signal("modulated", FirstBlock, _modulated)  # normalised and modulated by the timestep
 PROBE = Signal("probe", Front, lambda at: at.hidden)  # the embedded latent after the front blocks

@@ -1,4 +1,4 @@
-"""What is run: a schedule, a forecaster and a site under one name, and whether they go together."""
+"""An algorithm: a schedule, a forecaster and a site under one name, and the checks that they fit together."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from spectrum_bench.gates import is_observed
 from spectrum_bench.schedules import Mask, Schedule, bare, full, plan
 from spectrum_bench.signals import FirstBlock, Front
 
-LONGEST = 100  # steps of a run that are enough to see what a forecaster reads
+LONGEST = 100  # steps after which the check of the forgetting rule stops
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A named triple; `site` None is the plain pipeline."""
+    """A schedule, a forecaster and a site. Without a site it is the plain pipeline."""
 
     name: str
     schedule: Schedule
@@ -33,11 +33,11 @@ class Algorithm:
     site: Site | None
 
     def check(self, T: int) -> None:
-        """Refuse what would only fail, or silently be another method, once the model runs. Needs no model.
+        """Refuse an algorithm that would fail once the model runs, or would silently be another method. Needs no model.
 
         Raises:
-            BadValue: a constant that makes no sense, is unknown or missing, or that this model is not measured for.
-            DoesNotFit: parts that do not go together, or a forecaster that reads a forgotten row.
+            BadValue: a constant is out of range, unknown or missing, or has not been measured for this model.
+            DoesNotFit: the parts do not fit together, or the forecaster reads a forgotten row.
         """
         if isinstance(bare(self.schedule), Method):
             raise BadValue(f"{bare(self.schedule).__name__} is a gate: leave _partial_ out of its YAML")
@@ -57,7 +57,7 @@ class Algorithm:
             check_forgetting(self.forecaster, plausible(T) if mask is None else [mask])
 
     def attach(self, pipe: Any, num_steps: int) -> AbstractContextManager[Session]:
-        """Run the pipeline under this algorithm for one call: see `cached`."""
+        """Run the pipeline under this algorithm for one call; see `cached`."""
         return cached(pipe, schedule=self.schedule, forecaster=self.forecaster, site=self.site, num_steps=num_steps)
 
 
@@ -65,10 +65,10 @@ NOCACHE = Algorithm("nocache", full, reuse, None)  # the plain pipeline: the ref
 
 
 def check_arguments(function: object, *arguments: Any) -> None:
-    """Refuse constants that a schedule or a forecaster does not take, or that it lacks.
+    """Check the constants of a schedule or a forecaster.
 
     Raises:
-        BadValue: there are some.
+        BadValue: a constant is unknown or missing.
     """
     plain, before = bare(function), getattr(function, "args", ())
     name, signature = getattr(plain, "__name__", type(plain).__name__), inspect.signature(plain)
@@ -76,10 +76,10 @@ def check_arguments(function: object, *arguments: Any) -> None:
 
 
 def check_gate(gate: Gate[Any], site: Site, T: int) -> None:
-    """Refuse a gate at a site where what it observes does not exist. Asks it once, with tensors of one zero.
+    """Refuse a gate that observes a place which the site does not run. Calls the gate once, with tensors of one zero.
 
     Raises:
-        DoesNotFit: one line that names the fix.
+        DoesNotFit: the gate and the site do not fit; the message names the fix.
     """
     if is_observed(gate) and not site.decides:
         raise DoesNotFit("schedule=observed is for what decides by itself: algo=diffusers_* or cachedit_* alone")
@@ -96,23 +96,23 @@ def check_gate(gate: Gate[Any], site: Site, T: int) -> None:
 
 
 def plausible(T: int) -> list[Mask]:
-    """What a gate may decide: every second, third and fifth step, one of them after a warm-up."""
+    """Masks like those that a gate may decide: every second, third and fifth step, one of them after a warm-up."""
     steps = np.arange(T)
     return [steps % 2 == 0, (steps < 5) | (steps % 3 == 0), steps % 5 == 0]
 
 
 def check_forgetting(forecaster: Forecaster, masks: list[Mask]) -> None:
-    """Refuse a forecaster whose forecast from the rows that are kept is another than that from all rows.
+    """Refuse a forecaster whose forecast from the remaining rows differs from its forecast from all rows.
 
     Raises:
-        DoesNotFit: a later step reads a row with weight 0 one step ahead; or not one weight a row.
+        DoesNotFit: a later step reads a row whose weight was 0 one step ahead, or the number of weights is wrong.
     """
-    for step, times, kept in chain.from_iterable(skipped_steps(forecaster, mask) for mask in masks):
-        whole, part = forecaster(np.array(times, float), step), forecaster(np.array(kept, float), step)
+    for step, times, remaining in chain.from_iterable(skipped_steps(forecaster, mask) for mask in masks):
+        whole, part = forecaster(np.array(times, float), step), forecaster(np.array(remaining, float), step)
         name = getattr(bare(forecaster), "__name__", "the forecaster")
-        if len(whole) != len(times) or len(part) != len(kept):
-            raise DoesNotFit(f"{name} returns {len(part)} weights for {len(kept)} rows: return one a row")
-        if whole[: -len(kept)].any() or not np.allclose(whole[-len(kept) :], part, rtol=1e-6, atol=1e-9):
+        if len(whole) != len(times) or len(part) != len(remaining):
+            raise DoesNotFit(f"{name} returns {len(part)} weights for {len(remaining)} rows: return one a row")
+        if whole[: -len(remaining)].any() or not np.allclose(whole[-len(remaining) :], part, rtol=1e-6, atol=1e-9):
             raise DoesNotFit(
                 f"{name} reads at step {step} a row that is forgotten by then, because its weight is 0 one step after "
                 f"step {times[-1]}: give it another weight there, or 0 at every later step too"
@@ -120,13 +120,13 @@ def check_forgetting(forecaster: Forecaster, masks: list[Mask]) -> None:
 
 
 def skipped_steps(forecaster: Forecaster, mask: Mask) -> Iterator[tuple[int, list[int], list[int]]]:
-    """(step, all computed steps, those whose rows are kept) of every skipped step; as many as LONGEST."""
+    """For every skipped step before LONGEST: (step, all computed steps, the computed steps whose rows remain)."""
     times: list[int] = []
-    kept: list[int] = []
+    remaining: list[int] = []
     for step, computing in enumerate(mask[:LONGEST].tolist()):
         if computing:
             times.append(step)
-            kept.append(step)
-            del kept[: forgotten(forecaster, kept)]
+            remaining.append(step)
+            del remaining[: forgotten(forecaster, remaining)]
         else:
-            yield step, times, kept
+            yield step, times, remaining

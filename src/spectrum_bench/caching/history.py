@@ -1,6 +1,6 @@
 """The history of one feature at one site, and the one place where a forecast is made from it.
 
-Nobody outside indexes its rows, so that they may be kept elsewhere: in a ring buffer, say, or in host memory.
+No other module indexes its rows, so that another implementation may hold them in a ring buffer or in host memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class History:
         del self._rows[: max(0, len(self._rows) - count)]
 
     def refresh(self, tokens: Tensor, values: Tensor) -> None:
-        """Put (B, k, D) values at the (B, k) tokens of the newest row; what was given out before stays as it was."""
+        """Put (B, k, D) values at the (B, k) tokens of the newest row. Tensors returned earlier do not change."""
         index = tokens[..., None].expand(-1, -1, values.shape[2])
         self._rows[-1] = self._rows[-1].scatter(1, index, values.to(self._rows[-1].dtype))
 
@@ -66,10 +66,10 @@ class History:
         GPU one kernel reads every row once (kernels.py says how it rounds).
 
         Args:
-            weights: (K,), or (K, D) for (B, L, D) rows, a weight for each channel.
+            weights: (K,), or for (B, L, D) rows (K, D), a weight for each channel.
 
         Raises:
-            DoesNotFit: weights for another number of channels.
+            DoesNotFit: the number of channels differs.
         """
         newest, weights = self._rows[-1], numbers(weights)
         if _reuses(weights):
@@ -85,24 +85,24 @@ class History:
         return weighted_sum(self._rows, weights)
 
     def features(self) -> list[Tensor]:
-        """The rows, for a study that reads them; nobody may write to them."""
+        """The rows, for studies. Nobody may write to them."""
         return list(self._rows)
 
     @property
     def nbytes(self) -> int:
-        """Of all rows and the correction."""
+        """Bytes of all rows and of the correction."""
         return sum(row.nbytes for row in self._rows) + (0 if self._correction is None else self._correction.nbytes)
 
 
 def _reuses(weights: Weights) -> bool:
-    """Whether the forecast is the newest row as it is."""
+    """Whether the forecast is the newest row itself."""
     if isinstance(weights, tuple):
         return weights[-1] == 1 and not any(weights[:-1])
     return bool((weights[-1] == 1).all()) and not weights[:-1].any()
 
 
 def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
-    """sum_k weights[k] * rows[k] by torch's own operations, wherever the rows are, whatever they are like."""
+    """sum_k weights[k] * rows[k] by torch's own operations, for rows on any device and of any dtype."""
     newest = rows[-1]
     total = torch.zeros_like(newest, dtype=torch.promote_types(newest.dtype, torch.float32))
     if isinstance(weights, tuple):
@@ -116,6 +116,5 @@ def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
 
 @cache
 def _kernels() -> ModuleType | None:
-    """kernels.py, or None without Triton. It is imported at the first forecast on a GPU, the only place that needs
-    it."""
+    """kernels.py, or None without Triton. It is imported at the first forecast on a GPU."""
     return import_module("spectrum_bench.caching.kernels") if find_spec("triton") else None

@@ -1,9 +1,9 @@
-"""The weighted sum of a history's rows in one pass over memory, as Triton kernels: every row is read once, where it
-lies, and the forecast is written once, 2K + 2 bytes an element in 16 bits.
+"""The weighted sum of a history's rows as Triton kernels, in one pass over memory: every row is read once and the
+forecast is written once, which is 2K + 2 bytes an element in 16 bits.
 
 Rounding: products and sums are made in fp32, oldest row first; the sum is rounded once, to the nearest, to the rows'
-dtype. Weights are rounded to fp32. The compiler may fuse a product and a sum, so that a forecast is that of
-`history.weighted_sum` up to the rounding of fp32, not to the bit.
+dtype. Weights are rounded to fp32. The compiler may fuse a product and a sum, so that a forecast equals that
+of `history.weighted_sum` up to the rounding of fp32, and not to the bit.
 
 This module needs Triton: history.py imports it at the first forecast on a GPU. On the CPU the kernels run in Triton's
 interpreter alone (TRITON_INTERPRET=1), for tests.
@@ -19,7 +19,7 @@ from torch import Tensor
 from spectrum_bench.forecasters import Weights
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # float64 is not summed in fp32
-MOST = 64  # rows; each number of rows is a kernel of its own, which the compiler unrolls
+MOST = 64  # rows; the compiler makes one kernel for each number of rows and unrolls its loop
 BLOCK, WARPS = 1024, 8  # elements and warps a program: the fastest on an H200 with large rows, by little
 TOKENS, CHANNELS = 8, 256  # a program's, with weights for each channel
 
@@ -63,7 +63,7 @@ def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
         weights: (K,), or (K, D) for (..., D) rows.
     """
     newest = rows[-1]
-    # the interpreter cuts bits off where it should round: there torch rounds
+    # the interpreter truncates instead of rounding, so there torch rounds
     out = torch.empty_like(newest, dtype=newest.dtype if newest.is_cuda else torch.float32)
     if isinstance(weights, tuple):
         sum_by_row(rows, weights, out)
@@ -81,7 +81,7 @@ def on_device(weights: Weights, device: torch.device) -> Tensor:
 def sum_by_row(
     rows: Sequence[Tensor], weights: tuple[float, ...], out: Tensor, block: int = BLOCK, warps: int = WARPS
 ) -> None:
-    """Write the sum to `out`: the weights are arguments of the kernel, nothing is copied to the device."""
+    """Write the sum to `out`. The weights are arguments of the kernel, so that nothing is copied to the device."""
     n = out.numel()
     with torch.cuda.device_of(out):
         _by_row[(triton.cdiv(n, block),)](tuple(rows), weights, out, n, BLOCK=block, num_warps=warps)

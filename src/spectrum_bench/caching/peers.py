@@ -1,4 +1,4 @@
-"""Other people's caching as rows of our tables: their code, our clock and records."""
+"""Other people's caching code as rows of our tables, with our clock and our records."""
 
 import importlib
 import logging
@@ -21,9 +21,9 @@ CACHE_DIT = "1.5.3"
 
 
 class Peer(Site):
-    """Caching that decides and forecasts by itself. Which steps are computed is not asked of it but observed: a step
-    counts if the first projection of the block `watched` ran. Caches of attention alone run the MLPs at every step;
-    the time of a skipped step tells."""
+    """Caching that decides and forecasts by itself. We observe which steps it computes: a step counts as computed if
+    the first projection of the block `watched` ran. Caches of attention alone run the MLPs at every step, which shows
+    in the time of a skipped step."""
 
     package: str
 
@@ -37,7 +37,7 @@ class Peer(Site):
 
     @property
     def watched(self) -> int:
-        """Place of the block that runs at computed steps alone."""
+        """The index of a block that runs only at computed steps."""
         return -1
 
     @property
@@ -50,7 +50,7 @@ class Peer(Site):
         raise NotImplementedError
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
-        """Refuse a schedule or forecaster of ours, which nobody would ask."""
+        """Refuse a schedule or a forecaster of ours, which the peer would not use."""
         if not is_observed(schedule) or bare(forecaster) is not reuse:
             raise DoesNotFit("a peer decides and forecasts by itself: give algo=diffusers_* or cachedit_* alone")
 
@@ -80,9 +80,9 @@ class DiffusersCache(Peer):
     """One of the caches that diffusers attaches by `enable_cache`, under its own schedule.
 
     Attributes:
-        config: the class in diffusers, e.g. FirstBlockCacheConfig.
-        arguments: its arguments.
-        filled: those that only a run knows: "timestep" (a function that gives the current one), "steps" (their number).
+        config: the class in diffusers, such as FirstBlockCacheConfig.
+        arguments: arguments of that class.
+        filled: arguments that a run fills in, by name: "timestep" (a function that returns it) or "steps" (the number).
     """
 
     package = "diffusers"
@@ -166,7 +166,7 @@ class CacheDiT(Peer):
 
 
 def held(denoiser: nn.Module) -> list[Tensor]:
-    """Every tensor that diffusers' hooks or cache-dit's contexts keep between steps, each storage once."""
+    """Every tensor that diffusers' hooks or cache-dit's contexts hold between steps, each storage once."""
     storages: dict[int, Tensor] = {}
     seen: set[int] = set()
 

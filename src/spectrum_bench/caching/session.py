@@ -1,4 +1,4 @@
-"""One pipeline call under caching: which step and guidance branch it is at, and what each branch remembers.
+"""One pipeline call under caching: the current step and guidance branch, and the memory of each branch.
 
     with cached(pipe, schedule=..., forecaster=..., site=..., num_steps=50) as session:
         pipe(prompt, num_inference_steps=50, callback_on_step_end=session.callback)
@@ -29,21 +29,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def not_compiled(function: Function) -> Function:
-    """Keep a function out of torch.compile: where blocks are compiled, so are their hooks."""
+    """Keep a function out of torch.compile, which compiles the hooks of compiled blocks too."""
     wrapped: Function = torch.compiler.disable(function)
     return wrapped
 
 
 class Branch:
-    """What one guidance branch of one denoiser remembers.
+    """The memory of one guidance branch of one denoiser.
 
     Attributes:
         computing: the decision about this step.
         computed: the steps that were computed.
-        times: the steps whose features are still kept.
-        histories: the cached features, one history a slot; sites name the slots.
-        state: of the gate; None for a mask.
-        output: the denoiser's, at the newest computed step, where the gate observes it.
+        times: the computed steps whose features are not forgotten.
+        histories: the cached features, one history for each slot; sites name the slots.
+        state: the gate's state; None for a mask.
+        output: the denoiser's output at the newest computed step, if the gate observes it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Branch:
         self._own: dict[tuple[type, str], Any] = {}
 
     def begin(self, step: int, computing: bool) -> None:
-        """Note the decision about a step; find the weights of a skipped step's forecast."""
+        """Record the decision about a step, and compute the weights of a skipped step's forecast."""
         self.computing = computing or not self.times
         if self.computing:
             self.computed.append(step)
@@ -75,12 +75,13 @@ class Branch:
             self.weights = self._remembered.following(self.times, step, self._progress())
 
     def note_skipped(self, step: int) -> None:
-        """Correct the note of a step that somebody else's code has skipped."""
+        """Correct the record of a step that other people's code has skipped."""
         self.computing = False
         self.computed.remove(step)
 
     def own(self, kind: type[Own], slot: str = "") -> Own:
-        """A site's own state, a dataclass: made when first asked for, one a class and slot. Its tensors count."""
+        """A site's own state, a dataclass, one for each class and slot. It is made on first use, and its tensors count
+        as cache."""
         key = (kind, slot)
         if key not in self._own:
             self._own[key] = kind()
@@ -89,7 +90,7 @@ class Branch:
 
     @not_compiled
     def store(self, slot: str, feature: Tensor) -> None:
-        """Keep a computed step's feature."""
+        """Append a computed step's feature to the slot's history."""
         history = self.histories[slot]
         history.append(feature)
         history.forget(len(self.times))
@@ -104,13 +105,13 @@ class Branch:
 
     @property
     def nbytes(self) -> int:
-        """Of all that is kept from step to step: histories, and every tensor in the states of gate and site."""
+        """Bytes of the histories and of every tensor in the states of gate and site."""
         states = {id(tensor): tensor.nbytes for tensor in tensors([self.output, self.state, self._own])}
         return sum(states.values()) + sum(history.nbytes for history in self.histories.values())
 
 
 def tensors(node: object) -> Iterator[Tensor]:
-    """Every tensor in lists, tuples, dicts and dataclasses, whatever the nesting."""
+    """Every tensor in nested lists, tuples, dicts and dataclasses."""
     if isinstance(node, Tensor):
         yield node
     elif isinstance(node, (list, tuple)):
@@ -126,13 +127,13 @@ class Session:
     """The clock and the branches of one pipeline call.
 
     Attributes:
-        step, call: of the denoising steps, and of the denoiser's calls in this step (0 cond, 1 uncond).
-        branches: by the denoiser's name and the call.
-        branch: the one now running.
-        undecided: whether it is still open if the branch computes this step.
-        held_elsewhere: functions that give the bytes which somebody else's caching holds.
-        timestep: gives the pipeline's current timestep.
-        cache_bytes: the most that was held at the end of a step.
+        step, call: the index of the denoising step, and of the denoiser's call in this step (0 cond, 1 uncond).
+        branches: the branches by the denoiser's name and the call.
+        branch: the current branch.
+        undecided: whether the decision about this step in this branch is still open.
+        held_elsewhere: functions that return the bytes which other people's caching holds.
+        timestep: returns the pipeline's current timestep.
+        cache_bytes: the most bytes held at the end of a step.
     """
 
     branch: Branch
@@ -157,13 +158,13 @@ class Session:
         self.step = 0
         self.call = -1
         self.branches: dict[tuple[str, int], Branch] = {}
-        self._leader: Branch | None = None  # the first of this denoiser in this step
+        self._leader: Branch | None = None  # this denoiser's first branch in this step
         self.held_elsewhere: list[Callable[[], int]] = []
         self.cache_bytes = 0
 
     @property
     def computing(self) -> bool:
-        """Whether the branch that is now running computes this step."""
+        """Whether the current branch computes this step."""
         return self.branch.computing
 
     @property
@@ -177,10 +178,10 @@ class Session:
         return sorted({step for branch in self.branches.values() for step in branch.computed})
 
     def begin_call(self, name: str, latent: Tensor, timestep: Tensor) -> None:
-        """A denoiser is about to run on `latent` at `timestep`: find its branch.
+        """A denoiser is about to run on `latent` at `timestep`: select its branch.
 
         Raises:
-            DoesNotFit: the pipeline takes more steps than it was asked for.
+            DoesNotFit: the pipeline takes more steps than `num_steps`.
         """
         if self.step >= self.num_steps:
             raise DoesNotFit(
@@ -202,7 +203,7 @@ class Session:
 
     @not_compiled
     def decide_at(self, place: Place) -> None:
-        """The denoiser has come to a place: read the signals there, and decide if it is the last one with a signal."""
+        """The denoiser has reached a place: read its signals, and decide if no later place has signals."""
         for signal in self.observes:
             if signal.read is not None and isinstance(place, signal.place):
                 self.report(signal, signal.read(place))
@@ -210,12 +211,12 @@ class Session:
             self._decide()
 
     def report(self, signal: Signal, value: Tensor | None) -> None:
-        """A signal of this step is known."""
+        """Note the value of a signal at this step."""
         if value is not None and self.undecided:
             self._seen[signal] = value
 
     def _decide(self) -> None:
-        """Whether to compute this step in this branch, by the mask, the first branch or the gate."""
+        """Decide by the mask, the first branch or the gate whether this branch computes this step."""
         if self._mask is not None:
             computing = bool(self._mask[self.step])
         elif self._gate is None:
@@ -234,7 +235,7 @@ class Session:
         self.branch.begin(self.step, computing)
 
     def end_call(self, output: Tensor) -> None:
-        """A denoiser has run."""
+        """A denoiser has run: keep its output if the gate observes it."""
         if OUTPUT in self.observes and self.computing:
             self.branch.output = output
 
@@ -248,7 +249,7 @@ class Session:
 
 
 class Attachable(Protocol):
-    """A site (caching/sites/base.py), as far as a session needs to know it."""
+    """The part of a site (caching/sites/base.py) that a session needs."""
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None: ...
 
@@ -260,12 +261,12 @@ def cached(
     """Run the pipeline's denoiser under an algorithm, for one call.
 
     Args:
-        site: which tensors are cached; None leaves the denoiser alone and only keeps the clock.
+        site: where features are cached. None leaves the denoiser as it is and only counts steps and calls.
         num_steps: the call's `num_inference_steps`.
 
     Raises:
-        DoesNotFit: a schedule without step 0, a pipeline without a denoiser or with one that the site does not know,
-            or more steps than `num_steps`.
+        DoesNotFit: the schedule lacks step 0, the pipeline has no denoiser or one that the site does not know, or it
+            takes more steps than `num_steps`.
     """
     networks = denoisers(pipe)
     if not networks:
@@ -275,7 +276,7 @@ def cached(
         for name, denoiser in networks.items():
             _keep_time(name, denoiser, session, undo)
             for signal in session.observes:
-                if signal.attach is not None:  # to the modules themselves: the site has not replaced any yet
+                if signal.attach is not None:  # before the site replaces any modules
                     signal.attach(denoiser, anatomy(denoiser), partial(session.report, signal), undo)
             if site is not None:
                 site.attach(denoiser, anatomy(denoiser), session, undo)

@@ -1,4 +1,4 @@
-"""Any algorithm of configs/algo on a pipeline of one's own, from Python."""
+"""From Python: any algorithm of configs/algo on your own pipeline."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ UNKNOWN = "your-model"  # under this name no algorithm has constants
 
 
 def algorithms() -> dict[str, str]:
-    """Name -> one line, of every algorithm that `accelerate` takes."""
+    """Every algorithm that `accelerate` takes: its name and a line about it."""
     return {choice.name: describe(choice) for choice in choices("algo")}
 
 
@@ -48,16 +48,17 @@ def accelerate(
         print(run.computed_steps)
 
     Args:
-        algo: a name of configs/algo.
-        num_inference_steps: of each call.
-        model: whose constants a calibrated method reads; by itself the model of configs/model that has a denoiser of
-            the same class and size.
-        schedule, site: names of configs/schedule and configs/site in place of the algorithm's own.
-        constants: keys of the algorithm, else of its schedule, else of its site (w=0.5, interval=4), or upstream's
-            window_size, flex_window and warmup_steps.
+        algo: a name in configs/algo.
+        num_inference_steps: the number of steps of each call.
+        model: the name in configs/model whose constants a calibrated method reads. By default it is the model whose
+            denoiser has the same class and size.
+        schedule, site: names in configs/schedule and configs/site that replace the algorithm's own.
+        constants: a key of the algorithm, its schedule or its site (w=0.5, interval=4), in this order, or one of
+            upstream's window_size, flex_window and warmup_steps.
 
     Raises:
-        UserError: names or constants that do not exist or make no sense, or a denoiser that the algorithm does not fit.
+        UserError: a name or a constant does not exist, a value is out of range, or the algorithm does not fit the
+            denoiser.
     """
     words = [f"algo={algo}", f"num_inference_steps={num_inference_steps}"]
     words += [f"{key}={name}" for key, name in (("schedule", schedule), ("site", site)) if name]
@@ -71,10 +72,10 @@ def accelerate(
 
 
 class Accelerated:
-    """A pipeline under an algorithm, for the length of a `with` block.
+    """A pipeline under an algorithm, inside a `with` block.
 
     Attributes:
-        session: of the newest call.
+        session: the session of the newest call.
     """
 
     def __init__(self, pipe: Any, algorithm: Algorithm, num_inference_steps: int):
@@ -90,7 +91,8 @@ class Accelerated:
         self._undo.close()
 
     def __call__(self, *args: Any, callback_on_step_end: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
-        """The pipeline's own call, with `num_inference_steps` as agreed. Each call begins with nothing cached."""
+        """Call the pipeline with the `num_inference_steps` given to `accelerate`. Each call begins with an empty
+        cache."""
         if self.session.step:
             self._undo.close()
             self._attach()
@@ -103,17 +105,17 @@ class Accelerated:
         return self.pipe(*args, **steps | kwargs)
 
     def callback(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What a call of the pipeline itself needs as `callback_on_step_end`."""
+        """If you call the pipeline itself, pass this as `callback_on_step_end`."""
         return self.session.callback(pipe, step, timestep, tensors)
 
     @property
     def computed_steps(self) -> list[int]:
-        """Steps of the newest call at which the whole network ran."""
+        """The computed steps of the newest call."""
         return self.session.computed_steps
 
     @property
     def cache_bytes(self) -> int:
-        """The most that the newest call kept for its forecasts and decisions."""
+        """The most bytes that the newest call held for its forecasts and decisions."""
         return self.session.cache_bytes
 
     def _attach(self) -> None:
@@ -121,7 +123,8 @@ class Accelerated:
 
 
 def recognise(pipe: Any) -> str | None:
-    """The model of configs/model whose denoiser has the class and size of this pipeline's; None if there is none."""
+    """The model in configs/model whose denoiser has the same class and size as this pipeline's; None if there is
+    none."""
     networks = denoisers(pipe)
     if not networks:
         return None
@@ -138,7 +141,7 @@ def recognise(pipe: Any) -> str | None:
 
 
 def _denoiser_config(model: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The configuration of a model's denoiser, from its weights' folder or from configs/architectures."""
+    """The configuration of a model's denoiser, from the folder of its weights or from configs/architectures."""
     file = locate(str(model.get("repo"))) / part / "config.json"
     if file.is_file():
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -154,7 +157,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _composing() -> Iterator[Callable[[list[str]], DictConfig]]:
-    """A function that composes configs/base.yaml. A Hydra application around us is left as it was."""
+    """Yields a function that composes configs/base.yaml. The caller's own Hydra application stays as it was."""
     around = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -172,7 +175,7 @@ def _composing() -> Iterator[Callable[[list[str]], DictConfig]]:
 
 
 def _key(cfg: DictConfig, name: str) -> str:
-    """Where a constant belongs: to the algorithm, its schedule, its site, or to upstream's own keys."""
+    """The dotted key of a constant: the algorithm's, its schedule's, its site's, or one of upstream's keys."""
     groups = {group: list(cfg[group] or {}) for group in ("algo", "schedule", "site") if group in cfg}
     for group, keys in groups.items():
         if name in keys and name not in ("name", "forecaster") and not name.startswith("_"):
@@ -185,5 +188,5 @@ def _key(cfg: DictConfig, name: str) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value as Hydra reads it on a command line."""
+    """A value in the syntax of Hydra's command line."""
     return json.dumps(value) if not isinstance(value, str) else f"'{value}'"

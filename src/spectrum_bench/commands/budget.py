@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     """Print the threshold as a word for text_to_image.py's command line.
 
     Raises:
-        UserError: an algorithm without a threshold, or one that cannot come near so many passes.
+        UserError: the algorithm has no threshold, or cannot come near the number of passes.
     """
     settings = settings_of(cfg)
     steps, target, key = settings.num_inference_steps, cfg.passes, cfg.key
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def passes_by(cfg: DictConfig) -> Callable[[float], float]:
-    """A function from the threshold to the passes that a sample takes; a mask needs no model for that."""
+    """A function from the threshold to the passes of a sample. A mask needs no model for that."""
     from spectrum_bench.lab.budget import mean_passes
     from spectrum_bench.sampling.jobs import make_jobs
     from spectrum_bench.sampling.models import open_pipeline

@@ -12,14 +12,14 @@ from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import CALIBRATION
 from spectrum_bench.sampling.settings import RunSettings
 
-FEWEST = 4  # steps that anything can be measured by
+FEWEST = 4  # steps; with fewer nothing can be measured
 
 
 def main(cfg: DictConfig) -> None:
-    """Measure a model for one algorithm and write what that algorithm's schedule reads.
+    """Measure a model for one algorithm, and write the constants that the algorithm reads.
 
     Raises:
-        UserError: an algorithm that needs no measuring, or one whose signal says nothing about this model.
+        UserError: the algorithm needs no constants, or its signal does not predict this model's output.
     """
     settings = settings_of(cfg)
     if settings.num_inference_steps < FEWEST:
@@ -64,7 +64,7 @@ def origin(settings: RunSettings, prompts: int, device: str) -> dict[str, Any]:
 
 
 def write(settings: RunSettings, constants: dict[str, Any]) -> Path:
-    """One key a line, lists of numbers in one line each."""
+    """Write the constants as JSON, each key and each list in one line."""
     from spectrum_bench.sampling.records import write_atomically
 
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in constants.items()]

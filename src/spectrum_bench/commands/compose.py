@@ -1,4 +1,4 @@
-"""Configurations composed by Hydra: to typed settings, and to the algorithm that they name."""
+"""From a configuration composed by Hydra to typed settings and to the algorithm that they name."""
 
 import inspect
 import json
@@ -49,10 +49,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_upstream_keys(cfg: DictConfig) -> None:
-    """Refuse an upstream key that was given and that the chosen schedule and algorithm would silently ignore.
+    """Refuse an upstream key on the command line that the chosen schedule and algorithm do not read.
 
     Raises:
-        UserError: such a key.
+        UserError: there is such a key.
     """
     given = {word.lstrip("+~").split("=", 1)[0] for word in HydraConfig.get().overrides.task}
     parts = [cfg[key] for key in ("schedule", "algo") if key in cfg]
@@ -71,7 +71,7 @@ def build(settings: RunSettings) -> "Algorithm":
     """The algorithm that the settings name, checked as far as it can be without a model.
 
     Raises:
-        UserError: constants that a function does not take, values that make no sense, or parts that do not go together.
+        UserError: a constant is unknown, a value is out of range, or the parts do not fit together.
     """
     from spectrum_bench.caching.algorithm import Algorithm
     from spectrum_bench.forecasters import reuse
@@ -91,7 +91,7 @@ def instantiate(part: Part) -> Any:
     """The function with its constants, or the object, that a part names.
 
     Raises:
-        UserError: there is no such function, or it does not take these constants.
+        UserError: the function does not exist, or does not take these constants.
     """
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -102,16 +102,16 @@ def instantiate(part: Part) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    if isinstance(made, partial):  # Hydra's own kind asks its policy at every call; once is enough
+    if isinstance(made, partial):  # Hydra's own partial checks its policy at every call; once is enough
         return partial(made.func, *made.args, **made.keywords)
     return made
 
 
 def check_constants(part: Part) -> None:
-    """Refuse a target that cannot be imported, and constants that it does not take.
+    """Check that the target can be imported and takes the constants.
 
     Raises:
-        BadValue: such a target or constant.
+        BadValue: it cannot, or does not.
     """
     try:
         target = pkgutil.resolve_name(part.target)

@@ -1,17 +1,17 @@
-"""Fetch what the benchmark needs: weights of models, lists of prompts, weights of metrics.
+"""Fetch weights of models, lists of prompts, and weights of metrics.
 
 usage: python download.py [model=<names>] [prompts=<names>] [metrics=<names>] [--dry-run]
 
   model=<names>    {model}
-                   into the Hugging Face cache (HF_HOME); a gated one asks for its licence and for hf auth login
+                   go into the Hugging Face cache (HF_HOME); for a gated model accept its licence and hf auth login
   prompts=<names>  {prompts}
-                   into prompts/<name>.txt, one prompt a line, and where it is from into prompts/<name>.json
+                   go into prompts/<name>.txt, one prompt a line, and their source into prompts/<name>.json
   metrics=<names>  {metrics}
-                   to where each metric looks for its weights
-  --dry-run        list the files with their sizes, here or missing, and fetch nothing
+                   go to the place where each metric expects them
+  --dry-run        list the files with their sizes and whether they are missing, and fetch nothing
 
-Names are separated by commas; all stands for all of them. What is here is not fetched again: after an interruption the
-same command goes on. (A file of the hub that was cut off half-way starts again, as its client keeps whole files only.)
+Separate names by commas; `all` stands for every name. Files that are here are not fetched again: after an interruption
+the same command goes on. (An interrupted file of the hub starts again, because its client keeps only whole files.)
 
 example: python download.py model=flux prompts=drawbench,coco metrics=lpips --dry-run
 """

@@ -1,4 +1,4 @@
-"""What entry scripts share: Hydra's command line, and errors of one line."""
+"""The common part of entry scripts: Hydra's command line, and errors as one line."""
 
 import os
 import re
@@ -23,7 +23,8 @@ from spectrum_bench.paths import CONFIGS, environment_with_package
 
 
 class Ended(Exception):
-    """A run of a sweep has ended with this exit code. Hydra makes the others and then raises the first."""
+    """A run of a sweep has ended with this exit code. Hydra goes on with the other runs and then raises the first
+    one."""
 
 
 def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -44,8 +45,8 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     def entry() -> None:
         sys.argv[1:] = without_debug(sys.argv[1:])
         check_words(config_name, sys.argv[1:])
-        os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # jobs of a launcher find us by it
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints what ends a sweep as if it were a bug
+        os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # a launcher's jobs find this package by it
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra shows a sweep's end like a bug
         try:
             job()
         except Ended as end:
@@ -75,7 +76,7 @@ def check_words(config_name: str, words: list[str]) -> None:
 
 
 def show_choices(words: list[str]) -> None:
-    """`algo=?` lists the choices of a group, and the command ends."""
+    """If a word is like `algo=?`, print the choices of the group and end the command."""
     for word in words:
         group, _, value = word.partition("=")
         if value == "?" and group in GROUPS.values():
@@ -84,7 +85,7 @@ def show_choices(words: list[str]) -> None:
 
 
 def first_choice(config_name: str, word: str) -> list[str]:
-    """Of a sweep's word the first value; nothing of intervals and patterns, whose values Hydra finds."""
+    """The word with the first value of its sweep. Intervals and patterns, whose values Hydra finds, give no word."""
     try:
         override = OverridesParser.create().parse_override(word)
     except OverrideParseException as error:
@@ -97,7 +98,7 @@ def first_choice(config_name: str, word: str) -> list[str]:
 
 
 def explain(config_name: str, error: Exception) -> str:
-    """Hydra's complaint in one line, with the nearest name that exists."""
+    """Hydra's error in one line, with the nearest existing name."""
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' as key=value: put quotes round special characters"
     text = str(error)

@@ -3,14 +3,14 @@
 usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=<dir> [metrics=psnr,clip]
        python src/evaluate.py --check
 
-  <experiment dir>  a folder that a run has made: config.yaml, records.jsonl, samples/; or a folder of such
-  reference=<dir>   the run to measure against: same model, prompts and seed, every step computed: algo=nocache
-  metrics=...       which ones; left out: those that the model's configuration names
-  --check           say of each metric whether all that it needs is here, and what to type if not
+  <experiment dir>  a folder that a run has made (config.yaml, records.jsonl, samples/), or a folder of such folders
+  reference=<dir>   the run to compare with: the same model, prompts and seed, every step computed (algo=nocache)
+  metrics=...       metrics to compute; by default those that the model's configuration lists
+  --check           print for each metric whether it is ready, and what to type if it is not
 
 Writes into each experiment directory
-  metrics.csv       one row a sample: id prompt_index seed, each metric, its parts, and the reference's own score where
-                    a metric has one; blank where it could not be computed
+  metrics.csv       one row a sample: id prompt_index seed, each metric with its details, and the reference's own score
+                    if the metric has one; blank if a score could not be computed
   summary.json      means with 95 % bootstrap intervals over prompts, sanity anchors, versions
 """
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
     reference = read_experiment(Path(options["reference"]))
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
-    for experiment in experiments:  # all of them before the first is scored
+    for experiment in experiments:  # check all of them before the first is scored
         check_reference(experiment, reference)
         pairs(experiment, reference)
     from spectrum_bench.scoring.evaluation import evaluate
@@ -43,13 +43,13 @@ def main(argv: list[str]) -> None:
         same = summary["identical_pairs"]
         print(f"{experiment.folder}: {summary['samples']} samples, {same} identical to the reference")
         for line in describe(summary):
-            if line not in printed or "%" in line:  # what holds for all of them is printed once
+            if line not in printed or "%" in line:  # lines that all experiments share are printed once
                 print(f"  {line}")
             printed.add(line)
 
 
 def check() -> None:
-    """Print a line for each metric: ready, or what is missing and what to type."""
+    """Print a line for each metric: that it is ready, or what is missing and what to type."""
     from spectrum_bench.scoring.scorers import readiness
 
     for line in readiness():

@@ -1,4 +1,4 @@
-"""list: what there is, a line each.
+"""list: the choices of an axis, one line each.
 
 usage: spectrum-bench list algos|models|schedules|sites|metrics
 """
@@ -19,7 +19,7 @@ GROUPS = {"algos": "algo", "models": "model", "schedules": "schedule", "sites": 
 
 @dataclass(frozen=True)
 class Choice:
-    """One YAML of a group: its name, its first line in words, and of an algorithm its paper and fidelity."""
+    """One YAML file of a group: its name, its first comment, and for an algorithm the paper and the fidelity."""
 
     name: str
     about: str
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def print_choices(group: str) -> None:
-    """Print what configs/<group> holds."""
+    """Print the choices in configs/<group>."""
     _print({each.name: describe(each) for each in choices(group)})
 
 
@@ -56,12 +56,12 @@ def _print(lines: Mapping[str, str]) -> None:
 
 
 def describe(choice: Choice) -> str:
-    """A choice in one line: what it does, its paper and how faithful it is to that."""
+    """One line about a choice, with the fidelity of an algorithm in brackets."""
     return choice.about + (f" [{choice.fidelity}]" if choice.fidelity else "")
 
 
 def choices(group: str) -> list[Choice]:
-    """What configs/<group> holds, by name."""
+    """The choices in configs/<group>, ordered by name."""
     return [_read(path) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 
 

@@ -10,7 +10,7 @@ usage: spectrum-bench <command> [words]
   calibrate   measure a model for an algorithm that needs it
   budget      the threshold for a number of network passes
   tune        one trial of a search for a method's settings
-  list        what there is: algos, models, schedules, sites or metrics
+  list        the available algos, models, schedules, sites or metrics
 
 `spectrum-bench <command> --help` says more of each. In a checkout python src/<command>.py does the same;
 text_to_image.py and text_to_video.py are `run`.
@@ -23,7 +23,7 @@ from spectrum_bench.commands import words
 from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
-COMPOSED = ("run", "calibrate", "budget", "tune")  # whose words Hydra composes
+COMPOSED = ("run", "calibrate", "budget", "tune")  # Hydra composes their words
 PLAIN = ("evaluate", "report", "reproduce", "download", "list")
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def config_of(name: str, given: list[str]) -> str:
-    """The configuration that a command composes: a run of a video model has defaults of its own."""
+    """The name of the configuration that a command composes. Runs of video models have their own."""
     if name != "run":
         return name
     import yaml

@@ -1,4 +1,4 @@
-"""Compare scored experiments: table, plot and a page with the pictures.
+"""Compare scored experiments in a table, a plot and a page with the pictures.
 
 usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [key=value ...]
 
@@ -6,7 +6,7 @@ usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [key=val
   reference=<dir>   the run that they were scored against
   out=<dir>         where to write table.md table.csv table.tex prompts.csv plot.png plot.svg index.html
   baseline=<name>   the experiment from which the others' differences are taken: differences.md differences.csv
-  align=passes      compare methods at as many passes, or align=latency, align=memory
+  align=passes      compare methods at equal passes; or align=latency, align=memory
   margin=1          per cent of the reference's own score that a method may lose to be named as fast enough
   rows=16           most prompts that the page shows pictures of
 """

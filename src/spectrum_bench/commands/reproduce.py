@@ -4,13 +4,13 @@ usage: python src/reproduce.py                                    list them, wit
        python src/reproduce.py table1_flux                        as the paper has it
        python src/reproduce.py table1_flux model=tiny-flux total_prompt_num=8 [key=value ...]
 
-  model=...             another model than the paper's: its miniature needs no GPU
-  out=...               where samples go; output_samples_paper/<experiment>/<model> if left out
-  report=...            where the report goes; results/<model>/<experiment> if left out
+  model=...             another model than the paper's; a miniature needs no GPU
+  out=...               folder of the samples; by default output_samples_paper/<experiment>/<model>
+  report=...            folder of the report; by default results/<model>/<experiment>
   rows=6                most prompts that the page shows pictures of
-  key=value             anything else goes to every run: total_prompt_num=8 ngpu=2 device=cpu ...
+  key=value             other keys go to every run: total_prompt_num=8 ngpu=2 device=cpu ...
 
-What is there already is not made again: after an interruption the same command goes on.
+Finished samples are not made again: after an interruption the same command goes on.
 """
 
 import subprocess
@@ -56,10 +56,10 @@ def main(argv: list[str]) -> None:
 
 
 def check_words(plan: "Plan", words: dict[str, str]) -> None:
-    """Refuse keys that would undo what makes the rows different, or hide them from the report.
+    """Refuse keys that would make the rows equal, or hide them from the report.
 
     Raises:
-        UserError: such a key.
+        UserError: there is such a key.
     """
     common = set.intersection(*(set(run.words) for run in plan.runs))
     own = {word.split("=")[0] for run in plan.runs for word in run.words if word not in common}
@@ -71,7 +71,7 @@ def check_words(plan: "Plan", words: dict[str, str]) -> None:
 
 
 def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
-    """Make all samples of an experiment, and give the names of the runs that failed; they have said why.
+    """Make all samples of an experiment. Returns the names of the runs that failed; they have printed the reasons.
 
     Raises:
         UserError: the reference fails.
@@ -85,7 +85,7 @@ def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
     for algo in plan.calibrate:
         print(f"\n{algo} must know of {plan.model}:", flush=True)
         same = [word for word in extra if word.startswith(("model.", "device=", "threads="))]
-        call("calibrate", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8", *same)  # it says why it fails
+        call("calibrate", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8", *same)  # it prints why it fails
     failed = []
     for i, each in enumerate(plan.runs, 1):
         print(f"\n[{i}/{len(plan.runs)}] {each.name}", flush=True)
@@ -97,17 +97,20 @@ def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
 
 
 def call(command: str, *words: str) -> bool:
-    """Run another command in a process of its own; whether it comes to its end. The table tells of samples that
-    failed, and retry_failed=true tries them again."""
+    """Run another command in its own process. Returns whether it ended without an error, or with some failed samples:
+    the table mentions those, and retry_failed=true tries them again."""
     line = [sys.executable, "-m", "spectrum_bench", command, *words]
     return subprocess.run(line, env=environment_with_package()).returncode in (0, SOME_FAILED)
 
 
 def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: int) -> None:
-    """Score the runs, write the report with pictures of so many prompts, and what the paper printed beside it.
+    """Score the runs, and write the report and the paper's numbers beside ours.
+
+    Args:
+        rows: the most prompts whose pictures the report shows.
 
     Raises:
-        UserError: some runs failed; the report is of the others.
+        UserError: some runs failed. The report holds the others.
     """
     from spectrum_bench.reporting import plots
     from spectrum_bench.reporting.formats import plain

@@ -1,4 +1,4 @@
-"""text_to_image and text_to_video: sample every prompt of a file."""
+"""run (text_to_image, text_to_video): sample every prompt of a file."""
 
 import sys
 from dataclasses import replace
@@ -13,7 +13,7 @@ from spectrum_bench.sampling.settings import RunSettings
 
 
 def main(cfg: DictConfig) -> None:
-    """Run one experiment: everything is checked before a model is loaded, and only what is missing is made."""
+    """Run one experiment. Everything is checked before a model is loaded; finished samples are not made again."""
     settings, prompts = prepare(cfg)
     algorithm = build(settings)
     warn_of_other_weights(cfg, settings)
@@ -24,10 +24,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
-    """The settings, with what tells the model's weights from others, and the prompts.
+    """The settings, including the identity of the model's weights, and the prompts.
 
     Raises:
-        UserError: bad values, no prompts, or no weights.
+        UserError: a value is bad, or prompts or weights are missing.
     """
     settings = settings_of(cfg)
     prompts = read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num)
@@ -36,7 +36,7 @@ def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
 
 
 def warn_of_other_weights(cfg: DictConfig, settings: RunSettings) -> None:
-    """Say so where the method's constants were measured on other weights of the model."""
+    """Warn if the method's constants were measured on other weights of the model."""
     name, model = settings.method.name, settings.model
     if calibrated(name, "weights", _root_=cfg) not in (None, model.weights):
         command = f"python src/calibrate.py algo={name} model={model.name}"

@@ -15,14 +15,14 @@ from spectrum_bench.sampling.settings import RunSettings
 if TYPE_CHECKING:
     from spectrum_bench.lab.tune import References
 
-_MADE: dict[str, "References"] = {}  # of the newest trial's model and prompts: a search is many trials in one process
+_MADE: dict[str, "References"] = {}  # the newest trial's: a search runs many trials in one process
 
 
 def main(cfg: DictConfig) -> float:
-    """What a trial is worth: see `spectrum_bench.lab.tune.trial`.
+    """The value of a trial; see `spectrum_bench.lab.tune.trial`.
 
     Raises:
-        UserError: bad values, or an algorithm that does not fit the model.
+        UserError: a value is bad, or the algorithm does not fit the model.
     """
     most = number("passes", cfg.passes, 1)
     algorithm = build(settings_of(cfg))
@@ -39,7 +39,8 @@ def main(cfg: DictConfig) -> float:
 
 
 def references(settings: RunSettings, jobs: list[Job]) -> "References":
-    """The uncached samples that trials are measured against, made anew only for another model, runtime or prompts."""
+    """The uncached samples that trials are compared with. They are made again only for another model, runtime or list
+    of prompts."""
     from spectrum_bench.lab.tune import References
 
     who = {key: value for key, value in identity(settings).items() if key not in ("schedule", "forecaster", "site")}

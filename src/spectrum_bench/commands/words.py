@@ -1,4 +1,4 @@
-"""Command lines of the shape `folder folder key=value`, and how their entry scripts end on bad input."""
+"""Command lines of the form `folder folder key=value`, and the end of a command on bad input."""
 
 import difflib
 import os
@@ -10,14 +10,14 @@ from typing import NoReturn
 
 from spectrum_bench.errors import INTERRUPTED, UserError
 
-DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: tracebacks of errors that are else one line
+DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: show the traceback of a UserError too
 
 
 def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict[str, str]]:
-    """Folders and options of `argv`. A default of None marks a key that must be given.
+    """The folders and the options in `argv`. A key whose default is None is required.
 
     Raises:
-        UserError: no folder, an unknown key, an empty value or a key that is missing.
+        UserError: there is no folder, a key is unknown or missing, or a value is empty.
     """
     if {"-h", "--help"} & set(argv):
         print(usage.strip())
@@ -48,10 +48,10 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
 
 
 def count(key: str, value: str) -> int:
-    """How many prompts an option asks for, at least 1.
+    """The value of an option as a number of prompts, at least 1.
 
     Raises:
-        UserError: it is no whole number.
+        UserError: the value is no whole number.
     """
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"{key}={value} is no number of prompts: write {key}=16")
@@ -65,7 +65,7 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def fail(error: Exception) -> NoReturn:
-    """Print the error as one line and exit with 1; with debug=true its traceback too."""
+    """Print the error as one line and exit with 1. With debug=true also print the traceback."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -73,19 +73,19 @@ def fail(error: Exception) -> NoReturn:
 
 
 def without_debug(words: list[str]) -> list[str]:
-    """The words without debug=true, which every command takes: it shows the traceback of what is else one line."""
+    """Remove debug=true, which every command takes, and switch tracebacks of UserErrors on."""
     if "debug=true" in words:
         os.environ[DEBUG] = "1"
     return [word for word in words if word not in ("debug=true", "debug=false")]
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main` with the command line; bad input becomes one line on stderr and exit code 1."""
+    """Call `main` with the command line. A UserError becomes one line on stderr and exit code 1."""
     try:
         main(without_debug(sys.argv[1:]))
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

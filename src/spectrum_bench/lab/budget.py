@@ -1,4 +1,4 @@
-"""Methods that decide on the way are compared at equal cost: which threshold gives how many passes."""
+"""Search for the threshold at which a gate takes a given number of passes, to compare methods at equal cost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,11 @@ from spectrum_bench.sampling.settings import RunSettings
 
 
 def search(passes: Callable[[float], float], target: float, low: float, high: float, tries: int) -> tuple[float, float]:
-    """Bisection by the geometric mean: (value, passes) nearest to `target`, where passes fall as the value grows."""
+    """The value whose passes are nearest to `target`, and these passes, by bisection with the geometric mean.
+
+    Args:
+        passes: from a value to the passes of a sample; a larger value gives fewer passes.
+    """
     tried = []
     for _ in range(tries):
         value = float(f"{math.sqrt(low * high):.3g}")
@@ -25,6 +29,6 @@ def search(passes: Callable[[float], float], target: float, low: float, high: fl
 
 
 def mean_passes(pipe: Any, algorithm: Algorithm, settings: RunSettings, jobs: Sequence[Job]) -> float:
-    """Passes through the whole network that a sample takes, mean over jobs."""
+    """The passes of a sample, mean over jobs."""
     sampler = Sampler.of(pipe, algorithm, settings)
     return sum(sampler.sample(job)[1].nfe for job in jobs) / len(jobs)

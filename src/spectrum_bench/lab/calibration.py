@@ -1,4 +1,4 @@
-"""What a model must be measured for before some algorithms can run on it: configs/calibration/<algo>/<model>.json."""
+"""Measures the constants that some algorithms need for each model: configs/calibration/<algo>/<model>.json."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from spectrum_bench.signals import MODULATED
 
 @dataclass(frozen=True)
 class Uncached:
-    """A pipeline whose uncached samples are looked at, and how many steps and which arguments they take."""
+    """A pipeline for uncached samples, with the number of steps and the arguments of its call."""
 
     pipe: Any
     num_steps: int
@@ -38,9 +38,9 @@ class Fit:
     """Settings of the methods' fits.
 
     Attributes:
-        degree: of TeaCache's polynomial.
-        clusters: of HyCa's channels.
-        seed: of HyCa's k-means.
+        degree: degree of TeaCache's polynomial.
+        clusters: number of HyCa's clusters of channels.
+        seed: seed of HyCa's k-means.
     """
 
     degree: int = 4
@@ -48,11 +48,11 @@ class Fit:
     seed: int = 0
 
 
-Constants = dict[str, Any]  # what the algorithm reads from configs/calibration/<algo>/<model>.json
+Constants = dict[str, Any]  # the constants in configs/calibration/<algo>/<model>.json
 
 
 class Features(Observer):
-    """Keeps the session, whose first branch holds the site's feature at every step when nothing is forgotten."""
+    """Keeps the session. Its first branch holds the site's feature of every step if no row is forgotten."""
 
     def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
         self.session = session
@@ -75,11 +75,11 @@ def trajectory(run: Uncached, job: Job, schedule: Schedule, site: Site) -> list[
 
 
 def teacache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
-    """TeaCache's polynomial (arXiv:2411.19108, section 3.3): from the relative L1 changes of the timestep-modulated
-    input to those of the block stack's output, by least squares over the steps of all samples.
+    """TeaCache's polynomial (arXiv:2411.19108, section 3.3) maps the relative L1 changes of the timestep-modulated
+    input to those of the block stack's output. It is fitted by least squares over the steps of all samples.
 
     Raises:
-        UserError: R^2 below 0.8, when the signal does not tell how far the output moves.
+        UserError: R^2 is below 0.8: the signal does not predict how far the output moves.
     """
     pairs = [changes(run, job) for job in jobs]
     x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -93,8 +93,8 @@ def teacache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
 
 
 def changes(run: Uncached, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """Relative L1 changes from each step to the next, (T - 1,) each: of the timestep-modulated input and of the block
-    stack's output, along one uncached trajectory."""
+    """Relative L1 changes from each step to the next, along one uncached trajectory: those of the timestep-modulated
+    input and those of the block stack's output, (T - 1,) each."""
     signal: list[float] = []
 
     @gate(observes=(MODULATED,), state=AccumulatedState)
@@ -105,7 +105,7 @@ def changes(run: Uncached, job: Job) -> tuple[np.ndarray, np.ndarray]:
 
     rows = trajectory(run, job, recorder(), LastBlock())
     output = [float((b - a).abs().mean() / a.abs().mean()) for a, b in zip(rows, rows[1:], strict=False)]
-    calls = len(signal) // run.num_steps  # a step: the first is the branch whose rows these are
+    calls = len(signal) // run.num_steps  # in each step; the first call belongs to the branch of `rows`
     return np.array(signal[::calls][1:]), np.array(output)
 
 
@@ -117,8 +117,8 @@ def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[
 
 
 def magcache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
-    """MagCache's ratios (arXiv:2506.09045): of the norm of a token's stack residual to that of the step before, mean
-    over tokens, here also over prompts (its authors take one); the first is 1."""
+    """MagCache's ratios (arXiv:2506.09045): the norm of a token's stack residual divided by its norm one step before,
+    mean over tokens. The first ratio is 1. Here it is also a mean over prompts; MagCache's authors use one prompt."""
     each = np.array([ratios(trajectory(run, job, full, StackResidual())) for job in jobs])
     mean, spread = each.mean(0), np.abs(each - each.mean(0)).max()
     print(f"{len(jobs)} prompts x {run.num_steps} steps: ratios {mean.min():.4f} to {mean.max():.4f}")
@@ -133,8 +133,9 @@ def ratios(rows: list[torch.Tensor]) -> list[float]:
 
 def sencache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """SenCache's sensitivities (arXiv:2602.24208): |v(x', t) - v(x, t)| / |x' - x| and |v(x, t') - v(x, t)| / |t' - t|,
-    from each step (x, t) of an uncached sample to the next (x', t'), mean over prompts. Its authors noise real videos;
-    here the model's own samples serve. The last step has no next one and takes the values before it."""
+    from each step (x, t) of an uncached sample to the next (x', t'), mean over prompts. SenCache's authors add noise to
+    real videos; we use the model's own samples. The last step has no next one and takes the values of the step
+    before."""
     each = np.array([sensitivities(run, job) for job in jobs])  # (prompts, T - 1, 3)
     t, latent, time = np.concatenate([each, each[:, -1:]], 1).mean(0).T
     spread = np.abs(each[..., 1:] / each[..., 1:].mean(0) - 1).max()
@@ -147,18 +148,20 @@ def sencache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
 
 
 def sensitivities(run: Uncached, job: Job) -> list[tuple[float, float, float]]:
-    """(t, to the latent, to the timestep) from each step to the next, of the first guidance branch."""
+    """(t, sensitivity to the latent, sensitivity to the timestep) of each step but the last, in the first guidance
+    branch."""
     observer = Sensitivities()
     Sampler(run.pipe, NOCACHE, run.num_steps, run.arguments).watch(job, [observer])
     return observer.measured
 
 
 class Sensitivities(Observer):
-    """Runs the denoiser twice more at each step: at the next step's latent, and at the next step's timestep."""
+    """Runs the denoiser two more times for each step: with the next step's latent, and with the next step's
+    timestep."""
 
     def __init__(self) -> None:
         self.measured: list[tuple[float, float, float]] = []
-        self.calls = 0  # of this step so far
+        self.calls = 0  # calls in this step so far
         self.before: tuple[dict[str, Any], torch.Tensor] | None = None  # the step before: arguments and output
 
     def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
@@ -194,13 +197,14 @@ class Sensitivities(Observer):
 
 
 def hyca(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
-    """HyCa's clusters of channels and their solvers (arXiv:2510.04188, as far as its text tells): k-means on what is
-    standardised of the channels' movements; of SOLVERS the one that errs least, over each step from those before it.
+    """HyCa's clusters of channels and the solver of each (arXiv:2510.04188, as far as its text says). K-means groups
+    the standardised features of the channels' movements (see `described`). A cluster's solver is the one of SOLVERS
+    with the smallest error when it forecasts each step from the steps before it.
 
-    Its authors look at the first steps of one prompt, we at all steps of some; the number of clusters is ours.
+    HyCa's authors use the first steps of one prompt; we use all steps of several. The number of clusters is our choice.
 
     Raises:
-        UserError: a U-Net.
+        UserError: the denoiser is a U-Net.
     """
     movements, errors = np.array(0.0), np.array(0.0)
     for job in jobs:
@@ -222,15 +226,15 @@ def hyca(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
 
 
 def described(rows: np.ndarray) -> np.ndarray:
-    """(D, 6) of a (T, tokens, D) trajectory: mean size of the first, second and third difference, energy, and how the
-    second and third compare with the first."""
+    """Six features of each channel's movement, (D, 6), from a (T, tokens, D) trajectory: the mean size of the first,
+    second and third difference, the energy, and the second and third difference divided by the first."""
     size = [np.abs(np.diff(rows, n, axis=0)).mean((0, 1)) for n in (1, 2, 3)]
     energy = (rows**2).mean((0, 1))
     return np.stack([*size, energy, size[1] / (size[0] + 1e-12), size[2] / (size[0] + 1e-12)], 1)
 
 
 def solver_errors(rows: np.ndarray) -> np.ndarray:
-    """(solvers, D): mean squared error of each one's forecast of a step from all those before it."""
+    """(solvers, D): each solver's mean squared error when it forecasts a step from all steps before it."""
     errors = np.zeros((len(SOLVERS), rows.shape[2]))
     first = 4  # steps that every solver needs before its order is reached
     for t in range(first, len(rows)):

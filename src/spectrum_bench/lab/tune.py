@@ -1,4 +1,4 @@
-"""Settings of a method under a pass budget: what one trial of a search is worth."""
+"""The value of one trial in a search for a method's settings under a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from spectrum_bench.scoring.metrics.pixel import psnr
 
 @dataclass(frozen=True)
 class Trial:
-    """Mean passes and mean PSNR in dB against uncached samples of the same prompts, and what both are worth."""
+    """Mean passes, mean PSNR in dB against uncached samples of the same prompts, and the value for the search."""
 
     passes: float
     quality: float
@@ -36,8 +36,8 @@ class References:
 def trial(
     references: References, algorithm: Algorithm, settings: RunSettings, jobs: Sequence[Job], most: float
 ) -> Trial:
-    """Mean PSNR of a trial that takes no more than `most` passes on average; what it takes more, below zero, of one
-    that does, so that a search finds its way back.
+    """Sample the jobs with the algorithm. The value is the mean PSNR if the mean passes are at most `most`; otherwise
+    it is `most` minus the passes, which is negative and leads the search back to the budget.
 
     Raises:
         DoesNotFit: the algorithm does not fit the model.
@@ -45,7 +45,7 @@ def trial(
     sampler = Sampler.of(references.pipe, algorithm, settings)
     try:
         samples, figures = zip(*(sampler.sample(job) for job in jobs), strict=True)
-    except NotFinite:  # as bad as can be; the search goes on
+    except NotFinite:  # the worst value; the search goes on
         return Trial(float("nan"), float("nan"), -settings.num_inference_steps)
     passes = sum(each.nfe for each in figures) / len(jobs)
     quality = sum(map(psnr, samples, references.samples)) / len(jobs)

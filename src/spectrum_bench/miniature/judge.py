@@ -1,4 +1,4 @@
-"""Reads a picture of the world: which things, where, on what ground; and checks it against the caption."""
+"""A detector that reads pictures of the miniature world, and the check of its reading against a caption."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ HEADS = {"heat": 1} | {kind: len(names) for kind, names in KINDS.items()}
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge sees: the things with the centres of their cells in pixels, and the background."""
+    """The judge's reading of a picture: the things, each with the centre of its cell in pixels, and the background."""
 
     things: tuple[tuple[Thing, float, float], ...]
     background: str
@@ -52,7 +52,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[Seen]:
-        """What each image of (B, 3, 64, 64) in [0, 1] shows."""
+        """The reading of each image; images (B, 3, 64, 64) in [0, 1]."""
         out = self(images)
         heat = out["heat"].sigmoid()[:, 0]
         peaks = (heat == F.max_pool2d(heat, 5, 1, 2)) & (heat > 0.5)
@@ -68,7 +68,8 @@ class Judge(nn.Module):
 
 
 def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor) -> Tensor:
-    """Heat by cross-entropy against Gaussian bumps; attributes on the cells round each centre; background."""
+    """Cross-entropy of the heat map against Gaussian bumps, of the attributes in the cells round each centre, and of
+    the background."""
     out = judge(images)
     centres = torch.arange(world.SIDE // CELL, device=images.device) * CELL + CELL / 2
     places = places.to(images.device)
@@ -79,11 +80,11 @@ def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor
     total = F.cross_entropy(out["ground"], numbers(list(BACKGROUNDS), [s.background for s in scenes]))
     target = torch.zeros_like(out["heat"][:, 0])
     for k in range(2):
-        there = torch.tensor([len(s.things) > k for s in scenes], device=images.device)
+        present = torch.tensor([len(s.things) > k for s in scenes], device=images.device)
         x, y = places[:, k, 0, None, None], places[:, k, 1, None, None]
         square = ((centres[None, None, :] - x) ** 2 + (centres[None, :, None] - y) ** 2) / CELL**2
-        target = torch.maximum(target, torch.exp(-square / 1.5) * there[:, None, None])
-        b, i, j = ((square < 2) & there[:, None, None]).nonzero(as_tuple=True)
+        target = torch.maximum(target, torch.exp(-square / 1.5) * present[:, None, None])
+        b, i, j = ((square < 2) & present[:, None, None]).nonzero(as_tuple=True)
         things = [s.things[min(k, len(s.things) - 1)] for s in scenes]
         for head, names in KINDS.items():
             index = numbers(names, [getattr(thing, head) for thing in things])
@@ -93,12 +94,18 @@ def judge_loss(judge: Judge, images: Tensor, scenes: list[Scene], places: Tensor
 
 
 def check(scene: Scene, *frames: Seen) -> dict[str, float]:
-    """How a picture, or a clip by its frames, follows its caption, each 0 or 1.
+    """Whether a picture, or the frames of a clip, follow the caption. Each value is 0 or 1.
 
-    things: as many as the caption names, with those colours and shapes; sizes: and of those sizes; relation: and
-    lying as it says (NaN where the caption names one thing); background; motion: the first thing goes that way from
-    the first frame to the last (NaN where the caption names none, or there is one frame); caption: all of
-    it. A clip's things are those of its middle frame.
+    Returns:
+        things: the number of things, their colours and their shapes are right.
+        sizes: the things and their sizes are right.
+        relation: the things are right and lie as the caption says. NaN if the caption names one thing.
+        background: the background is right.
+        motion: the first thing moves as the caption says, from the first frame to the last. NaN if the caption names no
+            motion, or if there is one frame.
+        caption: all of these are right.
+
+        All but motion are read from the middle frame.
     """
     middle = frames[len(frames) // 2]
     seen = {(t.colour, t.shape): t for t, _, _ in middle.things}
@@ -114,7 +121,7 @@ def check(scene: Scene, *frames: Seen) -> dict[str, float]:
 
 
 def _relation(scene: Scene, frame: Seen) -> bool | float:
-    """Whether the two things, which are both there, lie as the caption says; NaN where it names one thing."""
+    """Whether the two things lie as the caption says; NaN if it names one thing."""
     if not scene.relation:
         return float("nan")
     first, second = (_find(thing, frame) for thing in scene.things)
@@ -122,7 +129,7 @@ def _relation(scene: Scene, frame: Seen) -> bool | float:
 
 
 def _motion(scene: Scene, frames: tuple[Seen, ...]) -> bool | float:
-    """Whether the first thing moves as the caption says; NaN where it names no motion, or there is one frame."""
+    """Whether the first thing moves as the caption says; NaN if it names no motion, or if there is one frame."""
     if not scene.motion or len(frames) < 2:
         return float("nan")
     start, end = (_find(scene.things[0], frame) for frame in (frames[0], frames[-1]))
@@ -130,7 +137,7 @@ def _motion(scene: Scene, frames: tuple[Seen, ...]) -> bool | float:
 
 
 def _towards(start: tuple[float, float], end: tuple[float, float], way: tuple[int, int]) -> float:
-    """How far it is from start to end along `way`, a unit vector on an axis; 0 if it is farther across it."""
+    """The distance from start to end along `way`, a unit vector on an axis; 0 if the distance across it is larger."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     along, across = dx * way[0] + dy * way[1], abs(dx * way[1]) + abs(dy * way[0])
     return along if along > across else 0.0
@@ -142,14 +149,14 @@ def _find(thing: Thing, frame: Seen) -> tuple[float, float] | None:
 
 
 def save_judge(judge: Judge, folder: Path, facts: dict[str, Any]) -> None:
-    """Write the judge's weights, and `facts` beside them: its width and its accuracy on held-out captions."""
+    """Write the judge's weights, and beside them `facts`: its width and its accuracy on held-out captions."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, folder / "judge.safetensors")
     (folder / "judge.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def load_judge(folder: Path) -> Judge:
-    """The judge saved in `folder`; its held-out accuracy is in judge.json beside the weights."""
+    """The judge in `folder`, which `save_judge` wrote."""
     judge = Judge(json.loads((folder / "judge.json").read_text())["width"])
     judge.load_state_dict(load_file(folder / "judge.safetensors"))
     return judge.eval()

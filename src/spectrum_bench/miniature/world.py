@@ -1,7 +1,7 @@
-"""A small captioned world: one or two shapes on a textured ground, drawn at 64x64; in clips the first one moves.
+"""A small world with captions: one or two shapes on a textured ground, drawn at 64x64. In clips the first shape moves.
 
-The caption names size, colour, shape, relation, motion and background. Everything else (place, rotation, light,
-texture, pebbles, shadow) is left to chance, so that a denoiser has more to decide than the caption tells.
+A caption names size, colour, shape, relation, motion and background. Everything else (place, rotation, light, texture,
+pebbles, shadow) is random, so that the caption does not decide every pixel.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 
 SIDE = 64  # pixels
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": (7.0, 8.5), "large": (12.5, 14.5)}  # radius range, pixels
+SIZES = {"small": (7.0, 8.5), "large": (12.5, 14.5)}  # range of the radius, pixels
 COLOURS = {
     "red": (0.86, 0.12, 0.14),
     "orange": (0.98, 0.55, 0.08),
@@ -34,7 +34,8 @@ BACKGROUNDS = {
     "teal": (0.20, 0.47, 0.48),
     "brown": (0.42, 0.28, 0.18),
 }
-RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # first thing, from the second
+# where the first thing lies, seen from the second
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # of the first thing, in clips
 TRAVEL = (14.0, 20.0)  # how far it moves from the first frame to the last, pixels
 
@@ -47,7 +48,7 @@ _CAPTION = re.compile(
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape, by its names in SIZES, COLOURS and SHAPES."""
+    """A shape with its size and colour: keys of SIZES, COLOURS and SHAPES."""
 
     size: str
     colour: str
@@ -59,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says: one thing, or two and how the first lies to the second, and where the first one moves."""
+    """The content of a caption: one thing, or two things and their relation, and the motion of the first."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -84,11 +85,11 @@ def parse(caption: str) -> Scene | None:
 
 
 _FIELDS: tuple[Iterable[str], ...] = (SIZES, COLOURS, SHAPES) * 2 + (RELATIONS, BACKGROUNDS, MOTIONS)
-NOTHING = 255  # stands for what a scene lacks
+NOTHING = 255  # for a fact that a scene lacks
 
 
 def to_numbers(scene: Scene) -> list[int]:
-    """Nine small numbers that `from_numbers` turns into the scene again; 255 for what it lacks."""
+    """The scene as nine small numbers; 255 for a fact that it lacks. `from_numbers` is the inverse."""
     facts: list[str | None] = [fact for thing in scene.things for fact in (thing.size, thing.colour, thing.shape)]
     facts += [None] * (6 - len(facts))
     facts += [scene.relation, scene.background, scene.motion]
@@ -105,13 +106,13 @@ def from_numbers(numbers: Sequence[int]) -> Scene:
 
 
 def held_out(caption: str) -> bool:
-    """Whether the caption is one of the sixteenth that no model here is ever trained on."""
+    """Whether the caption belongs to the sixteenth of all captions that no model here is trained on."""
     return zlib.crc32(caption.encode()) % 16 == 0
 
 
 def draw_scene(rng: np.random.Generator, moving: bool = False) -> Scene:
-    """A random scene: two things in two of three cases, never two alike. Beside another, a thing moves across the
-    line between the two, so that they never meet."""
+    """A random scene. Two of three scenes have two things, which are never alike. In a scene with two, the first moves
+    at right angles to the line between them, so that they never meet."""
     things = [_draw_thing(rng)]
     if rng.random() < 2 / 3:
         while len(things) < 2:
@@ -134,7 +135,7 @@ def _one_of(options: Iterable[str], rng: np.random.Generator) -> str:
 
 
 def draw_scenes(rng: np.random.Generator, count: int, held: bool, moving: bool = False) -> list[Scene]:
-    """`count` random scenes, all held out or none."""
+    """`count` random scenes; all of them are held out, or none."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = draw_scene(rng, moving)
@@ -144,8 +145,8 @@ def draw_scenes(rng: np.random.Generator, count: int, held: bool, moving: bool =
 
 
 def place(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(2, 6) x, y, radius, angle and travel in x and y of each thing, in pixels and radians; radius 0 for a missing
-    second thing. x and y are those of the middle of a clip."""
+    """(2, 6): x, y, radius, angle, and travel in x and y of each thing, in pixels and radians. A missing second thing
+    has radius 0. x and y are the place in the middle of the clip."""
     out = np.zeros((2, 6))
     radii = [rng.uniform(*SIZES[thing.size]) for thing in scene.things]
     low, high = [r + 2 for r in radii], [SIDE - r - 2 for r in radii]
@@ -199,14 +200,14 @@ def _star(radius: Tensor, angle: Tensor, corners: int, inner: float) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Drawing. The order of the random numbers is part of the data: what is drawn earlier takes its numbers earlier.
+# Drawing. The order of the random numbers is part of the data: a change of it changes every picture.
 
 Chance = Callable[..., Tensor]  # (*shape, low, high) -> (B, *shape) float32
 
 
 @dataclass(frozen=True)
 class Light:
-    """Where the light comes from, a unit vector each (B, 1, 1, 1)."""
+    """The direction of the light: x and y of a unit vector, (B, 1, 1, 1) each."""
 
     x: Tensor
     y: Tensor
@@ -214,7 +215,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Look:
-    """What chance and the caption make of one thing in each picture."""
+    """The appearance of one thing in each picture, from the caption and by chance."""
 
     places: Tensor  # (B, 6), as `place` gives them
     present: Tensor  # (B, 1, 1) bool
@@ -229,8 +230,8 @@ def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tenso
     """Draw a batch of pictures.
 
     Returns:
-        images (B, 3, 64, 64) in [0, 1]; places (B, 2, 6) as `place` gives them; cover (B, 2, 64, 64) in [0, 1],
-        how much of each pixel each thing covers.
+        images (B, 3, 64, 64) in [0, 1]; places (B, 2, 6) as `place` gives them; cover (B, 2, 64, 64) in
+        [0, 1], the share of each pixel that a thing covers.
     """
     clips, places, cover = render_clips(scenes, rng, frames=1)
     return clips[:, 0], places, cover[:, 0]
@@ -258,7 +259,7 @@ def render_clips(scenes: list[Scene], rng: np.random.Generator, frames: int) -> 
 
 
 def _grid() -> tuple[Tensor, Tensor]:
-    """(rows, columns): y and x of the pixels' centres, (64, 64) each."""
+    """y and x of the pixels' centres, (64, 64) each."""
     rows, columns = torch.meshgrid(torch.arange(SIDE) + 0.5, torch.arange(SIDE) + 0.5, indexing="ij")
     return rows, columns
 
@@ -299,7 +300,7 @@ def _draw_pebbles(image: Tensor, chance: Chance) -> Tensor:
 
 
 def _draw_look(scenes: list[Scene], k: int, places: Tensor, chance: Chance) -> Look:
-    """The k-th thing of every scene; where a scene lacks it, its first one, which is not present."""
+    """The k-th thing of every scene. A scene without it gets its first thing, which is marked as not present."""
     things = [s.things[min(k, len(s.things) - 1)] for s in scenes]
     colour = torch.tensor([COLOURS[t.colour] for t in things])[:, :, None, None]
     return Look(
@@ -317,10 +318,10 @@ def _draw_on(image: Tensor, look: Look, moved: float, light: Light) -> tuple[Ten
     """One thing on (B, 3, 64, 64): shadow, shaded and sometimes striped body, bright rim towards the light.
 
     Args:
-        moved: how much of its travel it has come from the middle, -0.5 to 0.5.
+        moved: the part of its travel that the thing has moved from the middle, -0.5 to 0.5.
 
     Returns:
-        The picture, and how much of it the thing covers, (B, 64, 64).
+        The picture, and the share of each pixel that the thing covers, (B, 64, 64).
     """
     rows, columns = _grid()
     batch = torch.arange(len(image))
@@ -329,7 +330,7 @@ def _draw_on(image: Tensor, look: Look, moved: float, light: Light) -> tuple[Ten
     lx, ly = light.x[:, 0], light.y[:, 0]
 
     def inside(dx: Tensor | float, dy: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(cover, distance in pixels, x and y in the thing's own frame), of the thing moved by (dx, dy)."""
+        """Cover, distance in pixels, and x and y in the thing's own frame, for the thing moved by (dx, dy)."""
         x, y = (columns - cx - dx) / radius, (rows - cy - dy) / radius
         x, y = tilt.cos() * x + tilt.sin() * y, tilt.cos() * y - tilt.sin() * x
         distance = _distances(x, y)[look.shape, batch] * radius

@@ -1,4 +1,4 @@
-"""A table's rows as a person reads them: rounded numbers, with small print beside them and reasons for dashes."""
+"""The cells of a table: rounded numbers with small print beside them, and dashes with reasons."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Cell:
 
 
 def head(table: Table) -> list[str]:
-    """The columns' titles."""
+    """The titles of the columns."""
     return [*BEFORE, *(METRICS[name].title for name in table.metrics), *AFTER]
 
 
@@ -34,7 +34,7 @@ def body(table: Table) -> list[list[Cell]]:
 
 
 def frame(table: Table) -> pd.DataFrame:
-    """The cells below their titles."""
+    """The cells as a data frame, with the titles as columns."""
     return pd.DataFrame(body(table), columns=head(table), dtype=object)
 
 
@@ -45,7 +45,7 @@ def marks(table: Table) -> dict[str, str]:
 
 
 def runtime(row: Row) -> str:
-    """What of the runtime is not as it comes: batch_size=2, compile=True."""
+    """The runtime settings that differ from their defaults: batch_size=2, compile=True."""
     return ", ".join(f"{key}={value}" for key, value in row.experiment.runtime.items())
 
 
@@ -107,7 +107,8 @@ def _number(value: float | None, write: Callable[[float], str], reason: str, sma
 
 
 def differences(table: Table, comparison: Comparison) -> list[tuple[Row, list[Cell]]]:
-    """A row a method, a cell a metric: mean difference, interval, corrected p, wins; bold if more than chance."""
+    """A line for each method and a cell for each metric, with mean difference, interval, corrected p and wins. A
+    difference of more than chance is bold."""
     by_row: dict[Row, dict[str, Difference]] = {}
     for difference in comparison.differences:
         by_row.setdefault(difference.row, {})[difference.metric] = difference

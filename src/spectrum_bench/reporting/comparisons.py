@@ -1,4 +1,4 @@
-"""Which differences between methods are more than chance, and which method is fast enough to keep the quality."""
+"""Which differences between methods are more than chance, and which method is the fastest that keeps the quality."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ from spectrum_bench.scoring.metrics.contracts import Metric
 from spectrum_bench.scoring.stats import Values, by_prompt, estimate, holm, sign_flip
 
 ALPHA = 0.05
-FEWEST_PROMPTS = 10  # that say anything about a threshold of acceptance
+FEWEST_PROMPTS = 10  # with fewer prompts a threshold of acceptance means nothing
 
 
 def compare(table: Table, name: str) -> Comparison:
     """The other methods' differences from a baseline, in every metric that both were scored by.
 
     Args:
-        name: the baseline's name, its experiment's name, or that one's folder.
+        name: the baseline's name, or its experiment's name or folder.
 
     Raises:
-        UserError: no row, or more than one, is called that.
+        UserError: no row has this name, or several rows have it.
     """
     baseline = find_baseline(table, name)
     differences = [d for metric in table.metrics for d in differences_in(table, metric, baseline)]
@@ -59,7 +59,7 @@ def differences_in(table: Table, metric: str, baseline: Row) -> list[Difference]
 
 
 def verdict(better: Values, p: float, inside_floor: bool) -> Verdict:
-    """What a difference means; `better` is positive on prompts where the method is better than the baseline."""
+    """The meaning of a difference. `better` is positive on prompts where the method is better than the baseline."""
     if inside_floor:
         return "within the noise floor"
     if p >= ALPHA:
@@ -68,9 +68,9 @@ def verdict(better: Values, p: float, inside_floor: bool) -> Verdict:
 
 
 def inside_floor(table: Table, name: str, a: Row, b: Row) -> bool:
-    """Whether two rows differ by no more than the reference does from its own repetitions.
+    """Whether two rows differ by no more than the reference differs from its own repetitions.
 
-    A paired metric measures the distance from the reference: there both rows must be as near to it as its repetitions.
+    A paired metric is a distance from the reference: both rows must be as near to the reference as its repetitions are.
     """
     metric, repetitions = METRICS[name], [row for row in table.rows if row.role == "noise floor"]
     floors = [row.results[name].estimate.mean for row in repetitions if name in row.results]
@@ -95,11 +95,11 @@ class Acceptance:
 
 
 def accept(table: Table, margin: float) -> list[Acceptance]:
-    """The fastest method within the threshold of acceptance, in each metric that the reference has its own score in.
+    """The fastest method within the threshold of acceptance, for each metric in which the reference has a score of its
+    own.
 
-    A method is within it where the lower end of its difference's interval loses no more than `margin` of that score.
-
-    MLPerf asks for 99 %, a margin of 0.01. Fewer than FEWEST_PROMPTS prompts say nothing, and give an empty list.
+    A method is within the threshold if the lower end of its interval loses at most the share `margin` of that score.
+    MLPerf asks for 99 %, a margin of 0.01. With fewer than FEWEST_PROMPTS prompts the list is empty.
     """
     if table.reference.prompt_count < FEWEST_PROMPTS:
         return []
@@ -115,7 +115,7 @@ def accept(table: Table, margin: float) -> list[Acceptance]:
 
 
 def keeps(row: Row, metric: str, loss: float) -> bool:
-    """Whether the row loses no more than `loss` of the reference's score, with 95 % confidence where that is known."""
+    """Whether the row loses at most `loss` of the reference's score, with 95 % confidence if an interval is known."""
     difference = row.results[metric].minus_reference if metric in row.results else None
     if difference is None:
         return False

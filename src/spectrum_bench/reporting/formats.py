@@ -1,6 +1,6 @@
-"""A report's tables as files: Markdown, LaTeX, CSV and drawings; and plain text for a terminal.
+"""A report's tables as files (Markdown, LaTeX, CSV, drawings), and as plain text for a terminal.
 
-A new format is one function here and its line in FORMATS: from a Table to the files' names and contents.
+A new format is one function here, from a Table to the names and contents of files, and its line in FORMATS.
 """
 
 import math
@@ -16,7 +16,7 @@ from spectrum_bench.reporting.rows import Comparison, Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
 Files = dict[str, str | bytes]  # name -> content
-PAGE = 24  # rows that fit a printed page, with the notes
+PAGE = 24  # rows that fit on a printed page, with the notes
 
 
 def render(table: Table) -> dict[str, bytes]:
@@ -72,7 +72,8 @@ def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:
     def rule(widths: Sequence[int], aligns: Sequence[str]) -> str:
         return "|" + "|".join("---" if i < text_columns else "--:" for i in range(len(widths))) + "|"
 
-    # tabulate's own pipe format pads every cell to its column's width, some hundred characters a row here
+    # tabulate's own pipe format pads every cell to its column's width, which is some hundred characters for each row
+    # here
     line = DataRow("| ", " | ", " |")
     layout = TableFormat(None, rule, None, None, line, line, padding=0, with_header_hide=None)
     text = frame.to_markdown(index=False, tablefmt=layout, disable_numparse=True, stralign=None)
@@ -86,7 +87,7 @@ def _md_cell(cell: Cell, marks: dict[str, str] | None = None) -> str:
 
 
 def _md(text: str) -> str:
-    """Text for Markdown; tabulate escapes nothing."""
+    """Escape text for Markdown, which tabulate does not do."""
     return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
 
 
@@ -102,7 +103,7 @@ def csv_files(table: Table) -> Files:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """A data frame without its index; blank where there is no number."""
+    """A data frame as CSV, without its index. A missing number is blank."""
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
@@ -111,8 +112,9 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table* with booktabs, narrow enough for a page of text: methods by name, small below them their schedule and
-    granularity, below figures their intervals. What the methods' arguments are is in the other formats."""
+    """A table* with booktabs, narrow enough for a page of text. Each row has a second line of small print: below the
+    method's name its schedule and granularity, and below the figures their intervals. The other formats hold the
+    methods' arguments."""
     marks = cells.marks(table)
     titles = pd.MultiIndex.from_tuples([_tex_title(title) for title in ["Method", *cells.head(table)[3:]]])
     lines = [_tex_lines(row, line, marks) for row, line in zip(table.rows, cells.body(table), strict=True)]
@@ -127,7 +129,7 @@ def latex(table: Table) -> str:
 
 
 def _tabular(frame: pd.DataFrame) -> str:
-    # Strings are escaped already: pandas leaves what pdflatex cannot set, and a "[" after a line's end.
+    # Strings are already escaped: pandas does not escape what pdflatex cannot set, or a "[" after the end of a line.
     style = frame.style.hide(axis="index")
     columns = "l" + "r" * (len(frame.columns) - 1)
     return str(style.to_latex(column_format=columns, hrules=True, sparse_columns=False))
@@ -145,7 +147,7 @@ def _tex_title(title: str) -> tuple[str, str]:
 
 
 def _tex_lines(row: Row, line: list[Cell], marks: dict[str, str]) -> tuple[list[str], list[str]]:
-    """A row's two lines: figures, and their small print."""
+    """The two lines of a row: the figures, and their small print."""
     _, schedule, site, *figures = line
     setup = [schedule.text, site.text] if row.role == "method" else []
     below = ", ".join(filter(None, [*setup, cells.runtime(row)]))
@@ -163,12 +165,12 @@ def _tex_figure(cell: Cell, marks: dict[str, str]) -> str:
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "---", "×": r"$\times$"}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 TEX |= {c: rf"\{c}" for c in "&%$#_{}"}
-LATIN = {*map(chr, range(0xA1, 0x100)), *"–‘’“”…€"} - {*"«»ÐÞðþ"}  # these need no package
-TEX |= {"[": "{[}", "]": "{]}"}  # else "\\ [" would begin an optional argument
+LATIN = {*map(chr, range(0xA1, 0x100)), *"–‘’“”…€"} - {*"«»ÐÞðþ"}  # these characters need no package
+TEX |= {"[": "{[}", "]": "{]}"}  # otherwise "\\ [" would begin an optional argument
 
 
 def _tex(text: str) -> str:
-    """Text for LaTeX; what pdflatex cannot set without further packages becomes its code point."""
+    """Escape text for LaTeX. A character that pdflatex cannot set without further packages becomes its code point."""
     text = " ".join(text.split())
     return "".join(TEX.get(c, c if c.isascii() or c in LATIN else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
 
@@ -189,7 +191,7 @@ def plain(table: Table) -> str:
 
     lines = [[text(i, cell) for i, cell in enumerate(line)] for line in cells.body(table)]
     lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]
-    # titles are a row like others, since tabulate makes columns two letters wider than their headers
+    # the titles are passed as a row, because tabulate makes columns two letters wider than headers
     head, *rows = tabulate(lines, tablefmt="plain", disable_numparse=True).splitlines()
     rule = "-" * max(map(len, [head, *rows]))
     footnotes = [*(f"({mark}) {reason}" for reason, mark in marks.items()), *table.notes]

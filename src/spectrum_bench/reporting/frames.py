@@ -1,4 +1,4 @@
-"""A report's figures in full as data frames: the one place that names the columns of CSV files."""
+"""All figures of a report as data frames. This module alone names the columns of CSV files."""
 
 from collections.abc import Iterator
 
@@ -13,18 +13,18 @@ DIFFERENCE_COLUMNS = ["method", "experiment", "baseline", "metric", "difference"
 
 
 def results(table: Table) -> pd.DataFrame:
-    """A line a row: seconds, bytes, dB, shares. Columns stand in the order in which rows first have them."""
+    """One line for each row, in seconds, bytes, dB and shares. Columns are in the order of their first use."""
     return pd.DataFrame([_row(row) for row in table.rows], dtype=object)
 
 
 def prompts(table: Table) -> pd.DataFrame:
-    """A line a row and sample: what every method scored on it."""
+    """One line for each row and sample: the scores of the sample."""
     columns = ["prompt_index", "seed", "prompt", "method", "experiment", *table.metrics]
     return pd.DataFrame([line for row in table.rows for line in _samples(row, table.metrics)], columns=columns)
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:
-    """A line a metric and method."""
+    """One line for each metric and method."""
     lines = []
     for d in comparison.differences:
         names = (d.row.name, d.row.experiment.name, comparison.baseline.experiment.name, d.metric)

@@ -1,4 +1,4 @@
-"""What one row's records and scores come to: latency, speedup, memory, and the mean of every metric."""
+"""The costs and the results of a row: latency, speedup, memory, and the mean of every metric."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Stage = Literal["total", "full_step", "skipped_step"]  # of a record's latency
 
 
 def measure_costs(row: Row, reference: Row) -> Costs:
-    """Costs of a row's records, and its speedup over the reference."""
+    """The costs of a row, including its speedup over the reference."""
     totals, steps = latencies(row, "total"), row.experiment.steps
     passes = float(np.mean([record.nfe for record in row.records]))
     unmeasured = notes.NOT_MEASURED if any(record.alone for record in row.records) else notes.BUSY
@@ -35,7 +35,7 @@ def measure_costs(row: Row, reference: Row) -> Costs:
 
 
 def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
-    """(metric -> its result, metric -> why it has none)."""
+    """The result of each metric, and for each metric without a result the reason."""
     results, missing = {}, {}
     for name in row.metrics:
         metric = METRICS[name]
@@ -51,7 +51,7 @@ def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
 
 
 def latencies(row: Row, stage: Stage) -> list[float]:
-    """Seconds that a stage took in each sample during which the device did little else."""
+    """Seconds of a stage, for each sample during which no other program used the device much."""
     seconds = (record.latency.get(stage) for record in row.records if record.alone)
     return [value for value in seconds if value is not None]
 
@@ -61,7 +61,7 @@ def _median(values: list[float]) -> float | None:
 
 
 def _ratio(reference: list[float], totals: list[float]) -> Estimate | None:
-    """The reference's median latency over the row's."""
+    """The reference's median latency divided by the row's."""
     if not reference or not totals:
         return None
     ratio = float(np.median(reference)) / float(np.median(totals))
@@ -70,7 +70,7 @@ def _ratio(reference: list[float], totals: list[float]) -> Estimate | None:
 
 
 def _incomparable(row: Row, reference: Row) -> str:
-    """Why the latencies of two rows are not comparable; empty if they are."""
+    """Why the latencies of two rows cannot be compared; empty if they can."""
     devices = {record.device for record in (*row.records, *reference.records)}
     if len(devices) > 1:
         return notes.other_devices(devices)

@@ -1,4 +1,4 @@
-"""All that a reader gets: the table in all formats, the plots, and a page that needs nothing but a browser."""
+"""The report: the table in all formats, the plots, and a page that needs only a browser."""
 
 import math
 import re
@@ -42,7 +42,7 @@ def write_report(
         margin: share of the reference's own score that a method may lose to be named as fast enough.
 
     Raises:
-        UserError: the experiments make no table, no row is called as the baseline, or `out` cannot be written.
+        UserError: the experiments make no table, no row has the baseline's name, or `out` cannot be written.
     """
     table = tables.build(experiments, reference, align)
     accepted = comparisons.accept(table, margin)
@@ -60,9 +60,10 @@ def write_report(
 
 @dataclass(frozen=True)
 class Samples:
-    """The pictures of a page: a grid of prompts by rows, and of each method the samples furthest from the reference."""
+    """The pictures of a page: a grid of prompts and rows, and for each method the samples furthest from the
+    reference."""
 
-    grid: list[tuple[str, list[Picture]]]  # prompt -> a picture a row
+    grid: list[tuple[str, list[Picture]]]  # prompt and one picture for each row
     worst: list[tuple[Row, list[tuple[str, Picture, Picture]]]]  # prompt, the reference's, the method's
     shape: tuple[int, ...]  # height and width of a sample
     exact: bool  # whether all pictures are the samples' own pixels
@@ -92,8 +93,8 @@ def page(table: Table, drawings: dict[str, bytes], rows: int) -> str:
     """The report as one HTML file. Every string goes through autoescape; only our own drawings do not.
 
     Args:
-        drawings: the report's files, of which the page takes latents.svg if there is one.
-        rows: most prompts that the page shows pictures of.
+        drawings: the report's files. The page uses latents.svg if there is one.
+        rows: the most prompts whose pictures the page shows.
     """
     records, comparison = table.reference.records, table.comparison
     plots = [
@@ -126,7 +127,7 @@ def page(table: Table, drawings: dict[str, bytes], rows: int) -> str:
 
 
 def provenance(row: Row) -> dict[str, str]:
-    """Where a row comes from: what was computed, on what, with which code and configuration."""
+    """The origin of a row: computed steps, device, versions, code and configuration."""
     steps = Counter(tuple(r.computed_steps) for r in row.records)
     computed, _ = steps.most_common(1)[0]
     bar = "".join("#" if step in computed else "." for step in range(row.experiment.steps))
@@ -145,7 +146,7 @@ def provenance(row: Row) -> dict[str, str]:
 
 
 def worst(table: Table, count: int = 3) -> dict[int, list[int]]:
-    """Of each method, by its place in the table, the samples that are furthest from the reference by PSNR."""
+    """For each method, by its place in the table, the samples with the lowest PSNR."""
     samples = {}
     for k, row in enumerate(table.rows):
         if row.role == "method" and "psnr" in row.results:
@@ -156,7 +157,7 @@ def worst(table: Table, count: int = 3) -> dict[int, list[int]]:
 
 
 def inline(svg: str, label: str) -> Markup:
-    """Our own drawing as an element of the page, its ink in the page's colour so that it reads on light and dark."""
+    """A drawing as an element of the page. Its ink gets the page's text colour, for light and dark pages."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(
         r'<svg[^>]*viewBox="([^"]*)"[^>]*>',

@@ -1,4 +1,4 @@
-"""Papers' tables and figures as lists of runs (configs/experiment), and their printed numbers beside ours."""
+"""Papers' tables and figures as lists of runs (configs/experiment), and the printed numbers beside ours."""
 
 import csv
 import itertools
@@ -20,12 +20,12 @@ from spectrum_bench.reporting.rows import Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
 EXPERIMENTS = ROOT / "configs" / "experiment"
-SOURCE = "spectrum"  # the folder below CITED of an experiment that names none
+SOURCE = "spectrum"  # the folder below CITED for experiments that name none
 RENAMED = {"image_reward": "imagereward", "vbench_quality": "vbench_standard"}  # a paper's column -> our metric
-OTHERS = {"latency_s": "Latency s", "nfe": "Passes"}  # columns that are no metrics -> their titles
+OTHERS = {"latency_s": "Latency s", "nfe": "Passes"}  # columns other than metrics -> their titles
 RMSE = "rmse_step_"
 
-Cited = dict[str, str]  # a row of a paper's table: column -> what is printed there
+Cited = dict[str, str]  # a row of a paper's table: column -> printed text
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Run:
     """One row of an experiment."""
 
     name: str
-    words: list[str]  # of text_to_image.py's command line
-    cited: Cited | None  # the paper's row; None where it has none
+    words: list[str]  # words of text_to_image.py's command line
+    cited: Cited | None  # the row in the paper; None if it has none
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Plan:
     model: str
     runs: list[Run]
     prompt_file: str | None  # None: the model's own default
-    prompts: int | None  # how many of them; None: all
+    prompts: int | None  # the number of prompts; None: all
     gpu_hours: float  # on the paper's hardware at full size
     baseline: str | None
-    line: str | None  # of a figure: the key that tells its lines apart
-    calibrate: tuple[str, ...]  # algorithms that must have been measured for this model, and have not been
-    source: str  # the paper: a folder in results/paper
+    line: str | None  # for a figure: the key whose values are its lines
+    calibrate: tuple[str, ...]  # algorithms that need constants for this model which are not measured yet
+    source: str  # the paper's folder in results/paper
 
 
 def names() -> list[str]:
@@ -76,7 +76,7 @@ def read_plans(name: str, model: str | None = None) -> list[Plan]:
 
 def _plan(name: str, node: dict[str, Any], model: str) -> Plan:
     own = model in node["models"]
-    original = model if own else node["models"][0]  # whose rows of the paper stand beside a miniature's
+    original = model if own else node["models"][0]  # the paper's model beside which a miniature's rows stand
     common = [w for w in node.get("words", "").split() if own or w.startswith("keep_latents")]
     prompts = node["prompt_file"] if isinstance(node["prompt_file"], str) else node["prompt_file"][original]
     grid = dict(node.get("grid") or {})
@@ -108,7 +108,7 @@ def _listed_runs(name: str, node: dict[str, Any], model: str, original: str, com
 
 
 def _grid_runs(grid: dict[str, Any], common: list[str]) -> list[Run]:
-    """A run for every combination of a grid's values."""
+    """One run for every combination of a grid's values."""
     axes = {key: values for key, values in grid.items() if key not in ("words", "line")}
     runs = []
     for values in itertools.product(*axes.values()) if axes else ():
@@ -134,7 +134,7 @@ def _cited(paper: dict[str, Any] | None, model: str) -> list[Cited]:
     path = CITED / _source(paper) / f"{paper['table']}.csv"
     if not path.is_file():
         raise UserError(f"no {path}: write the paper's numbers there, as results/paper/README.md says")
-    with open(path, encoding="utf-8", newline="") as file:  # as printed: a data frame would make numbers of the text
+    with open(path, encoding="utf-8", newline="") as file:  # as printed; a data frame would turn the text into numbers
         rows = list(csv.DictReader(file))
     wanted = paper["model"].get(model)
     return [row for row in rows if wanted is None or row.get("model") == wanted]
@@ -158,7 +158,7 @@ def _find(cited: list[Cited], keys: dict[str, Any] | None, where: str) -> Cited 
 
 
 def side_by_side(table: Table, plan: Plan) -> str:
-    """Markdown: for each row of the paper its numbers, ours, and the difference."""
+    """Markdown: for each row of the paper the printed numbers, ours, and the difference."""
     cited = {run.name: run.cited for run in plan.runs if run.cited}
     pairs = [(row, cited[_run_name(row)]) for row in table.rows if _run_name(row) in cited]
     columns = [c for c in next(iter(cited.values())) if _comparable(c) and any(printed[c] for _, printed in pairs)]
@@ -177,7 +177,7 @@ def side_by_side(table: Table, plan: Plan) -> str:
 
 
 def _speedups(printed: Cited, row: Row, reference: float | None) -> list[str]:
-    """The speedup as printed, as it follows from the paper's latencies, and ours."""
+    """The printed speedup, the speedup computed from the paper's latencies, and ours."""
     recomputed = f"{reference / float(printed['latency_s']):.2f}×" if reference else DASH
     ours = row.costs.speedup
     return [f"{printed['speedup']}×", recomputed, f"{ours.mean:.2f}×" if ours else DASH]
@@ -205,7 +205,7 @@ def _metric(column: str) -> str:
 
 
 def _comparable(column: str) -> bool:
-    """Whether a paper's column is something that we measure too."""
+    """Whether we measure a paper's column too."""
     return _metric(column) in METRICS or column in OTHERS or column.startswith(RMSE)
 
 
@@ -226,7 +226,7 @@ def _title(column: str) -> str:
 
 
 def _compare(printed: str, row: Row, column: str) -> tuple[str, str, str]:
-    """What is printed, ours, and the difference."""
+    """The printed value, ours, and the difference."""
     ours, metric = _ours(row, column), METRICS.get(_metric(column))
     factor = metric.factor if metric else 1
     digits = metric.digits if metric else {"latency_s": 2, "nfe": 1}.get(column, 4)
@@ -237,7 +237,7 @@ def _compare(printed: str, row: Row, column: str) -> tuple[str, str, str]:
 
 
 def lines_of(table: Table, plan: Plan) -> dict[str, list[Row]]:
-    """Of a figure: value of `plan.line` -> its rows."""
+    """The rows of each line of a figure, by the value of `plan.line`."""
     lines: dict[str, list[Row]] = {}
     words = {run.name: dict(word.split("=", 1) for word in run.words if "=" in word) for run in plan.runs}
     for row in table.methods:
@@ -247,5 +247,5 @@ def lines_of(table: Table, plan: Plan) -> dict[str, list[Row]]:
 
 
 def output_folder(plan: Plan) -> Path:
-    """Where its report goes: results/tiny/flux/table1_flux, results/flux/table1_flux."""
+    """The report's folder, such as results/tiny/flux/table1_flux or results/flux/table1_flux."""
     return RESULTS / plan.model.replace("tiny-", "tiny/") / plan.name

@@ -1,4 +1,5 @@
-"""Samples on a page: pixels as data URIs, small enough that a page of thousands still opens, and scores in words."""
+"""Samples on a page: their scores in words, and their pixels as data URIs. A page with thousands of them still
+opens."""
 
 import base64
 import io
@@ -14,8 +15,8 @@ from spectrum_bench.reporting.rows import Row
 from spectrum_bench.sampling.records import Record
 from spectrum_bench.scoring.experiments import Experiment
 
-THUMBNAIL = 256  # px; larger samples are shown smaller, and coded with loss
-EXACT, LOSSY = 2**24, 2**26  # most pixels in all of a page's pictures, with and without loss: about 50 MB either way
+THUMBNAIL = 256  # px; larger samples are reduced and coded with loss
+EXACT, LOSSY = 2**24, 2**26  # most pixels of all pictures on a page, without and with loss: about 50 MB either way
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,18 @@ class Picture:
     """One sample on the page."""
 
     key: str
-    title: str  # name and passes of its row
+    title: str  # name and passes of the row
     role: str
-    words: str  # its scores
+    words: str  # the scores
     width: int  # in CSS pixels
-    uri: str | None  # None: the page has the pixels already, at the picture of this key
+    uri: str | None  # None: the first picture with this key holds the pixels
 
 
 class Gallery:
-    """The samples of one page. It gives the pixels of each only once."""
+    """The samples of one page. The pixels of each sample are on the page only once."""
 
     def __init__(self, rows: list[Row], count: int) -> None:
-        """`count` pictures will be on the page, of samples of `rows`."""
+        """`count` is the number of pictures that the page will show of samples of `rows`."""
         self.rows, self.count = rows, count
         self._pictures: dict[tuple[int, int], Picture] = {}
 
@@ -51,7 +52,7 @@ class Gallery:
 
 
 def in_words(row: Row, sample: int) -> str:
-    """The scores of one sample: 31.2 dB, and whether it shows its caption."""
+    """The scores of one sample in words: 31.2 dB, and whether it shows its caption."""
     psnr, caption = (row.scores[name][sample] if name in row.scores else math.nan for name in ("psnr", "caption"))
     words = []
     if not math.isnan(psnr):
@@ -62,7 +63,7 @@ def in_words(row: Row, sample: int) -> str:
 
 
 def exact(frames: NDArray[np.uint8], count: int) -> bool:
-    """Whether the page shows the very pixels of `count` samples like this one, (..., H, W, 3)."""
+    """Whether the page shows `count` samples like this one, (..., H, W, 3), in their own pixels."""
     height, width = frames.shape[-3:-1]
     return max(height, width) <= THUMBNAIL and count * frames.size // 3 <= EXACT
 
@@ -70,15 +71,15 @@ def exact(frames: NDArray[np.uint8], count: int) -> bool:
 def thumbnail(experiment: Experiment, record: Record, count: int = 1) -> tuple[str, int]:
     """(data URI, width in CSS pixels) of a sample, one of `count` on a page.
 
-    Up to 256 px the pixels are the sample's own, unless `count` such pictures are too heavy for a page. Then, and for
-    larger samples, the copy is coded with loss, and is the smaller the more there are. Small pictures are shown double.
-    A clip is an animated WebP, which every browser plays as a picture.
+    A sample of up to 256 px keeps its own pixels, unless `count` such pictures are too large for a page. Other samples
+    are reduced and coded with loss; the more pictures a page has, the smaller they are. Small pictures are shown at
+    twice their size. A clip becomes an animated WebP, which every browser plays as a picture.
     """
     frames = experiment.picture(record)
     images = [Image.fromarray(frame) for frame in (frames if frames.ndim == 4 else [frames])]
     lossless = exact(frames, count)
     if not lossless:
-        weight = count * max(1, (len(images) - 1) / 4)  # the frames of a clip are coded from each other
+        weight = count * max(1, (len(images) - 1) / 4)  # the codec predicts a clip's frames from each other
         side = min(THUMBNAIL, int(math.sqrt(LOSSY / weight)))
         for image in images:
             image.thumbnail((side, side), Image.Resampling.LANCZOS)

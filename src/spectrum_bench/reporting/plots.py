@@ -1,4 +1,4 @@
-"""Quality against speed: one point a method, best first in the legend. Error by step, and sweeps."""
+"""Drawings: quality against speed with one point for each method, the error by step, and sweeps."""
 
 import io
 import math
@@ -52,11 +52,11 @@ def drawn(table: Table) -> list[str]:
 
 
 def quality_speed(rows: list[Row], metrics: list[str]) -> dict[str, bytes]:
-    """{"png", "svg"}: a panel a metric, of each method its mean with its interval over the measured speedup; a ranking
-    if a speedup is unknown. A grey line goes through the methods that no other beats in both."""
+    """{"png", "svg"}: one panel for each metric shows each method's mean and interval over its measured speedup. If a
+    speedup is unknown, it is a ranking. A grey line joins the methods that no other method beats in both."""
     metrics = metrics or ["psnr"]
     methods = [row for row in rows if row.role == "method" and row.results]
-    methods.sort(key=lambda row: [_rank(row, name) for name in METRICS])  # so its colour is one in every drawing
+    methods.sort(key=lambda row: [_rank(row, name) for name in METRICS])  # same colours everywhere
     if not all(row.costs.speedup for row in methods):
         return ranking(methods, metrics)
     columns = min(len(metrics), 2)
@@ -76,7 +76,7 @@ def quality_speed(rows: list[Row], metrics: list[str]) -> dict[str, bytes]:
 
 
 def frontier(rows: list[Row], name: str) -> list[Row]:
-    """The rows that no other beats in both speedup and the metric, slowest first."""
+    """The rows that no other row beats in both speedup and metric, slowest first."""
     front: list[Row] = []
     for row in sorted(rows, key=lambda row: (-_speedup(row), _rank(row, name))):
         if not front or METRICS[name].worse(front[0].results[name].estimate.mean, row.results[name].estimate.mean):
@@ -85,8 +85,8 @@ def frontier(rows: list[Row], name: str) -> list[Row]:
 
 
 def ranking(methods: list[Row], metrics: list[str]) -> dict[str, bytes]:
-    """{"png", "svg"}: a panel a metric, its means with their intervals, a line a method, best in the first metric on
-    top; its passes beside its name."""
+    """{"png", "svg"}: one panel for each metric shows means and intervals, one line for each method with its passes.
+    The best method in the first metric is on top."""
     methods = sorted(methods, key=lambda row: _rank(row, metrics[0]))
     with drawing(1.2 + 0.24 * len(methods), len(metrics), len(metrics), sharey=True) as (figure, panels):
         for axes, name in zip(panels, metrics, strict=True):
@@ -108,7 +108,7 @@ def latent_errors(rows: list[Row]) -> dict[str, bytes]:
     pairs = [(row, row.latents) for row in rows if row.latents and any(row.latents)]
     with drawing() as (figure, (axes,)):
         for i, (row, errors) in enumerate(sorted(pairs, key=lambda pair: pair[1][-1])):
-            values = [error or float("nan") for error in errors]  # computed steps at the beginning: exactly 0
+            values = [error or float("nan") for error in errors]  # exactly 0 while all steps are computed
             style: Style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
             axes.plot(range(1, len(values) + 1), values, lw=1.4, label=_name(row), **style)
         axes.set_yscale("log")
@@ -139,8 +139,12 @@ def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
 def drawing(
     height: float = 4.2, columns: int = 1, panels: int = 1, sharey: bool = False
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """(figure, its panels) in our style, without pyplot: nothing global and no display. `height` in inches, without
-    legend. A panel is no wider than a phone shows legibly."""
+    """(figure, its panels) in our style. It needs neither pyplot, which has global state, nor a display. A panel is
+    narrow enough for a phone.
+
+    Args:
+        height: in inches, without the legend.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -151,7 +155,7 @@ def drawing(
 
 
 def finish(figure: Figure, *panels: Axes) -> dict[str, bytes]:
-    """{"png", "svg"} of a drawing whose lines and points have labels, of which all panels have the same."""
+    """{"png", "svg"} of a drawing with one legend. Lines and points have labels, the same in all panels."""
     labelled: dict[str, Any] = {}
     for axes in panels:
         axes.grid(color=FAINT, alpha=0.25, lw=0.6)
@@ -178,11 +182,11 @@ def _point(axes: Axes, row: Row, name: str, i: int) -> None:
 
 
 def _level(axes: Axes, rows: list[Row], name: str) -> None:
-    """A line where the reference is; where it is what methods are measured against, where its repetition is."""
+    """A line at the reference's score; in a paired metric, in which the reference has none, at its repetition's."""
     for row in rows:
         mean = row.mean(name)
         if row.role == "method" or mean is None or (name == "psnr" and mean >= 60):
-            continue  # bit-identical repetitions (100 dB) would squeeze the rest
+            continue  # a bit-identical repetition (100 dB) would compress the scale
         y = _interval(row, name)[1]
         axes.axhline(y, color=FAINT, ls="--", lw=1)
         axes.annotate(row.role, (0, y), (4, 3), ("axes fraction", "data"), "offset points", color=FAINT, fontsize=8)
@@ -194,19 +198,19 @@ def _speedup(row: Row) -> float:
 
 
 def _rank(row: Row, name: str) -> float:
-    """To sort by: the best of a metric first, unknown ones last."""
+    """A sort key: the best row of a metric first, rows without a score last."""
     if (mean := row.mean(name)) is None:
         return math.inf
     return -mean if METRICS[name].higher_is_better else mean
 
 
 def _interval(row: Row, name: str) -> tuple[float, float, float]:
-    """(low, mean, high) of a metric, as tables show it; all three the mean where no interval is known."""
+    """(low, mean, high) of a metric as tables show it. Without an interval all three are the mean."""
     factor, estimate = METRICS[name].factor, row.results[name].estimate
     low, high = (estimate.mean if bound is None else bound for bound in (estimate.low, estimate.high))
     return factor * low, factor * estimate.mean, factor * high
 
 
 def _name(row: Row) -> str:
-    """For a legend: no mathematics, and nothing that matplotlib would hide."""
+    """A label for the legend: a $ would begin mathematics, and matplotlib hides labels that begin with _."""
     return f"{row.name}  {row.passes}".replace("$", r"\$").lstrip("_")

@@ -23,29 +23,29 @@ class Latents:
 
 @dataclass(frozen=True)
 class Digest:
-    """What a report needs of an experiment's summary.json."""
+    """The part of an experiment's summary.json that a report needs."""
 
     metrics: tuple[str, ...] = ()  # in the order of METRICS
     unavailable: Mapping[str, str] = field(default_factory=dict)  # metric -> why it has no score
     latents: Latents | None = None
     itself: Mapping[str, float] = field(default_factory=dict)  # metric -> the reference scored against itself
     shuffled: Mapping[str, float] = field(default_factory=dict)  # metric -> against other prompts' samples
-    judge: Mapping[str, float] = field(default_factory=dict)  # kind of picture -> share judged right
+    judge: Mapping[str, float] = field(default_factory=dict)  # kind of picture -> the judge's accuracy
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a row's samples cost, in seconds and bytes; None for what was not measured."""
+    """The costs of a row's samples, in seconds and bytes; None for a cost that was not measured."""
 
     steps: int
-    passes: float  # through the whole network, mean over the samples
+    passes: float  # computed steps, mean over the samples
     latency_s: float | None = None  # median over the samples
     latency_p90_s: float | None = None
     full_step_s: float | None = None
     skipped_step_s: float | None = None
     cache_bytes: int = 0
     peak_memory_bytes: int | None = None
-    speedup: Estimate | None = None  # the reference's median latency over this row's
+    speedup: Estimate | None = None  # the reference's median latency divided by this row's
     no_latency: str = ""  # why latency_s is None
     no_skipped_step: str = ""  # why skipped_step_s is None
     no_speedup: str = ""  # why speedup is None
@@ -63,9 +63,9 @@ class Result:
 
 @dataclass(eq=False)
 class Row:
-    """One experiment: its records and its scores by metric, a list along the records.
+    """One experiment: its records, and for each metric a list of scores in the order of the records.
 
-    `tables.build` fills in what follows from both: costs, results, missing, name. Two rows are never equal.
+    `tables.build` fills in costs, results, missing and name. Two rows are never equal.
     """
 
     experiment: Experiment
@@ -74,9 +74,9 @@ class Row:
     scores: dict[str, list[float]]  # NaN for a sample that was not scored
     digest: Digest
     costs: Costs = Costs(steps=0, passes=0.0)
-    results: dict[str, Result] = field(default_factory=dict)  # metric -> result, of those that have one
+    results: dict[str, Result] = field(default_factory=dict)  # metric -> result, for metrics that have one
     missing: dict[str, str] = field(default_factory=dict)  # metric -> why it has no result
-    name: str = ""  # short, and with the passes unlike any other row's
+    name: str = ""  # short; together with the passes it is unique
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def latents(self) -> list[float] | None:
-        """RMSE of the latents after each step; None for the reference, and where latents were not kept."""
+        """RMSE of the latents after each step; None for the reference, or if latents were not kept."""
         return self.digest.latents.rmse if self.digest.latents and self.role != "reference" else None
 
     @property
@@ -119,13 +119,13 @@ class Row:
         return self.records[0].site
 
     def mean(self, metric: str) -> float | None:
-        """The mean score; None where there is none."""
+        """The mean score, or None."""
         return self.results[metric].estimate.mean if metric in self.results else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's score less the baseline's, over the prompts of both."""
+    """The difference of a method's score from the baseline's, over the prompts of both."""
 
     row: Row
     metric: str
@@ -138,7 +138,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The methods' differences from one row."""
+    """The methods' differences from a baseline."""
 
     baseline: Row
     differences: list[Difference]
@@ -146,7 +146,8 @@ class Comparison:
 
 @dataclass
 class Table:
-    """The reference's row first, then noise floors, then methods; what a reader must know; differences if asked for."""
+    """The rows (the reference first, then noise floors, then methods), the notes, and the differences if there is a
+    baseline."""
 
     rows: list[Row]
     notes: list[str]

@@ -30,7 +30,8 @@ BUDGETS: dict[str, Callable[[Costs], float | None]] = {
 
 @dataclass
 class Scored:
-    """An experiment and its scores: a line a sample, indexed by prompt index and seed, a column a metric."""
+    """An experiment and its scores: one line for each sample, indexed by prompt index and seed, and one column for each
+    metric."""
 
     experiment: Experiment
     scores: pd.DataFrame
@@ -41,10 +42,10 @@ def build(experiments: list[Experiment], reference: Experiment, align: str = "pa
     """The table of scored experiments, over the samples that all of them have.
 
     Args:
-        align: of BUDGETS, by which rows are sorted and compared.
+        align: the name in BUDGETS by which rows are sorted and compared.
 
     Raises:
-        UserError: an experiment was not scored against this reference as both are now, or nothing is in common.
+        UserError: an experiment has no current scores against this reference, or the experiments share no sample.
     """
     home = reference.folder.resolve()
     others = list({e.folder.resolve(): e for e in experiments if e.folder.resolve() != home}.values())
@@ -72,10 +73,10 @@ def build(experiments: list[Experiment], reference: Experiment, align: str = "pa
 
 
 def read_scores(experiment: Experiment, reference: Experiment) -> Scored:
-    """What evaluate.py wrote into an experiment's directory.
+    """The scores that evaluate.py wrote into an experiment's directory.
 
     Raises:
-        UserError: the scores are missing, damaged, or of another state of the experiment or its reference.
+        UserError: the scores are missing or damaged, or the experiment or its reference has changed since.
     """
     check_reference(experiment, reference)
     command = f"python src/evaluate.py {experiment.folder} reference={reference.folder}"
@@ -99,7 +100,7 @@ def _read_csv(experiment: Experiment) -> pd.DataFrame:
 
 
 def make_digest(summary: Summary) -> Digest:
-    """Of summary.json what reports use."""
+    """The part of summary.json that reports use."""
     metrics, latents, anchors = summary["metrics"], summary.get("latents"), summary["anchors"]
     judge = {kind: facts["caption"] for kind, facts in (summary.get("judge") or {}).items() if _has_caption(facts)}
     return Digest(
@@ -117,7 +118,8 @@ def _has_caption(facts: object) -> bool:
 
 
 def leave_out_uneven(scored: Sequence[Scored]) -> None:
-    """A pooled metric weighs samples by how many there are: where rows lack different samples it compares nothing."""
+    """Leave out a pooled metric if rows lack different samples. A sample's score then depends on the others, so that
+    rows cannot be compared."""
     for metric in METRICS.values():
         if metric.pooled and len({_samples_with(each.scores, metric) for each in scored}) > 1:
             for each in scored:
@@ -135,7 +137,7 @@ def _samples_with(scores: pd.DataFrame, metric: Metric) -> frozenset[Key]:
 
 
 def role(experiment: Experiment, reference: Experiment) -> Role:
-    """The reference's own algorithm run again shows how much two runs differ by themselves: the noise floor."""
+    """A repetition of the reference's own algorithm is a noise floor: it shows how much two equal runs differ."""
     again = experiment.is_full and experiment.steps == reference.steps
     same = {r.algo for r in experiment.records} == {r.algo for r in reference.records}
     return "noise floor" if again and same else "method"
@@ -151,7 +153,7 @@ def make_row(scored: Scored, role: Role, keys: list[Key]) -> Row:
 
 
 def make_reference(reference: Experiment, row: Row, keys: list[Key]) -> Row:
-    """The reference's row; its own scores stand beside those of any other row."""
+    """The reference's row. Any other row holds the reference's own scores."""
     unscored = [math.nan] * len(keys)
     scores = {name: row.scores[own] if (own := METRICS[name].own) else unscored for name in row.metrics}
     records = [reference.by_key[key] for key in keys]
@@ -167,7 +169,7 @@ NAME_PARTS: tuple[Callable[[Row], str], ...] = (
 
 
 def give_names(rows: list[Row]) -> None:
-    """Call each method by its algorithm, and by what sets it apart from others of that name."""
+    """Name each method by its algorithm, and by the arguments that distinguish it from others of that name."""
     for row in rows:
         row.name = row.role if row.role == "noise floor" else row.algo
     for part in NAME_PARTS:
@@ -184,7 +186,7 @@ def give_names(rows: list[Row]) -> None:
 
 
 def _place(row: Row, align: str) -> tuple[bool, float, float]:
-    """Noise floors first, then by budget, the largest first, then by PSNR, the best first."""
+    """A sort key: noise floors first, then the largest budget first, then the best PSNR first."""
     return (row.role == "method", -(BUDGETS[align](row.costs) or 0), -(row.mean("psnr") or 0))
 
 
@@ -224,4 +226,4 @@ def _differences(a: Row, b: Row, name: str) -> list[float]:
 
 def _budget(row: Row, align: str) -> float:
     budget = BUDGETS[align](row.costs)
-    return math.inf if budget is None else budget  # what was not measured may be any
+    return math.inf if budget is None else budget  # a budget that was not measured may be any

@@ -1,4 +1,4 @@
-"""Pipelines from their configuration alone, with random weights: latency and memory without a download."""
+"""Pipelines with random weights, built from their configuration: latency and memory without a download."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,9 @@ from spectrum_bench.paths import ROOT
 
 FOLDER = ROOT / "configs/architectures"
 TOKENIZERS = ROOT / "assets/tiny/flux"
-# The miniature's tokenizers stand in: their ids exist in any larger vocabulary, and a random encoder reads nothing.
-# HunyuanVideo cuts the 95 tokens of its template off and divides by how many are left: only bytes make enough of them.
+# The miniature's tokenizers stand in: their ids exist in any larger vocabulary, and a random encoder understands
+# nothing. HunyuanVideo cuts off the 95 tokens of its template and divides by the number of tokens that are left. Only a
+# tokenizer that falls back to bytes makes enough of them.
 STAND_INS = {"CLIPTokenizer": "tokenizer", "LlamaTokenizerFast": "tokenizer", "T5TokenizerFast": "tokenizer_2"}
 
 
@@ -23,11 +24,12 @@ class Architecture(TypedDict):
     """configs/architectures/<name>.json.
 
     Attributes:
-        _class_name: of the pipeline.
+        _class_name: the class of the pipeline.
         parts: the configuration of each part, with its own `_class_name`.
         options: further arguments of the pipeline's constructor.
-        parameters: of each model, the published "count" and its "source".
-        source, unchecked: what the values were checked against, and which of them were not.
+        parameters: for each model, the published "count" of its parameters and the "source" of that count.
+        source: for each part, what its values were checked against.
+        unchecked: the values that were not checked.
     """
 
     _class_name: str
@@ -53,20 +55,21 @@ def architecture(name: str) -> Architecture:
 
 
 def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None = None) -> Any:
-    """A diffusers pipeline of the full size with random weights, made on `device` in `dtype`; no network, no copy.
+    """A diffusers pipeline of the full size with random weights, made directly on `device`, without network or copy.
 
-    For latency and memory only. What it draws is noise and says nothing about quality; nor do decisions that depend
-    on features: a gate such as TeaCache's skips other steps than with the real weights. Dtypes are those that
-    `from_pretrained` gives, with what a class keeps in float32. Same name, dtype and device: same weights.
+    Use it for latency and memory alone. Its samples are noise and say nothing about quality. Neither do decisions that
+    depend on features: a gate such as TeaCache's skips other steps than it does with the real weights. The dtypes are
+    those that `from_pretrained` gives, including what a class keeps in float32. The same name, dtype and device give
+    the same weights.
 
     Args:
-        name: of a file in configs/architectures.
-        dtype: name of a torch dtype.
+        name: the name of a file in configs/architectures.
+        dtype: the name of a torch dtype.
         device: "cuda", "cpu", or "meta" for shapes without memory.
-        vae_dtype: the VAE's, if it is another.
+        vae_dtype: the VAE's dtype, if it differs.
 
     Raises:
-        UserError: no such architecture.
+        UserError: there is no such architecture.
     """
     given = architecture(name)
     own = {"vae": vae_dtype or dtype}
@@ -87,7 +90,7 @@ def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any
         return transformers.AutoTokenizer.from_pretrained(TOKENIZERS / STAND_INS[config["_class_name"]], **values)
     ours = getattr(diffusers, config["_class_name"], None)
     if ours is not None and issubclass(ours, diffusers.SchedulerMixin):
-        return ours.from_config(values)  # keeps its tables on the CPU, whatever the device
+        return ours.from_config(values)  # it keeps its tables on the CPU, whatever the device
     with torch.device(device), _default_dtype(dtype):
         if ours is not None:
             model = ours.from_config(values)
@@ -114,7 +117,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
-    """Random numbers from seed 0; afterwards they go on as before."""
+    """Draw random numbers from seed 0. Afterwards torch's generators go on as before."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield

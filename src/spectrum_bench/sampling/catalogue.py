@@ -1,4 +1,4 @@
-"""What download.py can fetch: the names that stand for models, lists of prompts and weights of metrics."""
+"""The names that download.py takes: models, lists of prompts and metrics whose weights can be fetched."""
 
 import difflib
 import os
@@ -18,18 +18,18 @@ PROMPT_LISTS = ROOT / "configs" / "downloads.yaml"
 
 
 def places() -> dict[str, str]:
-    """What {prompts}, {hub}, {torch} and {vbench} stand for in the entries."""
+    """The values of {prompts}, {hub}, {torch} and {vbench} in entries."""
     return {
         "prompts": str(PROMPTS),
         "hub": constants.ENDPOINT,
-        "torch": os.environ.get("TORCH_HOME") or "~/.cache/torch",  # torch itself would follow XDG_CACHE_HOME
+        "torch": os.environ.get("TORCH_HOME") or "~/.cache/torch",  # torch itself would read XDG_CACHE_HOME too
         "vbench": os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench",
     }
 
 
 @dataclass(frozen=True)
 class WebEntry:
-    """A file at a URL, and the folder in which its reader looks for it."""
+    """A file at a URL, and the folder in which its reader expects it."""
 
     url: str
     to: str
@@ -47,15 +47,15 @@ class WebEntry:
 
 @dataclass(frozen=True)
 class HubEntry:
-    """A file of a Hugging Face repository, which goes into the hub's cache; the hub's client checks its size."""
+    """A file of a Hugging Face repository. The hub's client keeps it in its cache and checks its size."""
 
     repo: str
     file: str
 
     @property
     def path(self) -> Path:
-        """The file in the cache; where it is missing, a path at which there is none."""
-        cached = try_to_load_from_cache(self.repo, self.file)  # looked up, never fetched
+        """The file in the cache; if it is missing, a path at which there is no file."""
+        cached = try_to_load_from_cache(self.repo, self.file)  # this looks it up and never fetches it
         folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
         return Path(cached) if isinstance(cached, str) else folder / self.file
 
@@ -64,15 +64,15 @@ Entry = WebEntry | HubEntry
 
 
 def entry(fields: Mapping[str, Any]) -> Entry:
-    """An entry from the keys of one of the two kinds."""
+    """A HubEntry or a WebEntry, depending on the keys."""
     return HubEntry(**fields) if "repo" in fields else WebEntry(**fields)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Everything that can be fetched, by the names of the command line."""
+    """Everything that can be fetched, by its name on the command line."""
 
-    model: dict[str, dict[str, Any]]  # settings of configs/model
+    model: dict[str, dict[str, Any]]  # the settings in configs/model
     prompts: dict[str, WebEntry]
     metrics: dict[str, tuple[Entry, ...]]
 
@@ -80,7 +80,7 @@ class Catalogue:
         return list(getattr(self, key))
 
     def check(self, key: str, name: str) -> None:
-        """Refuse a name that stands for nothing.
+        """Refuse an unknown name.
 
         Raises:
             UserError: there is no such name.
@@ -102,7 +102,7 @@ def read_catalogue(metrics: dict[str, tuple[Entry, ...]]) -> Catalogue:
     """The catalogue of this checkout.
 
     Args:
-        metrics: metric -> its weights; the metrics themselves declare them.
+        metrics: metric -> the weights that it declares.
     """
     lists = yaml.safe_load(PROMPT_LISTS.read_text(encoding="utf-8"))["prompts"]
     prompts = {name: WebEntry(to="{prompts}", **fields) for name, fields in lists.items()}
@@ -110,16 +110,16 @@ def read_catalogue(metrics: dict[str, tuple[Entry, ...]]) -> Catalogue:
 
 
 def models() -> dict[str, dict[str, Any]]:
-    """The settings in configs/model/ whose weights are not in this repository."""
+    """The settings of the models whose weights are not in this repository."""
     settings = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(MODELS.glob("*.yaml"))}
     return {name: model for name, model in settings.items() if "repo" in model and not locate(model["repo"]).is_dir()}
 
 
 def parse(argv: list[str], catalogue: Catalogue) -> tuple[list[tuple[str, str]], bool]:
-    """The command line as pairs of key and name, each once, and whether it is a dry run.
+    """Pairs of key and name from the command line, each once, and whether it is a dry run.
 
     Raises:
-        UserError: an option, key or name that does not exist.
+        UserError: an option, a key or a name does not exist.
     """
     words = [word for word in argv if word != "--dry-run"]
     wanted = [(key, name) for key, value in map(_split, words) for name in _names(key, value, catalogue)]

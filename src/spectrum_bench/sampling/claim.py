@@ -1,4 +1,4 @@
-"""An experiment directory belongs to one configuration: `config.yaml` says which."""
+"""An experiment directory belongs to one configuration, which `config.yaml` holds."""
 
 import os
 import sys
@@ -15,21 +15,21 @@ from spectrum_bench.sampling.settings import SCHEMA, RunSettings
 
 
 def claim(folder: Path, settings: RunSettings, who: Identity, prompts_sha256: str) -> None:
-    """Write `config.yaml`, or make sure that the one there is of the same experiment.
+    """Write `config.yaml`, or check that the existing one belongs to the same experiment.
 
-    A run that an older version made is set aside, with a line that says so: its samples have other ids.
+    The folder of an older version is renamed, with a warning, because its samples have other ids.
 
     Raises:
-        UserError: another experiment is there, or the folder cannot be written.
+        UserError: the folder belongs to another experiment, or cannot be written.
     """
     path = folder / "config.yaml"
     same = canonical(who | {"seed": settings.seed, "prompts_sha256": prompts_sha256})
     if path.exists():
-        found = _read(path)
-        if found.get("schema", 1) == SCHEMA:
-            _compare(folder, same, found.get("identity") or {})
+        existing = _read(path)
+        if existing.get("schema", 1) == SCHEMA:
+            _compare(folder, same, existing.get("identity") or {})
         else:
-            _set_aside(folder, found.get("schema", 1))
+            _set_aside(folder, existing.get("schema", 1))
     _check_writable(folder)
     if path.exists():
         return
@@ -52,8 +52,8 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _compare(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    keys = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+def _compare(folder: Path, new: Mapping[str, Any], existing: Mapping[str, Any]) -> None:
+    keys = [key for key in sorted(new.keys() | existing.keys()) if new.get(key) != existing.get(key)]
     if keys:
         raise UserError(
             f"{folder} was made with another configuration ({', '.join(keys)} differ): "

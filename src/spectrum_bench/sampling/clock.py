@@ -1,4 +1,4 @@
-"""Times on the device's own clock, and what they were measured on."""
+"""Times on the device's own clock, and the hardware and software that they were measured on."""
 
 import hashlib
 import platform
@@ -15,13 +15,12 @@ import torch
 
 from spectrum_bench.paths import PACKAGE, ROOT
 
-CROWD = 0.2  # share of the machine's processors that others may keep busy while a CPU's latency is measured
-
-STRANGERS = 2 * 2**30  # bytes of a GPU's memory that others may hold; our own context, some 0.5 GiB, counts as theirs
+CROWD = 0.2  # share of the machine's processors that other programs may keep busy while a CPU's latency is measured
+STRANGERS = 2 * 2**30  # bytes of a GPU's memory that other programs may hold; our CUDA context (0.5 GiB) is included
 
 
 class Laps:
-    """Times on the device's own clock; nothing is synchronised until they are read."""
+    """Times on the device's own clock. Nothing is synchronised before they are read."""
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
@@ -45,15 +44,15 @@ class Laps:
 
 
 def processor_seconds() -> tuple[float, float]:
-    """Since the machine started: what programs other than this one have used, and all that there was."""
+    """Processor seconds since the machine started: those that other programs have used, and all that passed."""
     times = psutil.cpu_times()
-    guests = getattr(times, "guest", 0) + getattr(times, "guest_nice", 0)  # counted as user's already
+    guests = getattr(times, "guest", 0) + getattr(times, "guest_nice", 0)  # these are already in `user`
     there = sum(times) - guests
     return there - times.idle - getattr(times, "iowait", 0) - sum(psutil.Process().cpu_times()[:2]), there
 
 
 def alone(device: torch.device, before: tuple[float, float]) -> bool:
-    """Whether the device was ours alone: nobody else's model is on the GPU; the CPU did little else since `before`."""
+    """Whether no other program used the device much: the GPU's memory, or the processors since `before`."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total - free - torch.cuda.memory_reserved(device) <= STRANGERS
@@ -62,7 +61,7 @@ def alone(device: torch.device, before: tuple[float, float]) -> bool:
 
 
 class Environment(TypedDict):
-    """What figures were measured on: fields of a Record."""
+    """The hardware and software that figures were measured on: fields of a Record."""
 
     device: str
     versions: dict[str, str]
@@ -72,11 +71,11 @@ class Environment(TypedDict):
 
 @cache
 def environment(device: str, threads: int) -> Environment:
-    """What a run's figures are measured on.
+    """The hardware and software of this run.
 
     Args:
         device: "cpu", "cuda" or "cuda:<number>".
-        threads: of a CPU.
+        threads: how many threads a CPU uses.
     """
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu()}, {threads} thread(s)"
     packages = ("torch", "diffusers", "transformers", "numpy")
@@ -85,7 +84,7 @@ def environment(device: str, threads: int) -> Environment:
 
 
 def sources_hash() -> str:
-    """12 hex digits of the package's Python files, which an installed wheel has as a checkout has them."""
+    """A hash of the package's Python files, 12 hex digits. A checkout and an installed wheel give the same."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()} {path.stat().st_size}\n".encode() + path.read_bytes())
@@ -101,8 +100,8 @@ def _cpu() -> str:
 
 
 def git_sha(root: Path = ROOT) -> str:
-    """The commit, with "-dirty" if a file of it was changed since or a file of code or configuration is not in it.
-    Reports in results/ are what a run leaves and do not count. "unknown" outside a checkout."""
+    """The commit, followed by "-dirty" if a tracked file has changed or if src/ or configs/ hold a file that is not
+    tracked. Reports in results/ do not count, because runs write them. "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()

@@ -1,7 +1,7 @@
-"""What download.py does: list the files, see which are missing and whether they fit, fetch them.
+"""The work of download.py: list the files, find those that are missing, check that they fit, fetch them.
 
-Models, prompt lists and metrics become plans, which are lists of files of two kinds: in a Hugging Face repository, or
-at a URL. Nothing that was fetched is opened here but to compute its checksum and to count prompts.
+A model, a prompt list or a metric becomes a plan: a list of files in a Hugging Face repository or at a URL. A fetched
+file is opened here only to compute its checksum and to count prompts.
 """
 
 import re
@@ -21,7 +21,7 @@ from spectrum_bench.sampling.catalogue import Catalogue, HubEntry, WebEntry
 from spectrum_bench.sampling.models import SETTINGS, parts
 from spectrum_bench.sampling.remote import File, HubFile, PromptList, WebFile, check_space, explain, human
 
-PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # loading one can run any code
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # loading such a file can run any code
 WEIGHTS = re.compile(  # model.safetensors, model.fp16-00001-of-00002.safetensors, model.safetensors.index.fp16.json
     r"[^.]+(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors | [^.]+\.safetensors\.index(?:\.(\w+))?\.json", re.VERBOSE
 )
@@ -30,29 +30,29 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one name of the command line stands for."""
+    """The files that one name of the command line stands for."""
 
     title: str
     source: str
     files: list[File]
     missing: list[File]
-    refused: Exception | None = None  # why none of it can be fetched: no access to a gated repository
+    refused: Exception | None = None  # why nothing of the plan can be fetched: no access to a gated repository
 
 
 def run(wanted: list[tuple[str, str]], dry_run: bool, catalogue: Catalogue, say: Say, complain: Say) -> list[str]:
-    """Fetch what is wanted; where some of it fails, go on with the rest.
+    """Fetch the files of several names. If one name fails, go on with the others.
 
     Args:
         wanted: pairs of key and name.
         dry_run: list every file, and fetch nothing.
         say: takes the lines about each plan.
-        complain: takes the reasons of what failed.
+        complain: takes the reason of each failure.
 
     Returns:
-        What failed.
+        The names that failed.
 
     Raises:
-        UserError: what is missing does not fit on the disk. Nothing was fetched then.
+        UserError: the missing files do not fit on the disk. In that case nothing was fetched.
     """
     failed: list[str] = []
 
@@ -84,16 +84,16 @@ def fetch(plan: Plan) -> None:
     """Fetch a plan's files.
 
     Raises:
-        UserError, HTTPError, OSError: one of them does not come.
+        UserError, HTTPError, OSError: a file cannot be fetched.
     """
     if plan.refused:
         raise plan.refused
-    for file in plan.files:  # those that are here too: a new commit's files may be in the cache under an older one
+    for file in plan.files:  # present files too: the cache may hold a new commit's files under an older commit
         file.fetch()
 
 
 def describe(plan: Plan, every_file: bool) -> Iterator[str]:
-    """How much a plan is; with `every_file`, a line for each file too."""
+    """The size of a plan in one line; with `every_file`, also a line for each file."""
     total, missing = (human(sum(file.size for file in files)) for files in (plan.files, plan.missing))
     count = len(plan.files)
     yield f"{plan.title}{plan.source}: {total} in {count} file{'s' * (count > 1)}, {missing} missing"
@@ -110,11 +110,11 @@ def describe(plan: Plan, every_file: bool) -> Iterator[str]:
 
 
 def plan_model(name: str, catalogue: Catalogue) -> Plan:
-    """What a diffusers pipeline needs of the model's repository.
+    """The files of the model's repository that its diffusers pipeline needs.
 
     Raises:
-        UserError: the repository holds no pipeline, or one without safetensors.
-        HTTPError: the hub cannot be reached, or refuses.
+        UserError: the repository holds no pipeline, or a pipeline without safetensors.
+        HTTPError: the hub cannot be reached, or refuses access.
     """
     model = catalogue.model[name]
     repo = model["repo"]
@@ -128,18 +128,19 @@ def plan_model(name: str, catalogue: Catalogue) -> Plan:
 
 
 def _read_index(repo: str, info: ModelInfo, listed: list[str]) -> tuple[dict[str, Any], Exception | None]:
-    """(model_index.json, why the repository refuses it). It is read past the cache, which a dry run leaves alone."""
+    """model_index.json, and the error of a repository that refuses it. A dry run must not change the cache, so the file
+    is read without it."""
     answer = get_session().get(hf_hub_url(repo, "model_index.json", revision=info.sha), headers=build_hf_headers())
     try:
         hf_raise_for_status(answer)
         index: dict[str, Any] = answer.json()
         return index, None
-    except GatedRepoError as error:  # which files it has is public all the same: parts are the folders with settings
+    except GatedRepoError as error:  # the list of files is public: each folder with settings is a part
         return {path.split("/")[0]: ["part"] for path in listed if re.fullmatch(r"[^/]+/\w*config\.json", path)}, error
 
 
 def plan_metric(name: str, catalogue: Catalogue) -> Plan:
-    """The files that a metric reads, as the metric declares them."""
+    """The files that a metric declares as its weights."""
     entries = catalogue.metrics[name]
     files: list[File] = [WebFile(e.source, e.path, e.size, e.sha256) for e in entries if isinstance(e, WebEntry)]
     repos: dict[str, list[str]] = {}
@@ -152,7 +153,7 @@ def plan_metric(name: str, catalogue: Catalogue) -> Plan:
 
 
 def plan_prompts(name: str, catalogue: Catalogue) -> Plan:
-    """A list of prompts, by configs/downloads.yaml."""
+    """A list of prompts from configs/downloads.yaml."""
     entry = catalogue.prompts[name]
     path = entry.path.with_name(f"{name}.txt")
     return make_plan(f"prompts={name}", [PromptList(entry.source, path, entry.size, entry.sha256)])
@@ -167,10 +168,10 @@ def make_plan(title: str, files: Iterable[File], source: str = "", refused: Exce
 
 
 def hub_files(repo: str, info: ModelInfo, names: list[str]) -> list[HubFile]:
-    """The named files of a repository, by the hub's listing `info`.
+    """The named files of a repository, with sizes and commits from the hub's listing `info`.
 
     Raises:
-        UserError: it has no such file.
+        UserError: the repository lacks a file.
     """
     listed = {file.rfilename: file for file in info.siblings or ()}
     if absent := [name for name in names if name not in listed]:
@@ -186,8 +187,8 @@ def hub_files(repo: str, info: ModelInfo, names: list[str]) -> list[HubFile]:
 def pipeline_files(listed: list[str], index: dict[str, Any], variant: str | None = None) -> list[str]:
     """The files of a repository that a diffusers pipeline needs, model_index.json last.
 
-    For every part that model_index.json names: its settings, and the safetensors of one variant, which is the plain
-    one unless the part has those of `variant`.
+    Every part that model_index.json names needs its settings and its safetensors: those of `variant` if the part has
+    them, else the plain ones.
 
     Raises:
         UserError: a part is missing, or has no such safetensors.

@@ -1,12 +1,12 @@
-"""What decides a sample's pixels, as one hash: names and constants, never import paths.
+"""A sample's id: a hash of all names and constants that decide its pixels, and of no import path.
 
-A sample's id must not change when code moves. Three tables hold that:
+An id must not change when code changes without changing pixels:
 
-- a module may move: only the last name of `_target_` counts;
-- a part or a constant may be renamed: write its new name and the one that ids were made with into RENAMED;
-- a key may be added: write the value under which everything is as it was into ADDED.
+- a module moves: only the last name of `_target_` counts;
+- a part or a constant is renamed: write the new name and the name in old ids into RENAMED;
+- a key is added: write the value with which the pixels are as before into ADDED.
 
-A mend that changes pixels raises `revision` in the YAML of the mended part, which is in the id.
+A fix that changes pixels raises `revision` in the YAML of the part, which is in the id.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Identity = dict[str, Any]  # JSON: what `identity` returns
 
 
 def identity(settings: RunSettings) -> Identity:
-    """All that decides the pixels of a run's samples but prompt and seed.
+    """All settings that decide the pixels of a run's samples, except prompt and seed.
 
     `settings.model.weights` must be known.
     """
@@ -44,14 +44,14 @@ def sample_id(who: Identity, prompt: str, seed: int, repetition: int) -> str:
     """16 hex digits.
 
     Args:
-        repetition: how often the prompt came before in the prompt file.
+        repetition: how many times the prompt came before in the prompt file.
     """
     key = json.dumps([who, prompt, seed, repetition], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def canonical(value: Any) -> Any:
-    """The value as JSON has it, with one form for each number: 1 and 1.0 are one sample."""
+    """The value in JSON's types, with one form for each number, so that 1 and 1.0 give one id."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -62,7 +62,8 @@ def canonical(value: Any) -> Any:
 
 
 def labels(settings: RunSettings) -> dict[str, str]:
-    """The method in words, for records and tables: name(argument=value, ...), without lists and defaults."""
+    """The names of the method and its parts, for records and tables: name(argument=value, ...), without lists and
+    defaults."""
 
     def label(part: Part | None) -> str:
         if part is None:
@@ -97,7 +98,7 @@ def _model(model: ModelSettings) -> Identity:
 
 
 def _named(owner: str, values: Mapping[str, Any]) -> Identity:
-    """The values under the names that ids were made with, without later keys at their neutral values."""
+    """The values under the names in old ids, without added keys at their neutral values."""
     return {
         RENAMED.get(f"{owner}.{key}", key): value
         for key, value in values.items()

@@ -1,4 +1,4 @@
-"""What is to be sampled: prompts and jobs."""
+"""Prompts, and the jobs that sample them."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ class Prompts:
 
 
 def read_prompts(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
-    """The prompts of a UTF-8 text file, as `read_prompt_file` has them."""
+    """The prompts of a UTF-8 text file; see `read_prompt_file`."""
     return list(read_prompt_file(path, limit).texts)
 
 

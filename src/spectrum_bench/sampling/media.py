@@ -1,7 +1,7 @@
-"""Samples as files: pictures are PNG, clips lossless H.264 in RGB; what is compared is never coded with loss.
+"""Samples as files: pictures are PNG, and clips are lossless H.264 in RGB, so that metrics get the exact pixels.
 
-`libx264rgb` at CRF 0 keeps every bit, and other tools (OpenCV, decord, VBench) read it exactly. Browsers do not play
-it: a small copy with loss (yuv420p) is for looking at.
+`libx264rgb` at CRF 0 is lossless, and other tools (OpenCV, decord, VBench) read it exactly. Browsers cannot play it, so
+there is a small copy with loss (yuv420p) for viewing.
 """
 
 import tempfile
@@ -31,17 +31,17 @@ PREVIEW: dict[str, Any] = {
 
 
 class Unreadable(UserError):
-    """A sample's file that holds no pixels to compare; the message goes on from the file's name."""
+    """A sample's file cannot be compared. The message continues a sentence that begins with the file's name."""
 
 
 def encode(pixels: Pixels, fps: float | None) -> dict[str, bytes]:
-    """A sample's files by suffix: (H, W, 3) uint8 gives ".png"; (F, H, W, 3) ".mp4" and a small ".preview.mp4".
+    """A sample's files by suffix: (H, W, 3) uint8 gives ".png"; (F, H, W, 3) gives ".mp4" and a small ".preview.mp4".
 
     Args:
         fps: frames a second; None for a picture.
 
     Raises:
-        OSError: the clip, read again, is not what it was made from.
+        OSError: the written clip does not hold the same pixels.
     """
     if pixels.ndim == 3:
         return {".png": iio.imwrite("<bytes>", pixels, extension=".png", plugin="pillow")}
@@ -53,9 +53,9 @@ def read(path: Path) -> Pixels:
     """The pixels of a sample: (H, W, 3) uint8 of a PNG file, (F, H, W, 3) of a clip.
 
     Raises:
-        FileNotFoundError: no such file.
-        Unreadable: not RGB PNG, a clip coded with loss, or damaged so that it cannot be decoded. (H.264 has no
-            checksum: that is what a Record's sha256 is for.)
+        FileNotFoundError: there is no such file.
+        Unreadable: the file is not an RGB PNG, is a clip coded with loss, or cannot be decoded. (H.264 has no checksum;
+            a Record's sha256 shows other damage.)
     """
     path.stat()
     try:
@@ -66,7 +66,7 @@ def read(path: Path) -> Pixels:
 
 
 def _read_picture(path: Path) -> Pixels:
-    # By Pillow itself: imageio does not tell a PNG from a JPEG that is named .png.
+    # Pillow, because imageio accepts a JPEG that is named .png.
     with Image.open(path) as image:
         if image.format != "PNG" or image.mode != "RGB":
             raise Unreadable(f"is {image.format} {image.mode}, not RGB PNG")
@@ -85,7 +85,7 @@ def _read_clip(path: Path) -> Pixels:
 
 
 def _lossless(pixels: Pixels, fps: float | None) -> bytes:
-    """The clip's file, read again: ffmpeg's end says nothing of what it could not write."""
+    """The clip's file. It is read back, because ffmpeg's exit code does not show that the disk was full."""
     data = _video(pixels, fps, CLIP)
     if not _holds(data, pixels):
         raise OSError(f"ffmpeg could not write a whole clip: is there room in {tempfile.gettempdir()}?")
@@ -93,7 +93,7 @@ def _lossless(pixels: Pixels, fps: float | None) -> bytes:
 
 
 def _video(pixels: Pixels, fps: float | None, settings: dict[str, Any]) -> bytes:
-    own_size = {"macro_block_size": 1}  # else frames are scaled to multiples of 16 pixels
+    own_size = {"macro_block_size": 1}  # otherwise frames are scaled to multiples of 16 pixels
     more = own_size | settings | {"fps": fps, "ffmpeg_log_level": "error"}
     return iio.imwrite("<bytes>", pixels, extension=".mp4", plugin="FFMPEG", **more)
 

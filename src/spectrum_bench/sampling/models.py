@@ -10,7 +10,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
 from spectrum_bench.sampling.settings import ModelSettings, RunSettings
 
-SETTINGS = {".json", ".txt", ".model"}  # of a pipeline's parts, tokenizers included
+SETTINGS = {".json", ".txt", ".model"}  # suffixes of the settings of a pipeline's parts, tokenizers included
 
 ModelIndex = dict[str, Any]  # model_index.json: a part's name -> its [library, class], and settings of the pipeline
 
@@ -18,10 +18,10 @@ ModelIndex = dict[str, Any]  # model_index.json: a part's name -> its [library, 
 def find_weights(repo: str) -> Path:
     """The local folder of a diffusers pipeline: a path, or a Hugging Face repository already downloaded.
 
-    Every safetensors file is checked to be whole, by its header alone.
+    Nothing is downloaded. The header of every safetensors file tells whether the file is complete.
 
     Raises:
-        UserError: not on this machine, not a pipeline, or damaged. Nothing is ever downloaded here.
+        UserError: the weights are not on this machine, are damaged, or are no pipeline.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
@@ -31,7 +31,7 @@ def find_weights(repo: str) -> Path:
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(repo, local_files_only=True))
-        except IncompleteSnapshotError as error:  # by design: a pipeline needs no single-file checkpoints
+        except IncompleteSnapshotError as error:  # expected: download.py leaves out files that a pipeline does not need
             folder = Path(error.snapshot_path)
         except (HFValidationError, LocalEntryNotFoundError):
             if repo.startswith("assets/"):
@@ -54,7 +54,7 @@ def find_weights(repo: str) -> Path:
 
 
 def parts(index: ModelIndex) -> list[str]:
-    """The folders of a diffusers pipeline, by its model_index.json."""
+    """The names of a diffusers pipeline's parts, which are its folders, from its model_index.json."""
     return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
 
 
@@ -64,10 +64,10 @@ def _index(folder: Path) -> ModelIndex:
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells a pipeline from others under the same name: the hub's commit, or a hash of its parts' files, weights,
-    scheduler and tokenizers.
+    """Tells a pipeline from others of the same name: the hub's commit, or a hash of the files of its parts.
 
-    Of each file name, size and 8 MiB at either end are hashed: all of a miniature, and of a large model enough.
+    The hash covers the name, the size and 8 MiB at either end of each file: all of a miniature, and enough of a large
+    model.
     """
     if folder.parent.name == "snapshots":
         return folder.name
@@ -83,10 +83,10 @@ def fingerprint(folder: Path) -> str:
 
 
 def identify(model: ModelSettings) -> str:
-    """What tells the model's weights from others: see `fingerprint`; random ones are told by the seed of their making.
+    """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed).
 
     Raises:
-        UserError: they are not here.
+        UserError: the weights are not on this machine.
     """
     return "random" if model.init == "random" else fingerprint(find_weights(_repo(model)))
 
@@ -98,19 +98,19 @@ def _repo(model: ModelSettings) -> str:
 
 
 def open_pipeline(settings: RunSettings) -> tuple[Any, str]:
-    """(pipeline, device) of a run: on its `device`, or the GPU if there is one; a CPU gets its `threads`."""
+    """The pipeline of a run and its device: `settings.device`, else the GPU if there is one, else the CPU."""
     import torch
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         torch.set_num_threads(settings.threads)
-    else:  # events of cuda:1 would else be noted on cuda:0
+    else:  # otherwise events of cuda:1 would be recorded on cuda:0
         torch.cuda.set_device(torch.device(device).index or 0)
     return load_pipeline(settings.model, device), device
 
 
 def load_pipeline(model: ModelSettings, device: str) -> Any:
-    """A diffusers pipeline in eval mode on `device`; safetensors only, no remote code, no network.
+    """A diffusers pipeline in eval mode on `device`. It is loaded from safetensors, without remote code or network.
 
     Raises:
         UserError: files are missing, or the pipeline has no callback_on_step_end.
@@ -145,7 +145,7 @@ def _pretrained(model: ModelSettings, device: str) -> Any:
 
 
 def _random(model: ModelSettings, device: str) -> Any:
-    """The full-size architecture with random weights: for times and memory, which need no others."""
+    """The full-size architecture with random weights, which are enough to measure times and memory."""
     from spectrum_bench.sampling.architectures import random_pipeline
 
     return random_pipeline(model.name, dtype=model.dtype, device=device, vae_dtype=model.vae_dtype)

@@ -1,4 +1,4 @@
-"""Many devices with a model each: Ray actors that pull jobs."""
+"""Many devices, each with its own copy of the model: Ray actors that pull jobs."""
 
 import os
 import sys
@@ -20,22 +20,22 @@ from spectrum_bench.sampling.records import Failure, Record
 from spectrum_bench.sampling.settings import RunSettings
 from spectrum_bench.sampling.worker import Files, OnStep, Worker, keep
 
-DEATHS = 3  # of workers on one sample: then it is set aside
-LOSSES = 3  # of workers in a row, for each worker, with no sample finished in between: then the run ends
-PATIENCE = 600  # seconds without any worker, before the run ends
+DEATHS = 3  # a sample on which so many workers died is set aside
+LOSSES = 3  # the run ends when so many workers for each device die in a row without finishing a sample
+PATIENCE = 600  # seconds without any worker before the run ends
 
 
 def run_jobs(
     jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path, on_step: OnStep | None = None
 ) -> Iterator[Record | Failure]:
-    """Make each job's sample and put it and its record on disk, or why there is none.
+    """Make the sample of each job. Write the sample and its record, or the reason of its failure.
 
-    One device: in this process, no engine. ngpu workers: Ray actors, each with the model and a device of its own, one
-    job at a time; whoever is done takes the next, so a slow worker does not hold the others.
+    With one device everything happens in this process. With `ngpu` devices each Ray actor has its own copy of the
+    model and takes the next job when it has finished one, so that a slow worker does not hold up the others.
 
     Args:
-        on_step: called after each denoising step of a job with whether the network was computed; by workers, once
-            their job is done.
+        on_step: takes whether a denoising step was computed. In this process it is called after each step; for
+            workers, when the job is done.
 
     Raises:
         UserError: the algorithm does not fit the model, or the workers keep dying.
@@ -51,12 +51,12 @@ def run_jobs(
 def _run_on_ray(
     jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path, on_step: OnStep | None
 ) -> Iterator[Record | Failure]:
-    """What workers make comes back here and is written by this process alone, so that nodes need not share a file
-    system; the model's weights and this code must be on each."""
+    """Workers send their samples to this process, which alone writes files. Nodes therefore need no shared file system;
+    each needs the model's weights and this code."""
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS", "RAY_worker_niceness"):  # Ray's own niceness is 15
         os.environ.setdefault(name, "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray  # an extra, and seconds of imports: only where it is asked for
+    import ray  # an optional package that takes seconds to import
 
     address, count = settings.engine.address, settings.ngpu
     cuda = settings.device != "cpu" and (torch.cuda.is_available() or address is not None)
@@ -72,19 +72,19 @@ def _run_on_ray(
             configure_logging=False,
             **(own if address is None else {}),
         )
-    except Exception as error:  # a bare one if the machine is too busy
+    except Exception as error:  # Ray raises a bare Exception if the machine is too busy
         where = f"engine.address={address}" if address else "this machine"
         raise UserError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from None
     try:
-        mine = replace(settings, device="cuda") if cuda else _share_of_cpu(settings)
-        environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": str(1 if cuda else mine.threads)}
+        of_worker = replace(settings, device="cuda") if cuda else _share_of_cpu(settings)
+        environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": str(1 if cuda else of_worker.threads)}
         remote = ray.remote(_Remote).options(
             num_gpus=1 if cuda else 0, num_cpus=1, max_restarts=0, runtime_env={"env_vars": environment}
         )
         log = str((Path(folder) / "workers.log").resolve())
 
         def hire() -> Any:
-            return remote.remote(mine, algorithm, cuda or count == 1, log)
+            return remote.remote(of_worker, algorithm, cuda or count == 1, log)
 
         yield from _Pull(ray, jobs, hire, folder, on_step, settings.num_inference_steps).outcomes(count)
     finally:
@@ -99,14 +99,14 @@ class _Remote:
     """A Worker in a process of its own, whose output goes to the run's log file."""
 
     def __init__(self, settings: RunSettings, algorithm: Algorithm, alone: bool, log: str):
-        with suppress(OSError):  # on a node that does not have the folder Ray's own log has it
-            file = open(log, "a", buffering=1)  # noqa: SIM115  open for as long as the process lives
+        with suppress(OSError):  # a node without this folder writes to Ray's own log
+            file = open(log, "a", buffering=1)  # noqa: SIM115  stays open as long as the process lives
             sys.stdout = sys.stderr = file
         self.arguments = (settings, algorithm, alone)
         self.worker: Worker | None = None
 
     def load(self) -> str | None:
-        """Load the model; why not, if it cannot be."""
+        """Load the model. Returns the reason if that fails, else None."""
         try:
             self.worker = Worker(*self.arguments)
         except (UserError, RuntimeError, OSError) as error:
@@ -114,7 +114,7 @@ class _Remote:
         return None
 
     def make(self, job: Job) -> tuple[Record | Failure, Files] | str:
-        """What came of the job, see Worker; a string if no job would fare better."""
+        """The outcome of a job (see Worker.make), or an error message that would be the same for every job."""
         assert self.worker is not None  # `load` comes first
         try:
             return self.worker.make(job)
@@ -123,13 +123,13 @@ class _Remote:
 
 
 class _Pull:
-    """The pull loop. Jobs go only to workers that have loaded the model; a worker that dies gives its job back and is
-    replaced.
+    """The pull loop. Only workers that have loaded the model get jobs. A worker that dies is replaced, and its job
+    waits again.
 
     Args:
-        ray: the library, or what stands in for it in a test.
+        ray: the library, or a stand-in in a test.
         hire: starts a worker and returns its handle.
-        steps: of a job, for `on_step`.
+        steps: how many denoising steps a job has, for `on_step`.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class _Pull:
         self.ray, self.hire, self.folder, self.on_step, self.steps = ray, hire, folder, on_step, steps
         self.waiting, self.deaths, self.losses = deque(jobs), Counter[str](), 0
         self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[Any, Job | None]] = {}  # what is awaited -> (worker, its job; None while it loads)
+        self.busy: dict[Any, tuple[Any, Job | None]] = {}  # result -> (worker, job); None while it loads
 
     def outcomes(self, count: int) -> Iterator[Record | Failure]:
-        """What came of each job, from `count` workers at most."""
+        """The outcome of each job, made by at most `count` workers."""
         for _ in range(min(count, len(self.waiting))):
             self._begin()
         last = time.monotonic()
@@ -173,11 +173,11 @@ class _Pull:
             self.busy[worker.make.remote(job)] = worker, job
 
     def _receive(self, done: Any, count: int) -> Record | Failure | None:
-        """Take what a worker gives; None where no job has come to its end."""
+        """Take a worker's result. Returns the outcome of a job that has ended, else None."""
         worker, job = self.busy.pop(done)
         try:
             outcome = self.ray.get(done)
-        except self.ray.exceptions.RayTaskError as error:  # the worker lives: what it met, another would meet too
+        except self.ray.exceptions.RayTaskError as error:  # another worker would meet the same error
             reason = " ".join(str(error.cause).split())
             raise UserError(f"a worker met {reason}: see {self.folder}/workers.log") from None
         except self.ray.exceptions.RayError:  # the worker or its node died
@@ -195,7 +195,7 @@ class _Pull:
         return result
 
     def _bury(self, job: Job | None, count: int) -> Failure | None:
-        """Replace a worker that died; its job waits again, or is set aside."""
+        """Replace a worker that died. Its job waits again, or is set aside as a failure."""
         self.losses += 1
         if self.losses > LOSSES * count + DEATHS:
             raise UserError(f"{self.losses} workers died in a row: see {self.folder}/workers.log")

@@ -1,4 +1,4 @@
-"""What came of each job, in an experiment directory that survives a `kill -9`."""
+"""The outcome of each job, in an experiment directory that survives a `kill -9`."""
 
 import json
 import os
@@ -43,13 +43,13 @@ class Record:
     nfe: int  # passes through the whole network; two-call guidance counts once per step
     latency: Latency
     peak_memory_bytes: int | None
-    cache_bytes: int  # most that was kept for forecasts and decisions at a time
+    cache_bytes: int  # the most bytes held at a time for forecasts and decisions
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     git_sha: str = "unknown"
-    alone: bool = True  # whether the device did little else meanwhile; only then is the latency one
+    alone: bool = True  # whether no other program used the device much; otherwise the latency does not count
     sha256: str | None = None  # of the sample's file
-    code: str | None = None  # hash of the package's sources, which tells what ran where there is no git
+    code: str | None = None  # hash of the package's sources, for installations without git
     schema: int = 1  # records of commit 6771973 and before have none
 
 
@@ -79,20 +79,21 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:  # on a full disk half a file would only be in the way
+    except OSError:  # a partial file would take space on a full disk
         part.unlink(missing_ok=True)
         raise
 
 
 def save_record(folder: Path, record: Record) -> None:
-    """Put the record under `records/`: from then on the sample counts as finished."""
+    """Write the record into `records/`. From then on the sample counts as finished."""
     text = json.dumps(asdict(record), ensure_ascii=False)
     write_atomically(folder / "records" / f"{record.id}.json", text.encode())
     (folder / "failures" / f"{record.id}.json").unlink(missing_ok=True)
 
 
 def save_failure(folder: Path, failure: Failure) -> None:
-    """Put it under `failures/`, in place of an older record: the sample is not tried again unless that is asked for."""
+    """Write the failure into `failures/` and remove an older record. The sample is tried again only with
+    retry_failed=true."""
     text = json.dumps(asdict(failure), ensure_ascii=False)
     write_atomically(folder / "failures" / f"{failure.id}.json", text.encode())
     (folder / "records" / f"{failure.id}.json").unlink(missing_ok=True)
@@ -111,11 +112,11 @@ def read_failures(folder: Path) -> list[Failure]:
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Own an experiment directory: two runs would make the same samples twice. The lock is the operating system's, so
-    it goes with the process however that ends. What such a process had only half written is swept away.
+    """Lock an experiment directory, because two runs would make the same samples twice. The operating system releases
+    the lock when the process ends, for whatever reason. Partial files of such a process are deleted.
 
     Raises:
-        UserError: another run is at work there.
+        UserError: another run works in the directory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:
@@ -126,7 +127,7 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str], folder: Path) -> None:
-    """Without locks a run goes on and says so: every file is written atomically all the same."""
+    """Take the lock. Without locks the run goes on with a warning: files are written atomically in any case."""
     try:
         import fcntl
 

@@ -1,4 +1,4 @@
-"""Files that lie elsewhere, in a Hugging Face repository or at a URL, and how each comes here whole."""
+"""Remote files, in a Hugging Face repository or at a URL, and how each is fetched completely."""
 
 import hashlib
 import json
@@ -33,8 +33,8 @@ class HubFile:
     name: str
     size: int  # bytes
     commit: str
-    blob: str  # what the cache calls its content
-    last: bool  # of the files that are wanted from this repository
+    blob: str  # the name of its content in the cache
+    last: bool  # whether it is the last file that is fetched from this repository
 
     @property
     def folder(self) -> Path:
@@ -42,7 +42,7 @@ class HubFile:
 
     @property
     def left(self) -> int:
-        """Bytes still to come. A file that was cut off starts again."""
+        """Bytes to fetch. The client starts an interrupted file again."""
         return self.size
 
     def is_here(self) -> bool:
@@ -50,14 +50,14 @@ class HubFile:
         return blob.exists() or isinstance(try_to_load_from_cache(self.repo, self.name, revision=self.commit), str)
 
     def fetch(self) -> None:
-        # The client notes which commit "main" is only when it is asked for "main". That is done last, so that a
-        # repository that was cut off is not taken for a whole one. snapshot_download would want all of its files.
+        # The client records which commit "main" is only when it is asked for "main". We ask last, so that an
+        # interrupted repository does not look complete. snapshot_download would fetch files that nothing needs.
         hf_hub_download(self.repo, self.name, revision=None if self.last else self.commit)
 
 
 @dataclass(frozen=True)
 class WebFile:
-    """A file at a URL. It comes into its place when its checksum is right, and never over another file."""
+    """A file at a URL. It is moved to `path` when its checksum is right, and never replaces another file."""
 
     url: str
     path: Path
@@ -74,12 +74,12 @@ class WebFile:
 
     @property
     def part(self) -> Path:
-        """What has come so far."""
+        """The file that holds the bytes fetched so far."""
         return self.path.with_name(f"{self.path.name}.part")
 
     @property
     def left(self) -> int:
-        """Bytes still to come."""
+        """Bytes to fetch."""
         return self.size - (self.part.stat().st_size if self.part.exists() else 0)
 
     def is_here(self) -> bool:
@@ -93,15 +93,15 @@ class WebFile:
         """Download the file, or the rest of it.
 
         Raises:
-            UserError: its checksum is another; what came was thrown away.
+            UserError: the checksum differs; the fetched bytes were deleted.
             HTTPError, OSError: the server, the network or the disk fails.
         """
         if self.path.is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.part, "ab") as file:  # goes on where an earlier run was cut off
+        with open(self.part, "ab") as file:  # goes on where an earlier run was interrupted
             if file.tell() < self.size:
-                plain = {"Accept-Encoding": "identity"}  # a compressed answer could not be resumed
+                plain = {"Accept-Encoding": "identity"}  # a compressed response could not be resumed
                 http_get(self.url, file, resume_size=file.tell(), headers=plain, displayed_filename=self.path.name)
         digest = checksum(self.part)
         if digest != self.sha256:
@@ -114,7 +114,7 @@ class WebFile:
 
 
 class PromptList(WebFile):
-    """A text file with one prompt a line; where it is from is written beside it."""
+    """A text file with one prompt a line. A JSON file beside it names its source."""
 
     def fetch(self) -> None:
         super().fetch()
@@ -126,10 +126,10 @@ File = HubFile | WebFile
 
 
 def check_space(files: Iterable[File]) -> None:
-    """Refuse what does not fit.
+    """Refuse files that do not fit on their disks.
 
     Raises:
-        UserError: which disk is too small, and by how much.
+        UserError: a disk is too small.
     """
     places: dict[int, Path] = {}  # disk -> a folder on it
     needed: Counter[int] = Counter()
@@ -163,9 +163,9 @@ def human(size: float) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Why a download failed and what to do."""
+    """Why a download failed, and what to do."""
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the client looked into its cache in vain
+        error = error.__cause__  # the client did not find the file in its cache
     status, url = 0, ""
     if isinstance(error, HfHubHTTPError):
         status, url = error.response.status_code, str(error.response.url).split("?")[0]

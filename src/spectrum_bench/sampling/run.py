@@ -29,7 +29,7 @@ from spectrum_bench.sampling.worker import OnStep
 
 
 def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
-    """Run one experiment, and make only what is missing.
+    """Run one experiment. Samples that are finished are not made again.
 
     Returns:
         The exit code: 0 if every sample is there, SOME_FAILED or INTERRUPTED if not.
@@ -55,14 +55,14 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
 
 @dataclass(frozen=True)
 class State:
-    """How far a run is: how many of its samples are finished, and the jobs that are to be made."""
+    """The state of a run: how many of its samples are finished, and which jobs are left."""
 
     finished: int
     missing: list[Job]
 
 
 def look(jobs: list[Job], folder: Path, settings: RunSettings) -> State:
-    """What is there of a run. A sample whose latents are wanted and were not kept is made again."""
+    """Compare the jobs with the folder. A sample without the latents that `keep_latents` asks for is made again."""
     done = finished(folder)
     with_latents = {path.stem for path in folder.glob("latents/*.safetensors")}
     done -= {job.id for job in jobs if job.prompt_index < settings.keep_latents} - with_latents
@@ -94,7 +94,7 @@ def make(jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: P
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk, say, is one line; what is finished is kept."""
+    """Turn an error of the disk, such as a full one, into one line. Finished samples stay."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], None]]]:
-    """(called after each step, called after each sample) of a bar that counts samples, steps and passes."""
+    """A progress bar that counts samples, steps and passes.
+
+    Yields:
+        Two functions: call the first one after each step, and the second one after each sample.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -132,11 +136,11 @@ def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], No
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a person reads
+# Lines for a person
 
 
 def describe(settings: RunSettings, algorithm: Algorithm) -> str:
-    """What is going to be computed: the triple, and the mask where it is known."""
+    """Name the schedule, the forecaster and the site, and show the mask if the schedule is one."""
     steps, words = settings.num_inference_steps, labels(settings)
     head = f"{settings.model.name}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
     mask = schedules.plan(algorithm.schedule, steps)
@@ -148,7 +152,7 @@ def describe(settings: RunSettings, algorithm: Algorithm) -> str:
 
 
 def summary(records: list[Record]) -> str:
-    """The passes and the median times of all finished samples."""
+    """The mean passes and the median times of all finished samples."""
     if not records:
         return "no sample is finished"
     latencies = [record.latency for record in records]
@@ -170,7 +174,7 @@ def of(jobs: list[Job], failures: list[Failure]) -> list[Failure]:
 
 
 def tell_failures(failures: list[Failure], samples: int) -> None:
-    """Name the first failures and say how to try again."""
+    """Print the first failures and how to try them again."""
     for failure in failures[:5]:
         print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)
     if failures:

@@ -1,4 +1,4 @@
-"""One job -> one sample and its figures. The only place that calls a pipeline."""
+"""From a job to a sample and its figures. This is the only place that calls a pipeline."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ from spectrum_bench.sampling.settings import RunSettings
 
 
 class Observer:
-    """Watches one pipeline call; a subclass overrides what it needs."""
+    """Watches one pipeline call. A subclass overrides the methods that it needs."""
 
     def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
-        """Before the call: hook what is to be watched, and push onto `undo` what takes the hooks out again."""
+        """Before the call: attach hooks, and push onto `undo` the functions that remove them."""
 
     def step_done(self, session: Session, step: int, latents: Tensor) -> None:
-        """After each denoising step, outside the times: `latents` (B, ...) are the scheduler's."""
+        """After each denoising step, outside the measured times. `latents` (B, ...) are the scheduler's."""
 
 
 class Latents(Observer):
-    """Keeps what the scheduler made of each step: (T, ...) float32 on the CPU, of the first sample of a batch."""
+    """Keeps the scheduler's latents after each step, of the first sample of a batch: T tensors, float32 on the CPU."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
@@ -41,7 +41,7 @@ class Latents(Observer):
 
 @dataclass(frozen=True)
 class Figures:
-    """What was counted and measured while a sample was made: fields of a Record."""
+    """Counts and measurements of one sample: fields of a Record."""
 
     computed_steps: list[int]
     latency: Latency
@@ -59,8 +59,8 @@ class Sampler:
     """An unmodified pipeline under an algorithm.
 
     Attributes:
-        arguments: of the pipeline's call, beside the prompt (guidance_scale, height, ...).
-        batch_size: so many samples of the prompt at once, the others from the seeds that follow; the first is returned.
+        arguments: arguments of the pipeline's call beside the prompt (guidance_scale, height, ...).
+        batch_size: how many samples of a prompt are made at once. The others use the next seeds; the first is returned.
     """
 
     pipe: Any
@@ -116,7 +116,7 @@ class Sampler:
                 for observer in observers:
                     observer.step_done(session, step, tensors["latents"])
                 tensors = session.callback(pipe, step, timestep, tensors)
-                laps.mark()  # our own bookkeeping is no part of the next step
+                laps.mark()  # our own bookkeeping does not belong to the next step
                 return tensors
 
             laps.mark()
@@ -141,7 +141,7 @@ class Sampler:
         return {"prompt": [job.prompt] * self.batch_size, "generator": generators}
 
     def _mark_end_of_text(self, laps: Laps, undo: ExitStack) -> None:
-        """The text stage ends when a denoiser runs for the first time, whichever of a pipeline's it is."""
+        """The text stage ends when any of the pipeline's denoisers runs for the first time."""
         hooks: list[Any] = []
 
         def text_done(*_: Any) -> None:
@@ -155,7 +155,12 @@ class Sampler:
 
 
 def latency(laps: list[float], computed: list[int]) -> Latency:
-    """The stages of a sample, from its laps in seconds: text, a step and our bookkeeping by turns, decoding."""
+    """The stages of a sample.
+
+    Args:
+        laps: seconds of the text stage, then of each step and of the bookkeeping after it, then of the decoder.
+        computed: the computed steps.
+    """
     text, *between, decode = laps
     steps = between[::2]
     full = [seconds for i, seconds in enumerate(steps) if i in computed]

@@ -12,11 +12,11 @@ from typing import Any
 from spectrum_bench.checks import one_of, whole
 from spectrum_bench.errors import BadValue
 
-SCHEMA = 2  # of config.yaml, records and summary.json; what commit 6771973 and those before it wrote has none and is 1
+SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 DESCRIPTIVE = {"repo", "judge", "note", "metrics", "dev_prompts"}  # model settings that decide no pixel: `weights` does
-# Where parts of a method were before they moved: a configuration of one's own may name them so.
+# Old import paths of parts that have moved. Users' own configurations may still name them.
 MOVED = {
     "spectrum_bench.sites.LastBlock": "spectrum_bench.caching.sites.stack.LastBlock",
     "spectrum_bench.sites.StackResidual": "spectrum_bench.caching.sites.stack.StackResidual",
@@ -34,13 +34,13 @@ MOVED = {
 
 @dataclass(frozen=True)
 class Part:
-    """A schedule, forecaster or site as a configuration names it.
+    """A schedule, a forecaster or a site as a configuration names it.
 
     Attributes:
-        target: its import path.
-        constants: its arguments; a value may be a Part itself.
-        partial: whether the target is a function that gets further arguments when it is called.
-        revision: raised by a mend that changes pixels, so that old and new samples never mix.
+        target: the import path.
+        constants: the arguments; a value may be a Part too.
+        partial: whether the target is a function that gets more arguments when it is called.
+        revision: raised by a fix that changes pixels, so that old and new samples never mix.
     """
 
     target: str
@@ -64,7 +64,7 @@ class Part:
         return cls(target, constants, bool(node.get("_partial_")), whole("revision", node.get("revision", 1)))
 
     def to_node(self) -> dict[str, Any]:
-        """The node again; `revision` only where it is not the first."""
+        """The node of a configuration. It has `revision` only if that is not 1."""
         head: dict[str, Any] = {"_target_": self.target} | ({"_partial_": True} if self.partial else {})
         head |= {"revision": self.revision} if self.revision != 1 else {}
         return head | {k: v.to_node() if isinstance(v, Part) else v for k, v in self.constants.items()}
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """An algorithm's name and parts; `constants` are its own keys (algo.w), which its parts have read."""
+    """An algorithm's name and parts. `constants` are its own keys (algo.w), which its parts refer to."""
 
     name: str
     schedule: Part
@@ -95,15 +95,16 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A model's YAML (configs/model). Every key but `name` has a default; `extra` holds keys that are not listed here,
-    for a YAML's own interpolations.
+    """A model's YAML (configs/model). Every key but `name` has a default. `extra` holds other keys, to which the YAML's
+    interpolations may refer.
 
     Attributes:
         repo: a folder in diffusers' format, or a Hugging Face repository.
         init: "pretrained", or "random": the architecture alone.
-        arguments: of the pipeline's call.
-        width, height: pixels. num_frames, fps: of a clip; fps None: pictures.
-        weights: what tells its weights from others (sampling.models.identify); None before that was asked.
+        arguments: arguments of the pipeline's call.
+        width, height: in pixels.
+        num_frames, fps: number of frames of a clip, and frames a second; fps None means pictures.
+        weights: tells the weights from others of the same name (sampling.models.identify); None if not computed yet.
     """
 
     name: str
@@ -164,24 +165,24 @@ class ModelSettings:
             raise BadValue(f"model.fps must be a number of frames a second, not {self.fps}")
 
     def to_config(self) -> dict[str, Any]:
-        """The node again: only what is not at its default, beside what every model has."""
+        """The node of a configuration: some keys always, and the others if they differ from their defaults."""
         always = ("name", "repo", "init", "dtype", "arguments", "width", "height", "judge")
         defaults = {entry.name: entry.default for entry in fields(self)}
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extra"}
-        kept = {k: v for k, v in values.items() if k in always or v not in (defaults[k], {}, None)}
+        node = {k: v for k, v in values.items() if k in always or v not in (defaults[k], {}, None)}
         if self.metrics is not None:
-            kept["metrics"] = list(self.metrics)
-        return kept | dict(self.extra)
+            node["metrics"] = list(self.metrics)
+        return node | dict(self.extra)
 
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """How the network is run. A reference must have the same, but for a noise floor.
+    """How the network runs. A run and its reference must have the same settings, except for a noise floor.
 
     Attributes:
-        batch_size: the sample and others of its prompt at once; only the sample is kept.
-        compile: torch.compile of every block.
-        attention: a backend of diffusers; None: its default.
+        batch_size: how many samples of a prompt are made at once; only the first is kept.
+        compile: whether torch.compile compiles every block.
+        attention: a backend of diffusers; None means its default.
     """
 
     batch_size: int = 1
@@ -200,7 +201,7 @@ class RuntimeSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Of more than one worker: the Ray cluster to join, None for one of our own, and whether it shows a dashboard."""
+    """Settings of Ray, for several workers: the cluster to join (None starts one), and whether it shows a dashboard."""
 
     address: str | None = None
     dashboard: bool = False
@@ -208,7 +209,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is made of: the keys of configs/base.yaml, resolved."""
+    """The settings of a run: the resolved keys of configs/base.yaml."""
 
     model: ModelSettings
     method: MethodSettings
@@ -242,10 +243,10 @@ class RunSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "RunSettings":
-        """The settings of a resolved configuration; keys that a run does not read are left alone.
+        """The settings of a resolved configuration. Keys that a run does not read are ignored.
 
         Raises:
-            BadValue: a value of the wrong kind, which would only show after the model is loaded.
+            BadValue: a value is of the wrong kind. Without this check the error would come after the model is loaded.
         """
         given = {entry.name: config[entry.name] for entry in fields(cls) if entry.name in config}
         for key in ("exp_name", "output_base_path", "prompt_file"):
@@ -262,7 +263,7 @@ class RunSettings:
         return cls(**given)
 
     def to_config(self) -> dict[str, Any]:
-        """The configuration again, as config.yaml has it."""
+        """The configuration in the form of config.yaml."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "method"}
         method = self.method
         algo = {"name": method.name} | dict(method.constants)

@@ -1,4 +1,4 @@
-"""A device with a model on it: one job in, its record and its files out."""
+"""A device with a loaded model: it turns a job into a record and files."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Files = dict[str, bytes]  # by path below the experiment directory
 
 
 class Progress(Observer):
-    """Tells of each step whether it was computed."""
+    """Reports for each step whether it was computed."""
 
     def __init__(self, on_step: OnStep):
         self.on_step = on_step
@@ -36,10 +36,10 @@ class Progress(Observer):
 
 
 class Worker:
-    """A device with the model on it.
+    """A device with a loaded model.
 
     Args:
-        alone: whether no other worker shares the device; only then is a latency one.
+        alone: whether no other worker shares the device. Otherwise latencies do not count.
     """
 
     def __init__(self, settings: RunSettings, algorithm: Algorithm, alone: bool = True):
@@ -50,8 +50,8 @@ class Worker:
         self.warm = False
 
     def make(self, job: Job, on_step: OnStep | None = None) -> tuple[Record | Failure, Files]:
-        """One sample: its record, and its files. One that fails by itself (out of memory, not finite) is a Failure
-        without files, and the next job can go on."""
+        """Make one sample. Returns its record and its files. A sample that fails by itself (out of memory, not finite)
+        gives a Failure without files, and the next job can go on."""
         latents = [Latents()] if job.prompt_index < self.settings.keep_latents else []
         observers: list[Observer] = [*([Progress(on_step)] if on_step else []), *latents]
         try:
@@ -92,7 +92,7 @@ class Worker:
 
 
 def keep(folder: Path, outcome: Record | Failure, files: Files) -> Record | Failure:
-    """Put what a worker made on disk, its record last."""
+    """Write the files of a job to disk, the record last."""
     for name, data in files.items():
         write_atomically(folder / name, data)
     if isinstance(outcome, Record):
@@ -106,7 +106,7 @@ def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
     """Compile the denoiser's blocks or choose its attention, as the settings say.
 
     Raises:
-        UserError: this denoiser, or this machine, cannot.
+        UserError: the denoiser or the machine does not support the setting.
     """
     denoiser: Any  # diffusers' own methods, which torch's Module does not have
     for denoiser in denoisers(pipe).values():

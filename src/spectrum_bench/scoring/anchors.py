@@ -1,4 +1,4 @@
-"""A check of the ruler itself: the reference's pictures against themselves, and against other prompts' pictures."""
+"""A check of the metrics: the reference's samples against themselves, and against other prompts' samples."""
 
 import math
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from spectrum_bench.scoring.scorers import Item, Scorers, score, windows
 from spectrum_bench.scoring.stats import derangement
 from spectrum_bench.scoring.summary import Anchors
 
-PROMPTS = 32  # enough to tell a broken metric; the anchors cost as much as scoring so many samples twice
+PROMPTS = 32  # enough to show that a metric is broken; the anchors cost as much as scoring 64 samples
 
 
 def sanity(reference: Decoded, scorers: Scorers) -> Anchors:
-    """The two anchors: each reference against itself (worst value) and against another prompt's (mean).
+    """The two anchors: each reference sample against itself (worst value) and against another prompt's (mean).
 
     Raises:
-        UserError: the first is not perfect or the second not terrible, so no score made here can be trusted.
+        UserError: the first is not perfect, or the second is too good: no score of this metric can be trusted.
     """
     records = reference.experiment.records
-    first = {record.prompt: record for record in reversed(records)}  # of each prompt
+    first = {record.prompt: record for record in reversed(records)}  # the first record of each prompt
     chosen = list(first.values())[::-1][:PROMPTS]
     others = derangement([record.prompt for record in chosen])
 
     def scored(partners: Sequence[int]) -> list[Scores]:
-        """Each sample with picture and prompt of another one."""
+        """The scores of each sample against the picture and the prompt of its partner."""
         items = (
             Item(
                 reference.experiment.folder / record.sample,
@@ -69,7 +69,7 @@ def _mean(name: str, scores: Sequence[Scores]) -> float:
 
 def _check_terrible(name: str, mean: float, itself: Sequence[Scores], reference: Decoded) -> None:
     bound = METRICS[name].unrelated
-    if bound is None:  # then worse than with their own prompts
+    if bound is None:  # then the mean must be worse than with the own prompts
         bound = _mean(name, itself)
     if not METRICS[name].worse(mean, bound):
         raise UserError(

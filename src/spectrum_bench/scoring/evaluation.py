@@ -1,4 +1,5 @@
-"""Score an experiment against its reference: one row a sample, a summary, and a check of the ruler itself."""
+"""Score an experiment against its reference: a row for each sample, a summary, and a check of the metrics
+themselves."""
 
 import csv
 import io
@@ -27,9 +28,9 @@ from spectrum_bench.scoring.stats import as_json, estimate
 from spectrum_bench.scoring.summary import Anchors, LatentErrors, MetricSummary, Summary
 
 NAN = float("nan")
-PACKAGES = ("numpy", "scipy", "pillow")  # of every evaluation: they read pictures and draw intervals
+PACKAGES = ("numpy", "scipy", "pillow")  # used by every evaluation, to read pictures and to compute intervals
 Pair = tuple[Record, Record]
-Track = Callable[[Sequence[Pair], str], Iterable[Pair]]  # shows, under a title, how far a loop has come
+Track = Callable[[Sequence[Pair], str], Iterable[Pair]]  # shows the progress of a loop under a title
 
 
 @dataclass
@@ -37,8 +38,8 @@ class SampleScores:
     """A row of metrics.csv."""
 
     record: Record
-    identical: bool  # every pixel is the reference's
-    scores: Scores  # by column; one that is missing could not be computed
+    identical: bool  # whether every pixel equals the reference's
+    scores: Scores  # by column; a missing score could not be computed
 
     def cell(self, column: str) -> str | int | float:
         """The value of a column of metrics.csv."""
@@ -53,7 +54,7 @@ class SampleScores:
 
 @dataclass
 class Ruler:
-    """Metrics that are loaded and checked; what they say of the reference is kept for every experiment."""
+    """Loaded and checked metrics, and the reference's own scores, which all experiments share."""
 
     scorers: Scorers
     anchors: Anchors
@@ -61,7 +62,7 @@ class Ruler:
 
 
 def bar(steps: Sequence[Pair], title: str) -> Iterable[Pair]:
-    """A progress bar on a terminal, which goes when the loop ends; nothing elsewhere."""
+    """A progress bar on a terminal, which disappears at the end of the loop. Elsewhere nothing is shown."""
     console = Console(stderr=True)
     return rich_track(steps, title, console=console, transient=True, disable=not console.is_terminal)
 
@@ -72,8 +73,8 @@ def evaluate(
     """Write metrics.csv and summary.json into each experiment's directory and yield its summary.
 
     Args:
-        wanted: names of metrics, comma between them; None: those that the experiment's model names.
-        track: shows how far the loop over an experiment's samples has come.
+        wanted: names of metrics, separated by commas; None: those that the experiment's model lists.
+        track: shows the progress of the loop over an experiment's samples.
 
     Raises:
         UserError: the reference cannot judge an experiment, a picture cannot be scored, or a sanity anchor
@@ -103,7 +104,7 @@ def evaluate(
 def score_pairs(
     experiment: Experiment, reference: Decoded, ruler: Ruler, track: Track = bar
 ) -> tuple[list[SampleScores], dict[str, str]]:
-    """(a row for each sample that has a reference, metric -> why it failed)."""
+    """A row for each sample that has a reference, and for each metric that failed the reason."""
     partners = pairs(experiment, reference.experiment)
     rows: list[SampleScores] = []
     items = (
@@ -120,7 +121,7 @@ def score_pairs(
 
 
 def _own_scores(ruler: Ruler, reference: Decoded, targets: Sequence[Record], window: Sequence[Item]) -> list[Scores]:
-    """The reference's own scores by every single metric, by column; computed once for all experiments."""
+    """The reference's own scores in every single metric, by column. They are computed once for all experiments."""
     for name, scorer in ruler.scorers.single.items():
         new = {
             target.sample: Item(
@@ -142,7 +143,7 @@ def _score_files(
     rows: Sequence[SampleScores],
     scorers: Scorers,
 ) -> dict[str, str]:
-    """Add to the rows the scores of metrics that read files; returns metric -> why it failed."""
+    """Add the scores of metrics that read files to the rows. Returns the reason for each metric that failed."""
     failed = {}
     samples = [(experiment.folder / sample.sample, sample.prompt) for sample, _ in partners]
     targets = [(reference.folder / target.sample, target.prompt) for _, target in partners]
@@ -166,7 +167,7 @@ def columns(names: Sequence[str]) -> list[str]:
 
 
 def to_csv(rows: Sequence[SampleScores], names: Sequence[str]) -> str:
-    """metrics.csv; what could not be computed is blank."""
+    """The text of metrics.csv. A score that could not be computed is blank."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -186,10 +187,10 @@ def summarise(
     ruler: Ruler,
     failed: dict[str, str],
 ) -> Summary:
-    """What summary.json holds.
+    """The content of summary.json.
 
     Args:
-        failed: metric -> why it could not be computed, beside those that could not be loaded.
+        failed: metric -> why it failed, for metrics that were loaded.
     """
     missing = ruler.scorers.missing | failed
     return {
@@ -216,7 +217,7 @@ def summarise(
 
 
 def summarise_metric(metric: Metric, rows: Sequence[SampleScores]) -> MetricSummary:
-    """A metric's mean over prompts, with its details and the reference's own, or why there is none."""
+    """A metric's mean over prompts, its details and the reference's own mean, or the reason why there is none."""
     prompts = [row.record.prompt for row in rows]
 
     def column(name: str) -> list[float]:
@@ -243,8 +244,8 @@ def summarise_metric(metric: Metric, rows: Sequence[SampleScores]) -> MetricSumm
 
 
 def latent_errors(experiment: Experiment, reference: Experiment) -> LatentErrors | None:
-    """RMSE of the latents against the reference's after each step, mean over the prompts whose latents both kept (the
-    Spectrum paper's Tables 5 and 8). None if there are none, or the steps differ."""
+    """RMSE of the latents against the reference's after each step, mean over the prompts whose latents both runs kept
+    (the Spectrum paper's Tables 5 and 8). None if no prompt has them, or if the steps differ."""
     errors, prompts = [], set()
     for sample, target in pairs(experiment, reference):
         a, b = experiment.latents(sample), reference.latents(target)
@@ -256,14 +257,14 @@ def latent_errors(experiment: Experiment, reference: Experiment) -> LatentErrors
 
 
 def versions(metrics: Iterable[Metric]) -> dict[str, str]:
-    """Package -> version, of Python, of what every evaluation takes, and of what each metric declares."""
+    """The versions of Python, of the packages of every evaluation, and of the packages that the metrics declare."""
     numbers = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
     for metric in metrics:
         pinned = header.read(metric.environment) if metric.environment else None
         for package in metric.packages:
             try:
                 number = pinned.version(package) if pinned else version(package)
-            except PackageNotFoundError:  # of a metric that is unavailable for that
+            except PackageNotFoundError:  # the metric is unavailable because of that
                 continue
             if number:
                 numbers[package] = number

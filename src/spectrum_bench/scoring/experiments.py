@@ -1,4 +1,4 @@
-"""Experiment directories as evaluation and report see them: configuration, records, pictures, pairs."""
+"""Experiment directories for evaluations and reports: configuration, records, pixels, pairs of samples."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ from spectrum_bench.sampling.records import Record, read_records
 from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, RuntimeSettings
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 
-# What a model has where its settings name nothing: a newer config.yaml leaves it out, an older one may have it.
+# Defaults of model settings. A newer config.yaml leaves them out; an older one may have them.
 UNNAMED = {entry.name: entry.default for entry in fields(ModelSettings)} | {"scheduler": {}, "arguments": {}}
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,12 @@ class Experiment:
 
     @property
     def facts(self) -> ModelFacts:
-        """What metrics may know of the model."""
+        """The facts of the model that metrics may use."""
         return ModelFacts.of(self.model)
 
     @property
     def runtime(self) -> dict[str, Any]:
-        """The settings of batch_size, compile and attention that differ from a plain run's."""
+        """The runtime settings (batch_size, compile, attention) that differ from their defaults."""
         settings = self.config.get("runtime") or {}
         plain = asdict(RuntimeSettings())
         return {key: value for key, value in settings.items() if value != plain.get(key)}
@@ -72,11 +72,11 @@ class Experiment:
 
     @property
     def is_full(self) -> bool:
-        """Whether every step of every sample went through the whole network."""
+        """Whether every step of every sample is computed."""
         return all(r.nfe == r.num_inference_steps for r in self.records)
 
     def latents(self, record: Record) -> NDArray[np.float32] | None:
-        """(T, ...) float32, what the scheduler made of each step; None if they were not kept."""
+        """The scheduler's latents after each step, (T, ...) float32; None if they were not kept."""
         path = self.folder / "latents" / f"{record.id}.safetensors"
         return load_file(path)["latents"] if path.is_file() else None
 
@@ -84,7 +84,7 @@ class Experiment:
         """The sample's pixels: (H, W, 3) uint8, of a clip (F, H, W, 3).
 
         Raises:
-            UserError: no such file, damaged, or coded with loss, so that it cannot be compared.
+            UserError: the file is missing, damaged, or coded with loss, so that it cannot be compared.
         """
         path = self.folder / record.sample
         try:
@@ -99,15 +99,16 @@ class Experiment:
 
 
 class Decoded:
-    """An experiment's pixels, each sample decoded once as long as they fit into memory.
+    """An experiment's pixels. Each sample is decoded only once, as long as the pixels fit into memory.
 
-    What comes first stays: each evaluation reads all samples in turn, so that the oldest is always the next.
+    The first samples stay in memory. Each evaluation reads all samples in order, so that replacing the oldest would
+    always remove the sample that is needed next.
     """
 
     def __init__(self, experiment: Experiment, budget: int | None = None):
         """
         Args:
-            budget: most bytes to keep; a quarter of the free memory if left out.
+            budget: the most bytes to hold; by default a quarter of the free memory.
         """
         self.experiment = experiment
         self.room = psutil.virtual_memory().available // 4 if budget is None else budget
@@ -125,11 +126,11 @@ class Decoded:
 
 
 def find_experiments(folders: Sequence[Path]) -> list[Path]:
-    """The folders that are experiment directories, and the experiment directories in those that are not. A run that
-    has made no sample is left out, and the log says so: its row is missing, the others' table is not.
+    """The experiment directories among the folders, and those in the other folders. A run without samples is left out
+    with a warning, so that the table of the others can be made.
 
     Raises:
-        UserError: a folder is neither, or no run has made a sample.
+        UserError: a folder is and holds no experiment directory, or no run has made a sample.
     """
     runs = [run for folder in folders for run in _runs_in(folder)]
     with_samples = [run for run in runs if has_samples(run)]
@@ -160,7 +161,7 @@ def read_experiment(folder: Path) -> Experiment:
     """Open an experiment directory.
 
     Raises:
-        UserError: no records, or no config.yaml that this version can read.
+        UserError: the records are missing, or this version cannot read config.yaml.
     """
     records = read_records(folder)
     return Experiment(Path(folder), read_config(Path(folder) / "config.yaml"), records)
@@ -170,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The settings of a run.
 
     Raises:
-        UserError: no such file, or none that this version can read.
+        UserError: the file is missing, or this version cannot read it.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -238,10 +239,10 @@ def _check_settings(experiment: Experiment, reference: Experiment) -> None:
 
 
 def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, Record]]:
-    """Samples of both that have prompt index and seed in common, in that order.
+    """Pairs of a sample and its reference, with the same prompt index and seed, sorted by both.
 
     Raises:
-        UserError: there are none, or a prompt differs.
+        UserError: there are no pairs, or the prompts of a pair differ.
     """
     keys = sorted(experiment.by_key.keys() & reference.by_key.keys())
     if not keys:

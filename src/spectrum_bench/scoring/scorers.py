@@ -1,4 +1,4 @@
-"""Metrics at work: loaded for a model, handed samples in batches, with the name of the sample that one cannot take."""
+"""Metrics are loaded for a model and get samples in batches. An error names the sample that a metric cannot take."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from spectrum_bench.scoring.metrics.contracts import (
     Unscorable,
 )
 
-# What is in memory at a time: so many samples, or bytes of pixels (21 pictures of 1024x1024, or one clip).
+# The most in memory at a time: samples, and bytes of their pixels (21 pictures of 1024x1024, or one clip).
 SAMPLES, BYTES = 32, 2**26
 
 
@@ -36,7 +36,7 @@ class Item:
 
 @dataclass
 class Scorers:
-    """Metric -> its function, by what the function takes; those without one, and why."""
+    """Metric -> its function, by kind. `missing`: metric -> why it has no function."""
 
     paired: dict[str, PairedBatchScorer] = field(default_factory=dict)
     single: dict[str, SingleBatchScorer] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Scorers:
 
 
 def load(model: ModelFacts, names: Iterable[str]) -> Scorers:
-    """Load the named metrics. One whose weights or packages are not here is missing."""
+    """Load the named metrics. A metric without its weights or packages goes into `missing`."""
     scorers = Scorers()
     for name in names:
         if model.random:
@@ -59,7 +59,7 @@ def load(model: ModelFacts, names: Iterable[str]) -> Scorers:
 
 
 def readiness() -> Iterator[str]:
-    """A line for each metric: ready, or what is missing and what to type."""
+    """A line for each metric: that it is ready, or what is missing and what to type."""
     for name, metric in METRICS.items():
         try:
             metric.scorer(ModelFacts(judge="assets/tiny/flux/judge", fps=16 if metric.only == "clips" else None))
@@ -71,14 +71,14 @@ def readiness() -> Iterator[str]:
 
 
 def _batched(metric: Metric, scorer: Callable[..., Any]) -> Callable[..., Any]:
-    """The scorer as one that takes lists."""
+    """A function that takes lists, whatever the metric's own function takes."""
     if metric.batched or metric.kind == "files":
         return scorer
     return lambda *lists: [scorer(*each) for each in zip(*lists, strict=True)]
 
 
 def windows(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Cut items into lists that fit into memory together; an item is made when its list is."""
+    """Cut items into lists that fit into memory. Items are read only when their list is made."""
     window: list[Item] = []
     for item in items:
         window.append(item)
@@ -90,7 +90,7 @@ def windows(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def score(scorers: Scorers, items: Sequence[Item]) -> list[Scores]:
-    """For each item the scores of every paired and single metric.
+    """The scores of every paired and single metric for each item.
 
     Raises:
         UserError: a sample cannot be scored.
@@ -107,10 +107,10 @@ def score(scorers: Scorers, items: Sequence[Item]) -> list[Scores]:
 
 
 def by_frame(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
-    """A paired score of each item; of a clip the mean over its frames.
+    """A paired score for each item. The score of a clip is the mean over its frames.
 
     Raises:
-        UserError: a sample has another number of frames than its reference, or cannot be scored.
+        UserError: a sample and its reference differ in the number of frames, or a sample cannot be scored.
     """
     samples, references = [], []
     for item in items:
@@ -129,12 +129,12 @@ def by_frame(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
 
 
 def frames(pixels: Pixels) -> list[Pixels]:
-    """The frames of a clip; a picture alone."""
+    """The frames of a clip, or a picture as the only frame."""
     return list(pixels) if pixels.ndim == 4 else [pixels]
 
 
 def _named(scorer: Callable[..., list[Any]], lists: tuple[list[Any], ...], owners: Sequence[Item]) -> list[Any]:
-    """Call a scorer with lists; of an element that it cannot take, say in the error whose it is."""
+    """Call a scorer with lists. If it cannot take an element, the error names the sample that owns it."""
     try:
         return scorer(*lists)
     except Unscorable:

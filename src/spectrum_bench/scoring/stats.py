@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals over prompts, paired differences, and a shuffle that moves every prompt."""
+"""Means with bootstrap intervals over prompts, tests of paired differences, and a shuffle that moves every prompt."""
 
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
@@ -14,12 +14,12 @@ Values = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean (or a ratio of medians) with its 95 % interval; `low` and `high` are None where the data give none."""
+    """A mean (or a ratio of medians) with its 95 % interval. `low` and `high` are None where the data give none."""
 
     mean: float
     low: float | None = None
     high: float | None = None
-    n: int = 0  # prompts behind it; of a ratio, samples
+    n: int = 0  # number of prompts; for a ratio, number of samples
 
 
 class EstimateJson(TypedDict):
@@ -49,7 +49,7 @@ def effort(count: int) -> dict[str, int]:
 
 
 def by_prompt(values: Iterable[float], prompts: Iterable[Hashable]) -> Values:
-    """One value a prompt: the mean over its seeds. A NaN was not measured and is left out.
+    """One value a prompt: the mean over its seeds. NaN stands for a missing value and is left out.
 
     Two samples of one prompt are not independent, so the prompt is what the bootstrap draws.
     """
@@ -61,12 +61,11 @@ def by_prompt(values: Iterable[float], prompts: Iterable[Hashable]) -> Values:
 
 
 def interval(values: Values) -> tuple[float, float] | None:
-    """95 % BCa bootstrap interval of the mean (Efron 1987). None where the data give none: fewer than two values, or
-    all of them alike."""
+    """95 % BCa bootstrap interval of the mean (Efron 1987). None with fewer than two values, or if all are equal."""
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of degenerate data and returns NaN, which is None here
+        warnings.simplefilter("ignore")  # scipy warns of degenerate data and returns NaN; here that is None
         result = bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(0), **effort(len(values)))
     low, high = map(float, result.confidence_interval)
     return (low, high) if np.isfinite(low) and np.isfinite(high) else None
@@ -97,7 +96,7 @@ def ratio_interval(a: Sequence[float], b: Sequence[float]) -> tuple[float, float
 
 
 def tied(differences: Iterable[float], prompts: Iterable[Hashable]) -> bool:
-    """Whether paired differences leave open which of two is better: their interval holds 0."""
+    """Whether the interval of paired differences holds 0, so that neither side is better."""
     means = by_prompt(differences, prompts)
     if len(means) < 2:
         return True
@@ -106,7 +105,8 @@ def tied(differences: Iterable[float], prompts: Iterable[Hashable]) -> bool:
 
 
 def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
-    """For each sample the index of one with another prompt, by a fixed shuffle. None if all have one prompt."""
+    """For each sample the index of a sample with another prompt, by a fixed shuffle. None if there is only one
+    prompt."""
     first: dict[Hashable, int] = {}
     for i, prompt in enumerate(prompts):
         first.setdefault(prompt, i)
@@ -119,8 +119,12 @@ def derangement(prompts: Sequence[Hashable]) -> list[int] | None:
 
 
 def sign_flip(values: Values) -> float:
-    """Two-sided p that paired differences have mean zero, one value a prompt, by flipping their signs at random; 1 with
-    fewer than two."""
+    """Two-sided p-value of paired differences with mean zero: their signs are flipped at random. 1 with fewer than two
+    values.
+
+    Args:
+        values: one difference a prompt.
+    """
     if len(values) < 2 or not np.any(values):
         return 1.0
     rng = np.random.default_rng(0)
@@ -129,7 +133,8 @@ def sign_flip(values: Values) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm 1979): the k-th smallest of n times n - k + 1, never falling."""
+    """P-values corrected for their number (Holm 1979): the k-th smallest of n is multiplied by n - k + 1, and a larger
+    p-value never becomes smaller than one before it."""
     corrected, worst = [0.0] * len(p), 0.0
     for k, i in enumerate(np.argsort(p)):
         worst = max(worst, min(1.0, (len(p) - k) * p[i]))

@@ -1,4 +1,4 @@
-"""summary.json: what an evaluation says of an experiment, and the same in lines for a person."""
+"""summary.json, the result of an evaluation, and the same as lines for a person."""
 
 from collections.abc import Iterator
 from typing import Any, TypedDict
@@ -14,14 +14,14 @@ class Source(TypedDict):
 
 
 class Unpaired(TypedDict):
-    """How many samples of each have no partner."""
+    """The number of samples without a partner, in each of the two."""
 
     experiment: int
     reference: int
 
 
 class MetricSummary(TypedDict, total=False):
-    """One metric over all samples: its estimate, or only why there is none."""
+    """One metric over all samples: its estimate, or only the reason why there is none."""
 
     unavailable: str
     mean: float | None
@@ -42,8 +42,8 @@ class LatentErrors(TypedDict):
 
 
 class Anchors(TypedDict):
-    """Scores of the reference's pictures against themselves (the worst) and against other prompts' (the mean; None
-    where there is one prompt only)."""
+    """Scores of the reference's samples against themselves (the worst) and against other prompts' samples (the mean;
+    None with only one prompt)."""
 
     itself: dict[str, float]
     shuffled: dict[str, float] | None
@@ -68,7 +68,7 @@ class Summary(TypedDict):
 
 
 def describe(summary: Summary) -> Iterator[str]:
-    """An experiment's scores, a line each."""
+    """An experiment's scores, one line for each metric."""
     unpaired = summary["unpaired"]
     if unpaired["experiment"] or unpaired["reference"]:
         samples, references = unpaired["experiment"], unpaired["reference"]
@@ -80,7 +80,7 @@ def describe(summary: Summary) -> Iterator[str]:
 
 
 def describe_metric(name: str, metric: MetricSummary) -> str:
-    """A metric's mean and interval, or why there is none."""
+    """A metric's mean and interval, or the reason why there is none."""
     if "unavailable" in metric:
         return f"—  {metric['unavailable']}"
     interval = metric["interval"]

@@ -1,4 +1,4 @@
-"""What sites share: their declaration, stand-ins for modules, and the place that gates observe at the first block."""
+"""The base of all sites, stand-ins for modules, and the hook at the first block for gates."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -13,17 +13,17 @@ from spectrum_bench.signals import FirstBlock
 
 
 class Site:
-    """Where features are cached. A site puts stand-ins into the denoiser for one session and never decides: on a
-    computed step it stores, on a skipped one it answers with the session's forecast."""
+    """Where features are cached. A site puts stand-ins into the denoiser for one session. It does not decide: at a
+    computed step it stores features, and at a skipped step it uses the session's forecast."""
 
     @property
     def runs_blocks(self) -> bool:
-        """Whether every step runs at least as far as to the first block's input."""
+        """Whether every step reaches the first block."""
         return True
 
     @property
     def front(self) -> int:
-        """How many blocks at the beginning run at every step, for gates that observe them."""
+        """How many of the first blocks run at every step, for gates that observe them."""
         return 0
 
     @property
@@ -32,23 +32,23 @@ class Site:
         return False
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
-        """Refuse a schedule or a forecaster that does not go with this site, before a model loads.
+        """Refuse a schedule or a forecaster that does not fit this site, before a model loads.
 
         Raises:
-            DoesNotFit: one line that names the fix.
+            DoesNotFit: they do not fit; the message names the fix.
         """
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
-        """Put the stand-ins in place and push onto `undo` what takes them out again.
+        """Put the stand-ins in place, and push their removal onto `undo`.
 
         Raises:
-            DoesNotFit: a denoiser that this site does not know.
+            DoesNotFit: this site does not know the denoiser.
         """
         raise NotImplementedError
 
 
 class StandIn(nn.Module):
-    """Takes a module's place in its parent; what the parent reads of it is still the module's own."""
+    """Takes a module's place in its parent. Attributes that the parent reads are still the module's own."""
 
     module: Any
     session: Session
@@ -65,7 +65,7 @@ class StandIn(nn.Module):
 
 
 def observe_first_block(block: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
-    """For sites that run every block: tell the session what is at hand at the first one, if the gate observes it."""
+    """For sites that run every block: give the session the first block's arguments, if the gate observes them."""
     if FirstBlock not in session.places:
         return
     io = BlockIO(block)

@@ -1,4 +1,4 @@
-"""ClusCa's site: every module is forecast, and one real token of each cluster corrects the MLPs' forecasts."""
+"""ClusCa's site: all modules are forecast, and one computed token of each cluster corrects the MLPs' forecasts."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Clusters(Site):
     forecast is moved by as much. What is replaced stays so until the next computed step.
 
     Attributes:
-        count: clusters of each stream.
-        share: rho, how much of a cluster's computed value each of its tokens takes.
-        rounds: most rounds of k-means (L1 distance), which goes on from the centroids of the computed step before.
+        count: number of clusters of each stream.
+        share: rho, the share by which a cluster's tokens move towards its computed value.
+        rounds: the most rounds of k-means (L1 distance), which starts from the centroids of the previous computed step.
     """
 
     count: int = 16
@@ -65,10 +65,10 @@ class Clusters(Site):
 
 @dataclass
 class _Clustered:
-    """What a guidance branch remembers of the clusters of one stream.
+    """A guidance branch's memory of the clusters of one stream.
 
     Attributes:
-        cluster: (B, L) the cluster of each token, at the last computed step.
+        cluster: (B, L) the cluster of each token at the last computed step.
         centroids: (B, count, D).
     """
 
@@ -77,7 +77,7 @@ class _Clustered:
 
 
 class _Corrected(StandIn):
-    """Stands in for a module that is forecast: some of its tokens are computed and correct the rest."""
+    """Stands in for a forecast module: some of its tokens are computed and correct the others."""
 
     def __init__(self, cached: Cached, session: Session, slot: str, site: Clusters, stream: str):
         super().__init__(cached, session)
@@ -102,8 +102,12 @@ class _Corrected(StandIn):
 
 
 def k_means(tokens: Tensor, count: int, rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(B, L, D) tokens -> (B, L) cluster of each and (B, count, D) centroids, by Lloyd's rounds in the L1 distance from
-    `start` or from random tokens; at most as many clusters as tokens. An empty cluster keeps its centroid."""
+    """Cluster (B, L, D) tokens into at most L clusters, by Lloyd's algorithm in the L1 distance. It starts from `start`
+    or from random tokens. An empty cluster keeps its centroid.
+
+    Returns:
+        The cluster of each token, (B, L), and the centroids, (B, count, D).
+    """
     count = min(count, tokens.shape[1])
     if start is None:
         order = torch.rand(tokens.shape[:2], generator=torch.Generator().manual_seed(0))
@@ -121,7 +125,7 @@ def k_means(tokens: Tensor, count: int, rounds: int, start: Tensor | None) -> tu
 
 
 def one_of_each(cluster: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """(B, L) cluster of each token -> (B, count) a random token of each; of an empty one, any token."""
+    """(B, L) cluster of each token -> (B, count) a random token of each cluster; any token for an empty one."""
     draw = torch.rand(cluster.shape, generator=draws).to(cluster.device)
     members = cluster[:, None] == torch.arange(min(count, cluster.shape[1]), device=cluster.device)[:, None]
     return (members + draw[:, None]).argmax(2)

@@ -1,4 +1,4 @@
-"""A skipped step runs the blocks, but their attention and MLPs are forecast."""
+"""At a skipped step the blocks run, but the outputs of their attention and MLPs are forecast."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,12 +44,12 @@ class Modules(Site):
 
 
 class Cached(StandIn):
-    """Stands in for a module: stores its output, or each of its outputs, or gives their forecast."""
+    """Stands in for a module: stores its outputs at a computed step, and gives their forecast at a skipped one."""
 
     def __init__(self, module: nn.Module, session: Session, slot: str):
         super().__init__(module, session)
         self.slot = slot
-        self.outputs = 0  # how many the module returns as a tuple; 0 for a plain tensor
+        self.outputs = 0  # length of the tuple that the module returns; 0 for a plain tensor
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.session.branch
@@ -64,7 +64,8 @@ class Cached(StandIn):
 
 
 class _Idle(StandIn):
-    """Stands in for a module that only feeds a forecast one: on a skipped step it gives tensors of no channel."""
+    """Stands in for a module whose output only a forecast module reads: at a skipped step it gives tensors with 0
+    channels."""
 
     def __init__(self, module: nn.Module, session: Session, slot: str):
         super().__init__(module, session)
@@ -81,13 +82,14 @@ class _Idle(StandIn):
 
 
 def _verifier(session: Session) -> Verifier | None:
-    """The gate's state, where it has this skipped step's forecast verified."""
+    """The gate's state, if it asks for a verification of this skipped step's forecast."""
     state = session.branch.state
     return state if isinstance(state, Verifier) and state.verifies else None
 
 
 class _Verified(Cached):
-    """The last block's last cached module: where the gate asks for it, the module runs too, and the gate sees both."""
+    """Stands in for the last block's last cached module. If the gate asks for it, the module also runs at a skipped
+    step, and the gate gets forecast and output."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out, verifier = super().forward(*args, **kwargs), _verifier(self.session)
@@ -97,7 +99,7 @@ class _Verified(Cached):
 
 
 class _Feeding(_Idle):
-    """A module that feeds the verified one: it runs when that one runs."""
+    """Stands in for a module that the verified one reads: it runs when that one runs."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if _verifier(self.session) is not None:
@@ -106,7 +108,7 @@ class _Feeding(_Idle):
 
 
 def _compute_what_is_rejected(denoiser: nn.Module, session: Session, undo: ExitStack) -> None:
-    """Compute a skipped step after all where the gate rejects its forecast."""
+    """Compute a skipped step after all if the gate rejects its forecast."""
     run = denoiser.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

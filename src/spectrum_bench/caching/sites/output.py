@@ -15,7 +15,7 @@ from spectrum_bench.errors import DoesNotFit
 
 @dataclass(frozen=True)
 class OutputResidual(Site):
-    """What the denoiser's output has more than the latent it was given (EasyCache, arXiv:2507.02860)."""
+    """The difference between the denoiser's output and its latent (EasyCache, arXiv:2507.02860)."""
 
     @property
     def runs_blocks(self) -> bool:

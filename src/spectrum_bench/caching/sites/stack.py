@@ -1,4 +1,4 @@
-"""The block stack: a skipped step bypasses all blocks; prologue and epilogue run with the current timestep."""
+"""Sites of the block stack. A skipped step bypasses all blocks; prologue and epilogue run with the current timestep."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,11 +15,11 @@ from spectrum_bench.caching.sites.unread import leave_out_unread
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.signals import FirstBlock, Front
 
-Runs = Callable[[], bool]  # whether the blocks run in the step and branch that is now running
+Runs = Callable[[], bool]  # whether the blocks run in the current step and branch
 
 
 class StackSite(Site):
-    """A site that bypasses the block stack: what of it is cached, and how a skipped step restores the output.
+    """A site that bypasses the block stack. It says which feature is cached and how a skipped step restores the output.
 
     Attributes:
         reads_embedded: whether `restore` reads `embedded` or `entering`.
@@ -28,21 +28,22 @@ class StackSite(Site):
     reads_embedded: ClassVar[bool] = True
 
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
-        """What is cached.
+        """The feature to cache.
 
         Args:
-            embedded, entering, leaving: the image or video tokens before the first block, before the first block that
-                can be skipped, and behind the last one; (B, L, D), in a U-Net (B, D, H, W).
+            embedded: the image or video tokens before the first block; (B, L, D), in a U-Net (B, D, H, W).
+            entering: the same before the first block that can be skipped.
+            leaving: the same after the last block.
         """
         raise NotImplementedError
 
     def restore(self, embedded: Tensor, entering: Tensor, forecast: Tensor) -> Tensor:
-        """The last block's output of a skipped step, from the forecast feature."""
+        """The last block's output at a skipped step, from the forecast feature."""
         raise NotImplementedError
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         bypass(self, denoiser, anatomy, session, undo, lambda: session.computing)
-        if not self.front:  # front blocks read all of it at every step
+        if not self.front:  # front blocks read these modules' outputs at every step
             leave_out_unread(denoiser, anatomy, session, undo, self.reads_embedded)
 
 
@@ -51,7 +52,7 @@ class LastBlock(StackSite):
     """The last block's output, image tokens only: what enters the epilogue (Spectrum, arXiv:2603.01623).
 
     Attributes:
-        front: blocks at the beginning that run at every step, for gates that observe them.
+        front: how many of the first blocks run at every step, for gates that observe them.
     """
 
     reads_embedded: ClassVar[bool] = False
@@ -66,7 +67,7 @@ class LastBlock(StackSite):
 
 @dataclass(frozen=True)
 class StackResidual(StackSite):
-    """What all blocks together add to the embedded latent (TeaCache, arXiv:2411.19108; with front=1 DiCache,
+    """The sum of what all blocks add to the embedded latent (TeaCache, arXiv:2411.19108; with front=1 DiCache,
     arXiv:2508.17356)."""
 
     front: int = 0
@@ -80,7 +81,8 @@ class StackResidual(StackSite):
 
 @dataclass(frozen=True)
 class TailResidual(StackSite):
-    """What the blocks behind the front ones add (first-block cache: chengzeyi/ParaAttention, diffusers@58eb52c)."""
+    """The sum of what the blocks after the front ones add (first-block cache: chengzeyi/ParaAttention,
+    diffusers@58eb52c)."""
 
     front: int = 1
 
@@ -92,17 +94,17 @@ class TailResidual(StackSite):
 
 
 class _Entry(StandIn):
-    """Stands in for the first block that can be skipped: on a skipped step it gives the whole stack's answer."""
+    """Stands in for the first block that can be skipped. At a skipped step it returns the whole stack's output."""
 
     def __init__(self, blocks: list[nn.Module], session: Session, site: StackSite, anatomy: Anatomy, runs: Runs):
         super().__init__(blocks[site.front], session)
         self.site, self.anatomy, self.runs = site, anatomy, runs
         self.io, self.first_io, self.last_io = (BlockIO(block) for block in (self.module, blocks[0], blocks[-1]))
-        self.embedded: Any = None  # tensors from the first block to the last one of a step
+        self.embedded: Any = None  # both are held from the first block to the last one of a step
         self.entering: Any = None
 
     def embed(self, block: nn.Module, args: Any, kwargs: Any) -> None:
-        """Before the first block, where it is not the one that is stood in for."""
+        """Hook before the first block, if this stand-in replaces a later one."""
         self._embed(block, self.first_io.arguments(args, kwargs))
 
     def _embed(self, block: nn.Module, arguments: dict[str, Any]) -> None:
@@ -133,7 +135,7 @@ class _Entry(StandIn):
         return self.io.outputs(hidden, arguments)
 
     def leave(self, block: nn.Module, args: Any, output: Any) -> None:
-        """After the last block of a computed step: keep the feature."""
+        """Hook after the last block of a computed step: store the feature."""
         if self.entering is None:
             raise DoesNotFit(f"{type(block).__name__} cannot be skipped: the model does not begin with its first block")
         leaving = self.anatomy.image(self.last_io.hidden(output), self.entering)
@@ -147,7 +149,7 @@ class _Entry(StandIn):
 
 
 class _Through(StandIn):
-    """Stands in for a single block between lists: on a skipped step its input passes through."""
+    """Stands in for a single block between lists. At a skipped step its input passes through."""
 
     def __init__(self, block: nn.Module, session: Session, runs: Runs):
         super().__init__(block, session)
@@ -158,7 +160,8 @@ class _Through(StandIn):
 
 
 class _Stack(nn.Module):
-    """Stands in for a list of blocks, and is empty on skipped steps: their cost must not grow with its length."""
+    """Stands in for a list of blocks. At a skipped step it is empty, so that the step's cost does not grow with the
+    length of the list."""
 
     def __init__(self, blocks: nn.ModuleList, entry: _Entry | None, runs: Runs):
         super().__init__()
@@ -170,14 +173,14 @@ class _Stack(nn.Module):
     def __getitem__(self, index: int) -> nn.Module:
         if isinstance(index, slice):
             raise DoesNotFit(f"{type(self.blocks[0]).__name__} cannot be skipped: the model runs its blocks in slices")
-        return self.blocks[index]  # the model may read of a block what it likes
+        return self.blocks[index]  # the model may read attributes of any block
 
     def __iter__(self) -> Iterator[nn.Module]:
         blocks = iter(self.blocks)
         if self.entry is not None:
             yield from islice(blocks, self.entry.site.front)
             next(blocks)
-            yield self.entry  # the session decides before the next line asks
+            yield self.entry  # the session decides while the entry runs, before the next line
         if self.runs():
             yield from blocks
 
@@ -185,11 +188,11 @@ class _Stack(nn.Module):
 def bypass(
     site: StackSite, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack, runs: Runs
 ) -> None:
-    """Put stand-ins in place of the block stack, which are empty where it does not run.
+    """Put stand-ins in place of the block stack. They are empty while the blocks do not run.
 
     Raises:
-        DoesNotFit: a denoiser whose blocks cannot be skipped.
-        BadValue: more front blocks than the first stack has.
+        DoesNotFit: the denoiser's blocks cannot be skipped.
+        BadValue: the site has more front blocks than the first stack has blocks.
     """
     parts = {name: getattr(denoiser, name) for name in stacks(denoiser)}
     blocks = all_blocks(denoiser)
@@ -216,7 +219,7 @@ def bypass(
 
 def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
     """Refuse a model that changes the tokens between its first and second block (a ControlNet's residuals, VACE's
-    hints): at a skipped step it would do the same to the forecast."""
+    hints): at a skipped step it would change the forecast in the same way."""
     given: list[Tensor] = []
     first_io, second_io = BlockIO(first), BlockIO(second)
 

@@ -1,4 +1,4 @@
-"""Token-wise caching: at a skipped step the MLPs run for the tokens that need it most, attention is reused."""
+"""Token-wise caching: at a skipped step the MLPs run for the most important tokens, and attention is reused."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -26,8 +26,8 @@ Score = Callable[[Tensor, Tensor, Tensor, float | None, Tensor | None], Tensor] 
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
-    """How much a token is looked at: its column of the softmaxed attention, mean over heads and queries. ToCa's own;
-    the probabilities, which fused kernels never write out, are made for 1024 queries at a time."""
+    """The attention that a token gets: its column of the softmax, mean over heads and queries. ToCa's own score. Fused
+    kernels do not write the probabilities out, so they are computed here for 1024 queries at a time."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     total = torch.zeros(key.shape[0], key.shape[2], dtype=torch.float32, device=key.device)
     for i in range(0, query.shape[2], 1024):
@@ -40,7 +40,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, ma
 
 
 def value_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
-    """How much a token has to say; any attention kernel will do."""
+    """The norm of a token's value, mean over heads. It works with any attention kernel."""
     norm: Tensor = value.float().norm(dim=-1).mean(1)
     return norm
 
@@ -52,7 +52,7 @@ def key_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mas
 
 
 def random(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
-    """No preference: what choosing itself is worth."""
+    """Random tokens, to see what the choice of tokens is worth."""
     return torch.rand(key.shape[0], key.shape[2], generator=torch.Generator().manual_seed(0)).to(key.device)
 
 
@@ -68,15 +68,17 @@ SCORES: dict[str, Score] = {
 class Tokens(Site):
     """ToCa (arXiv:2410.05317; Shenyi-Z/ToCa@e84096f, flux-ToCa).
 
-    Attention outputs are reused; each MLP runs for the k tokens of highest score and puts them into its cached output.
-    Score: importance at the last computed step, divided by its norm over the tokens, plus `age_weight` / `interval`
-    times how many skipped steps ago the token was computed. k = ratio (1.5 - layer / 27) times `double` or `single` of
-    the tokens, layers counted within their stack (27: DiT-XL's depth less one, as published).
+    Attention outputs are reused. Each MLP runs for the k tokens with the highest score, and its cached output takes
+    their values. A token's score is its importance at the last computed step, divided by the norm over all tokens, plus
+    `age_weight` / `interval` times the number of skipped steps since the token was computed. k is the share ratio (1.5
+    - layer / 27) times `double` or `single` of the tokens; layers are counted within their stack (27: DiT-XL's depth
+    minus one, as published).
 
     Attributes:
-        ratio: share of tokens computed at a skipped step, before the factors.
-        score: one of SCORES.
-        double, single: factors for blocks with an MLP of their own, and for those that close both together.
+        ratio: share of the tokens that are computed at a skipped step, before the factors.
+        score: a name in SCORES.
+        double, single: the factors for blocks with a separate MLP, and for blocks that close attention and MLP
+            together.
         age_weight, interval: see above.
     """
 
@@ -94,7 +96,7 @@ class Tokens(Site):
             checks.number(f"site.{name}", getattr(self, name), 0, 10)
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
-        """Refuse a forecaster that does more than reuse: what would be computed anew is the newest feature."""
+        """Refuse a forecaster other than reuse: computed tokens replace those of the newest feature alone."""
         if forecaster(np.array([90.0, 95.0, 99.0]), 100.0).tolist() != [0, 0, 1]:
             raise DoesNotFit("token-wise caching reuses: use algo=toca, or another site for this forecaster")
 
@@ -119,7 +121,7 @@ class Tokens(Site):
 
 
 def _stand_ins(modules: BlockModules) -> dict[str, Callable[..., StandIn]]:
-    """By the name of a block's module, what stands in for it."""
+    """The stand-in for each of a block's modules, by the module's name."""
     stand_ins: dict[str, Callable[..., StandIn]] = {}
     for name in modules.attentions:
         stand_ins[name] = _FusedAttention if modules.fused else _Attention
@@ -129,7 +131,7 @@ def _stand_ins(modules: BlockModules) -> dict[str, Callable[..., StandIn]]:
 
 @dataclass(frozen=True)
 class Alternating(Site):
-    """DuCa (arXiv:2412.18911; Shenyi-Z/DuCa): of the steps after a computed one the first, third, ... are token-wise,
+    """DuCa (arXiv:2412.18911; Shenyi-Z/DuCa): of the steps after a computed one, the first, third, ... are token-wise;
     the second, fourth, ... skip all blocks and reuse the last block's output of the step before.
 
     Its FLUX-style code keeps that block's input, and so loses what it adds; here it is the output.
@@ -155,12 +157,12 @@ class Alternating(Site):
 
 @dataclass
 class _BlockTokens:
-    """What a guidance branch remembers of one block's tokens.
+    """A guidance branch's memory of one block's tokens.
 
     Attributes:
-        importance: (B, L) by the score, at the last computed step.
-        chosen: (B, k) tokens of a block that closes attention and MLP together, at this skipped step.
-        ages: by slot, (B, L) how many skipped steps ago each token was computed.
+        importance: (B, L) the score of each token at the last computed step.
+        chosen: (B, k) the chosen tokens of a block that closes attention and MLP together, at this skipped step.
+        ages: by slot, (B, L) the number of skipped steps since each token was computed.
     """
 
     importance: Tensor | None = None
@@ -169,7 +171,7 @@ class _BlockTokens:
 
 
 class _Choice:
-    """Which tokens of a block's streams are computed at a skipped step."""
+    """Chooses the tokens of a block's streams that are computed at a skipped step."""
 
     def __init__(self, site: Tokens, session: Session, block: str, share: float):
         self.site, self.session, self.block, self.share = site, session, block, share
@@ -191,8 +193,12 @@ class _Choice:
         self.state.importance = SCORES[self.site.score](query, key, value, scale, attn_mask)
 
     def tokens(self, slot: str, count: int, place: str) -> Tensor | None:
-        """At a skipped step: (B, k) of a stream of `count` tokens at the "head" or "tail" of the joint one, None for
-        k = 0. Also counts their age."""
+        """At a skipped step: choose (B, k) tokens of a stream, or None for k = 0. Also counts the tokens' ages.
+
+        Args:
+            count: the number of the stream's tokens.
+            place: "head" or "tail", the place of these tokens in the joint stream.
+        """
         state, k = self.state, min(int(self.share * count), count)
         if k == 0:
             return None
@@ -206,12 +212,12 @@ class _Choice:
         return chosen
 
     def renew(self, slot: str) -> None:
-        """After a computed step every token is new."""
+        """After a computed step: reset the ages."""
         self.state.ages.pop(slot, None)
 
 
 class _Watch(TorchFunctionMode):
-    """Shows the first attention inside it to `look`; nothing else is touched."""
+    """Inside this context `look` gets the arguments of the first attention. Nothing else changes."""
 
     def __init__(self, look: Callable[..., None]):
         super().__init__()
@@ -227,7 +233,7 @@ class _Watch(TorchFunctionMode):
 
 
 class _Chosen(StandIn):
-    """Stands in for a layer of an MLP, which runs for chosen tokens."""
+    """Stands in for a layer of an MLP that runs only for chosen tokens."""
 
     def __init__(self, module: nn.Module, session: Session, slot: str, choice: _Choice):
         super().__init__(module, session)
@@ -241,7 +247,7 @@ class _Chosen(StandIn):
 
 
 class _Attention(Cached):
-    """Reused whole; at a computed step it shows how important tokens are."""
+    """The whole output is reused. At a computed step the importance of the tokens is read off the attention."""
 
     def __init__(self, module: nn.Module, session: Session, slot: str, choice: _Choice):
         super().__init__(module, session, slot)
@@ -254,7 +260,8 @@ class _Attention(Cached):
 
 
 class _FusedAttention(_Attention):
-    """In a block that closes attention and MLP together: on a skipped step, of the chosen tokens alone."""
+    """The attention of a block that closes attention and MLP together. At a skipped step it returns only the chosen
+    tokens."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -267,7 +274,7 @@ class _FusedAttention(_Attention):
 
 
 class _Widen(_Chosen):
-    """The MLP's first layer in such a block: chooses."""
+    """The first layer of the MLP in such a block. It chooses the tokens."""
 
     def forward(self, hidden: Tensor) -> Any:
         state = self.choice.state
@@ -280,7 +287,7 @@ class _Widen(_Chosen):
 
 
 class _Close(_Chosen):
-    """The layer that closes attention and MLP: its output is what is cached."""
+    """The layer that closes attention and MLP. Its output is cached."""
 
     def forward(self, hidden: Tensor) -> Any:
         if self.session.computing:
@@ -307,7 +314,7 @@ class _Mlp(_Chosen):
 
 
 def pick(stream: Tensor, chosen: Tensor | None) -> Tensor:
-    """(B, L, D) and (B, k) -> (B, k, D)."""
+    """Pick the (B, k) chosen tokens of a (B, L, D) stream: (B, k, D)."""
     if chosen is None:
         return stream[:, :0]
     return stream.gather(1, chosen[..., None].expand(-1, -1, stream.shape[2]))

@@ -1,4 +1,4 @@
-"""DeepCache's site: a skipped step of a U-Net runs its shallow layers alone."""
+"""DeepCache's site: a skipped step of a U-Net runs only its shallow layers."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,11 +15,13 @@ from spectrum_bench.errors import BadValue, DoesNotFit
 
 @dataclass(frozen=True)
 class Shallow(Site):
-    """What the deep layers give to the shallow ones (DeepCache, arXiv:2312.00858; horseee/DeepCache). A skipped step
-    runs the down layers before, and the up layers after, layer `layer` of block `block`, counted from the outside.
+    """The deep layers' output, which the shallow ones read (DeepCache, arXiv:2312.00858; horseee/DeepCache). A skipped
+    step runs the down layers before layer `layer` of block `block`, counted from the outside, and the up layers after
+    it.
 
     Attributes:
-        block, layer: 0 and 0 leave conv_in, the last up layer and conv_out. Its cache_branch_id is 3 block + layer.
+        block, layer: with 0 and 0 only conv_in, the last up layer and conv_out run. DeepCache's cache_branch_id is
+            3 block + layer.
     """
 
     block: int = 0
@@ -46,7 +48,7 @@ class Shallow(Site):
         deep += [(denoiser, "down_blocks", i) for i in range(self.block + 1, len(downs))]
         deep += [(denoiser, "mid_block", None)] if denoiser.mid_block is not None else []
         deep += [(denoiser, "up_blocks", i) for i in range(len(ups) - 1 - self.block)]
-        before = range(count - 1 - self.layer)  # of this block's up layers
+        before = range(count - 1 - self.layer)  # the deep ones of this block's up layers
         deep += [(up, name, i) for i in before for name in ("resnets", "attentions") if i in _indices(up, name)]
         for owner, name, i in deep:  # in the order in which they run: the last one feeds the first shallow up layer
             stand_in = _Kept if (owner, name, i) == deep[-1] else _Nothing
@@ -64,7 +66,7 @@ def _indices(block: nn.Module, name: str) -> range:
 
 
 class _Kept(StandIn):
-    """The deepest feature that a skipped step needs."""
+    """Stands in for the module whose output the shallow layers read."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.session.branch
@@ -78,7 +80,8 @@ class _Kept(StandIn):
 
 
 class _Nothing(StandIn):
-    """Runs on computed steps; on skipped ones gives tensors of batch size 0, which only go to others like it."""
+    """Stands in for a deep module. At a skipped step it gives tensors of batch size 0, which only such stand-ins
+    read."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.session.computing:

@@ -1,5 +1,5 @@
-"""What a bypassed step would only compute for blocks that do not run: rotary tables, the text's projection, the
-embedded latent."""
+"""Modules whose output only the blocks read (rotary tables, the text's projection, the embedded latent) do not run at a
+step that bypasses the blocks."""
 
 import math
 from contextlib import ExitStack
@@ -48,7 +48,7 @@ class _Unread(StandIn):
     def __init__(self, name: str, module: nn.Module, session: Session, sources: list[Argument] | None, call: list[Any]):
         super().__init__(module, session)
         self.name, self.sources, self.call = name, sources, call
-        self.outlines: dict[tuple[Branch, Size], Any] = {}  # by the shape of what the module is given
+        self.outlines: dict[tuple[Branch, Size], Any] = {}  # by the shape of the module's input
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         shape = (args[0] if args else next(iter(kwargs.values()))).shape
@@ -74,7 +74,7 @@ class _Unread(StandIn):
 
 
 def _outline(out: Any) -> Any:
-    """One NaN (of whole numbers one 0) a tensor, expanded to its shape."""
+    """For each tensor one NaN, or one 0 for integers, expanded to its shape."""
     if isinstance(out, Tensor):
         return out.new_full((), math.nan if out.is_floating_point() else 0).expand(out.shape)
     return tuple(_outline(part) for part in out)
@@ -83,7 +83,7 @@ def _outline(out: Any) -> Any:
 def leave_out_unread(
     denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack, reads_embedded: bool
 ) -> None:
-    """Put stand-ins in place of what ANATOMY says that the blocks alone read.
+    """Put stand-ins in place of the modules whose output, by ANATOMY, only the blocks read.
 
     Args:
         reads_embedded: whether a skipped step needs the embedded latent.

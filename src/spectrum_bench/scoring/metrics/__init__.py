@@ -1,7 +1,7 @@
-"""The metrics that an evaluation computes. To add one: a module here with a function, and an entry below.
+"""The metrics that an evaluation computes. To add one, write a module here with a function, and an entry below.
 
-A metric whose packages cannot live beside ours is a script isolated/score_<name>.py, and an entry below. A model's YAML
-names a metric only if it is to be computed where none is asked for.
+A metric whose packages conflict with ours is a script isolated/score_<name>.py and an entry below. A model's YAML lists
+the metrics that are computed by default.
 """
 
 from spectrum_bench.errors import BadValue
@@ -63,11 +63,11 @@ METRICS = {
         ),
     )
 }  # fmt: skip
-DEFAULT = ("psnr", "ssim", "lpips", "caption")  # where a model's configuration names none
+DEFAULT = ("psnr", "ssim", "lpips", "caption")  # for a model whose configuration lists none
 
 
 def chosen(model: ModelFacts, wanted: str | None = None) -> list[str]:
-    """The metrics that are asked for ("psnr,clip"), or that the experiment's model names.
+    """The metrics in `wanted` ("psnr,clip"), or else those that the model lists.
 
     Raises:
         BadValue: there is no such metric.
@@ -81,8 +81,7 @@ def chosen(model: ModelFacts, wanted: str | None = None) -> list[str]:
 
 
 def weights() -> dict[str, tuple[Entry, ...]]:
-    """The files that each metric reads, for download.py: by metric, then by environment; those that read none are left
-    out."""
+    """The files that each metric or environment reads, for download.py. Metrics that read none are left out."""
     in_process = {name: metric.weights() for name, metric in METRICS.items() if not metric.environment}
     isolated = {metric.environment: metric.weights() for metric in METRICS.values() if metric.environment}
     return {name: entries for name, entries in (in_process | isolated).items() if entries}

@@ -1,4 +1,4 @@
-"""How pictures go through a network: on the GPU if there is one, many at once, in whole float32."""
+"""Batches of pictures for a network: on the GPU if there is one, in full float32."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ def device() -> torch.device:
 
 
 def runs(pictures: Sequence[Pixels], pixels: int) -> Iterator[slice]:
-    """Cut a list of pictures into runs of one size that hold at most so many pixels; a larger picture goes alone."""
+    """Cut a list of pictures into runs. Pictures of a run have one size, and together at most `pixels` pixels; a larger
+    picture is a run of its own."""
     start = 0
     for i, picture in enumerate(pictures):
         full = (i - start + 1) * picture.shape[0] * picture.shape[1] > pixels
@@ -28,12 +29,12 @@ def runs(pictures: Sequence[Pixels], pixels: int) -> Iterator[slice]:
 
 
 def stacked(pictures: Sequence[Pixels]) -> Tensor:
-    """(B, 3, H, W) float32 on the device, as they are: 0 to 255."""
+    """(B, 3, H, W) float32 on the device, values from 0 to 255."""
     return torch.from_numpy(np.stack(pictures)).to(device()).permute(0, 3, 1, 2).float()
 
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Without TF32, which cuDNN's convolutions take by themselves: it would change printed digits."""
+    """Switch off TF32, which cuDNN's convolutions use by default: it would change printed digits."""
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield

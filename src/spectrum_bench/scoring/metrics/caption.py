@@ -1,4 +1,4 @@
-"""Does the picture or clip show what its caption says? For the miniature world, whose captions have a grammar."""
+"""Whether a picture or clip shows what its caption says, in the miniature world, whose captions have a grammar."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ def judge_folder(model: ModelFacts) -> Path | None:
 
 
 def judge_facts(model: ModelFacts) -> dict[str, Any] | None:
-    """What is known of the judge itself: its accuracy on held-out captions, through the model's own VAE where that
-    stands beside the model."""
+    """judge.json: the judge's accuracy on held-out captions. A file beside the model holds the accuracy through the
+    model's own VAE, and goes before the file beside the judge."""
     folder = judge_folder(model)
     folders = [locate(model.repo or "none"), folder] if folder else []
     path = next((place / "judge.json" for place in folders if (place / "judge.json").is_file()), None)
@@ -28,7 +28,8 @@ def judge_facts(model: ModelFacts) -> dict[str, Any] | None:
 
 
 def make_caption(model: ModelFacts) -> SingleScorer:
-    """The scorer: 1 where things, colours, shapes, sizes, relation, background and motion are as the prompt says."""
+    """The scorer: 1 if things, colours, shapes, sizes, relation, background and motion are as the prompt says, else
+    0."""
     folder = judge_folder(model)
     if folder is None:
         raise MetricUnavailable("caption", "the model names no judge (model.judge)", "only miniature worlds have one")

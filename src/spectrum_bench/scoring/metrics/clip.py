@@ -1,4 +1,4 @@
-"""CLIP score: does a picture show what its prompt says? 100 cos of the two embeddings (Hessel et al. 2021, without its
+"""CLIP score: how well a picture fits its prompt. 100 cos of the two embeddings (Hessel et al. 2021, without the
 rescaling), by open_clip."""
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleB
 
 FILE = "open_clip_model.safetensors"
 WEIGHTS = {
-    # ViT-L/14 of OpenAI as open_clip 3.3.0 names it (tag openai). Its checksum could not be looked up.
+    # OpenAI's ViT-L/14, which open_clip 3.3.0 loads for the tag openai. We could not look up its checksum.
     "clip": (HubEntry("timm/vit_large_patch14_clip_224.openai", FILE),),
-    # The one that cache-dit and others report.
+    # The model that cache-dit and others report.
     "clip_g": (HubEntry("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", FILE),),
 }
 AT_ONCE = 32  # pictures
 
 
 def make_clip(model: ModelFacts) -> SingleBatchScorer:
-    """ViT-L/14 of OpenAI. Its activation is QuickGELU; open_clip's plain "ViT-L-14" silently takes another."""
+    """OpenAI's ViT-L/14. Its activation is QuickGELU; open_clip's plain "ViT-L-14" silently uses another one."""
     return load("clip", "ViT-L-14-quickgelu", weights("clip"))
 
 
@@ -30,10 +30,10 @@ def make_clip_g(model: ModelFacts) -> SingleBatchScorer:
 
 
 def weights(metric: str) -> Path:
-    """The model's file in the Hugging Face cache; it is never downloaded here.
+    """The model's file in the Hugging Face cache. It is never downloaded here.
 
     Raises:
-        MetricUnavailable: it is not there.
+        MetricUnavailable: the file is missing.
     """
     (entry,) = WEIGHTS[metric]
     if not entry.path.is_file():
@@ -43,10 +43,11 @@ def weights(metric: str) -> Path:
 
 
 def load(metric: str, architecture: str, path: Path) -> SingleBatchScorer:
-    """The scorer with open_clip's `architecture` and the safetensors file at `path`; of a clip the mean over frames.
+    """The scorer with open_clip's `architecture` and the safetensors file at `path`. A clip's score is the mean over
+    frames.
 
     Raises:
-        MetricUnavailable: the file is not of that architecture.
+        MetricUnavailable: the file does not fit the architecture.
     """
     import open_clip
     import torch
@@ -57,7 +58,7 @@ def load(metric: str, architecture: str, path: Path) -> SingleBatchScorer:
 
     try:
         model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=str(path), device=device())
-    except (RuntimeError, AssertionError, KeyError) as error:  # how open_clip and its strict loading complain
+    except (RuntimeError, AssertionError, KeyError) as error:  # raised by open_clip and by its strict loading
         reason = str(error).split("\n")[0]
         raise MetricUnavailable(metric, f"{path} does not fit {architecture} ({reason})", "download it again") from None
     model.eval()
@@ -73,7 +74,7 @@ def load(metric: str, architecture: str, path: Path) -> SingleBatchScorer:
         with whole_float32():
             pictures = torch.split(embed([frame for clip in clips for frame in clip]), [len(clip) for clip in clips])
             texts = model.encode_text(tokenizer(list(prompts)).to(device()), normalize=True).double()
-            cosines = [(seen @ text).mean() for seen, text in zip(pictures, texts, strict=True)]
+            cosines = [(picture @ text).mean() for picture, text in zip(pictures, texts, strict=True)]
         return [{metric: float(100 * cosine)} for cosine in cosines]
 
     return score

@@ -1,4 +1,4 @@
-"""What a metric is, what it may know of the model, and the shapes of the functions that score."""
+"""The types of metrics: a Metric, the facts of a model that it may use, and the functions that score."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ Scorer = PairedScorer | PairedBatchScorer | SingleScorer | SingleBatchScorer | F
 
 
 class Unscorable(UserError, ValueError):
-    """Pixels that a metric cannot take; the message goes on from the sample's path."""
+    """Pixels that a metric cannot take. The message continues a sentence that begins with the sample's path."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a metric may know of the model whose samples it scores."""
+    """The facts that a metric may use of the model whose samples it scores."""
 
-    metrics: tuple[str, ...] = ()  # computed where none is asked for; () for the usual ones
+    metrics: tuple[str, ...] = ()  # computed by default; () for DEFAULT
     judge: str | None = None  # folder of the caption judge, below the repository's root
     repo: str | None = None
     fps: float | None = None  # frames a second; None for a model of pictures
-    random: bool = False  # random weights, whose samples show nothing
+    random: bool = False  # the weights are random, and samples show nothing
 
     @classmethod
     def of(cls, model: dict[str, Any]) -> "ModelFacts":
@@ -48,41 +48,41 @@ class ModelFacts:
 class Metric:
     """One column of scores.
 
-    `fn` is "module:function" below this package, imported on use. The function takes the ModelFacts, raises
-    MetricUnavailable, or returns a scorer:
+    `fn` is "module:function" below this package, imported on use. The function takes the ModelFacts, and raises
+    MetricUnavailable or returns a scorer:
         paired: (sample, reference) -> float; `batched`: (samples, references) -> floats
         single: (sample, prompt) -> dict of floats, the metric and its `details`; `batched`: (samples, prompts) -> dicts
         files: list of (path, prompt) -> list of such dicts
-    Pictures are (H, W, 3) uint8; a scorer raises Unscorable for pictures that it cannot take. Of clips, (F, H, W, 3),
-    a paired scorer sees one frame at a time, and the metric is the mean over frames; a single one sees the clip.
+    Pictures are (H, W, 3) uint8; a scorer raises Unscorable for pictures that it cannot take. Clips are (F, H, W, 3): a
+    paired scorer gets one frame at a time, and the score is the mean over frames; a single scorer gets the clip.
 
-    A metric with an `environment` runs isolated/score_<environment>.py there, and its kind is files. Without a `fn` the
+    A metric with an `environment` runs isolated/score_<environment>.py in it, and its kind is files. Without `fn` the
     script gets the paths of its weights.
     """
 
     name: str
     kind: Literal["paired", "single", "files"]
-    label: str  # in tables, with its unit; what else a reader must know of it (the model) is in `about`
+    label: str  # in tables, with its unit; `about` holds what else a reader must know, such as the network
     higher_is_better: bool
     fn: str = ""
     digits: int = 2  # after the point, in tables
-    factor: int = 1  # tables show so many times the score
+    factor: int = 1  # tables show the score times this factor
     unit: str = ""
-    perfect: float | None = None  # of a picture and itself
+    perfect: float | None = None  # the score of a picture against itself
     unrelated: float | None = None  # pictures of different prompts must, on average, be worse than this
     details: tuple[str, ...] = ()
     about: str = ""
-    pooled: bool = False  # a sample's score depends on which others there are
+    pooled: bool = False  # a sample's score depends on the other samples
     batched: bool = False
-    packages: tuple[str, ...] = ()  # whose versions decide the score: they are written beside it
-    only: Literal["pictures", "clips"] | None = None  # what it scores, if not both
+    packages: tuple[str, ...] = ()  # their versions decide the score, and are written beside it
+    only: Literal["pictures", "clips"] | None = None  # what it can score; None: both
     environment: str | None = None
 
     def scorer(self, model: ModelFacts) -> Scorer:
         """The function that scores samples of this model.
 
         Raises:
-            MetricUnavailable: weights or packages are missing, or it does not score what the model makes.
+            MetricUnavailable: weights or packages are missing, or the metric cannot score what the model makes.
         """
         made = "clips" if model.fps else "pictures"
         if self.only not in (None, made):
@@ -100,7 +100,7 @@ class Metric:
         return scorer
 
     def weights(self) -> tuple[Entry, ...]:
-        """The files that it reads: WEIGHTS[name] of its module, or those that its script names."""
+        """The files that the metric reads: WEIGHTS[name] of its module, or those in its script's header."""
         if self.environment:
             return header.read(self.environment).weights
         entries: tuple[Entry, ...] = getattr(self._module, "WEIGHTS", {}).get(self.name, ())
@@ -119,5 +119,6 @@ class Metric:
 
     @property
     def own(self) -> str | None:
-        """The column that holds the reference's own score; None where the reference is what is compared with."""
+        """The column with the reference's own score. A paired metric has none, because it compares with the
+        reference."""
         return None if self.kind == "paired" else f"{self.name}_reference"

@@ -1,6 +1,7 @@
-"""LPIPS v0.1 (Zhang et al. 2018, arXiv:1801.03924): how far a sample is from its reference in a network's features.
+"""LPIPS v0.1 (Zhang et al. 2018, arXiv:1801.03924): the distance of a sample from its reference in a network's
+features.
 
-The linear heads are in the package `lpips`; the backbone is torchvision's, from PyTorch's cache.
+The package `lpips` holds the linear heads. The backbone is torchvision's, and PyTorch's cache holds its weights.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from spectrum_bench.sampling.remote import checksum
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedBatchScorer
 from spectrum_bench.scoring.metrics.pixel import check_pair
 
-# The first 8 digits of a checksum are in the file's name, by PyTorch's rule; the rest as others have published it.
+# PyTorch puts the first 8 digits of a checksum into the file's name; others have published the rest.
 WEIGHTS = {
     "lpips": (
         WebEntry(
@@ -34,8 +35,8 @@ WEIGHTS = {
         ),
     ),
 }
-SIDE = 31  # below, AlexNet's second pooling has nothing left; VGG takes 16
-AT_ONCE = {"cpu": 2**20, "cuda": 2**22}  # pixels; VGG's features of so many take 1.2 and 5 GB
+SIDE = 31  # in smaller pictures AlexNet's second pooling has nothing left; VGG needs 16
+AT_ONCE = {"cpu": 2**20, "cuda": 2**22}  # pixels in a batch; VGG's features of it take 1.2 and 5 GB
 
 
 def make_lpips(model: ModelFacts) -> PairedBatchScorer:
@@ -49,11 +50,11 @@ def make_lpips_vgg(model: ModelFacts) -> PairedBatchScorer:
 
 
 def backbone(metric: str) -> Path:
-    """The weights of a metric's backbone. They are never downloaded here; their checksum is compared, as wrong weights
-    look plausible.
+    """The file with the weights of a metric's backbone. It is never downloaded here. Its checksum is compared, because
+    scores of wrong weights look plausible.
 
     Raises:
-        MetricUnavailable: they are not on this machine, or damaged.
+        MetricUnavailable: the file is not on this machine, or damaged.
     """
     (entry,) = WEIGHTS[metric]
     shown = str(entry.path).replace(str(Path.home()), "~", 1)  # tables are published
@@ -76,7 +77,7 @@ def load(path: Path, net: str = "alex") -> PairedBatchScorer:
     from spectrum_bench.scoring.metrics.batches import device, runs, stacked, whole_float32
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips calls torchvision in a way that it deprecates
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a deprecated way
         import lpips
 
         model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False).eval()

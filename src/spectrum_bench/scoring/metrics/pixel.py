@@ -1,4 +1,4 @@
-"""How close a sample is to its reference, from pixels: PSNR and SSIM. Pictures are (H, W, 3) uint8."""
+"""How close a sample is to its reference, by pixels: PSNR and SSIM. Pictures are (H, W, 3) uint8."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedScorer, Unscorable
 
-CAP = 100.0  # dB; identical pictures have infinite PSNR, which no mean survives
+CAP = 100.0  # dB; the PSNR of identical pictures is infinite and would make every mean infinite
 Floats = NDArray[np.float64]
 
 
@@ -28,14 +28,14 @@ def psnr(sample: Pixels, reference: Pixels) -> float:
 
 def ssim(sample: Pixels, reference: Pixels) -> float:
     """Structural similarity (Wang et al. 2004): Gaussian 11x11 of sigma 1.5, K 0.01 and 0.03, population covariance,
-    each RGB channel by itself, in float64, where the window lies wholly inside the picture (5 px border cropped).
+    each RGB channel by itself, in float64, over the pixels whose window lies inside the picture (5 px border cropped).
 
-    Ours, because torchmetrics takes 13 s for a pair of 1024x1024 in float64 where this takes 0.3 s; the tests compare
+    We do not use torchmetrics, which takes 13 s for a pair of 1024x1024 in float64; this takes 0.3 s. The tests compare
     the two.
     """
     check_pair(sample, reference, side=11)
 
-    def blur(x: Floats) -> Floats:  # separable, so fifty times as fast as a two-dimensional convolution in float64
+    def blur(x: Floats) -> Floats:  # separable: fifty times as fast as a two-dimensional convolution in float64
         blurred: Floats = gaussian_filter(x, sigma=1.5, radius=5, axes=(0, 1))
         return blurred
 
@@ -54,7 +54,7 @@ def check_pair(sample: Pixels, reference: Pixels, side: int) -> None:
         side: the smallest width and height that the metric takes.
 
     Raises:
-        Unscorable: they are no 8-bit RGB pictures of one size, or too small.
+        Unscorable: the pictures are not 8-bit RGB, differ in size, or are too small.
     """
     for picture in (sample, reference):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:

@@ -1,5 +1,5 @@
-"""VBench (Huang et al. 2024, arXiv:2311.17982): its seven quality dimensions, by its own package in an environment of
-its own, and the Quality Score that is made of them."""
+"""VBench (Huang et al. 2024, arXiv:2311.17982): its seven quality dimensions and their Quality Score. VBench's own
+package computes the dimensions in an isolated environment."""
 
 import json
 import math
@@ -25,7 +25,7 @@ DIMENSIONS = tuple(QUALITY)
 
 
 def make_vbench(model: ModelFacts, name: str = "vbench") -> FilesScorer:
-    """The quality dimensions on clips of any prompt, and their Quality Score."""
+    """Scores clips of any prompt by all quality dimensions and the Quality Score."""
     isolated.weights("vbench", name)
     home = Path(places()["vbench"]).expanduser()
 
@@ -37,7 +37,7 @@ def make_vbench(model: ModelFacts, name: str = "vbench") -> FilesScorer:
 
 
 def make_vbench_standard(model: ModelFacts) -> FilesScorer:
-    """As published: of each clip only the dimensions that VBench asks of its prompt."""
+    """Scores clips as published: each clip only by the dimensions that VBench measures on its prompt."""
     score_all = make_vbench(model, "vbench_standard")
 
     def score(items: Sequence[tuple[Path, str]]) -> list[Scores]:
@@ -48,8 +48,8 @@ def make_vbench_standard(model: ModelFacts) -> FilesScorer:
 
 
 def quality(dimensions: Mapping[str, float]) -> float:
-    """VBench's Quality Score, a share: the weighted mean of the seven dimensions, each mapped from its range to [0, 1],
-    not clipped. nan where one is missing: the official script would count it as 0."""
+    """VBench's Quality Score, a share: the weighted mean of the seven dimensions, each mapped from its range to [0, 1]
+    without clipping. nan if one is missing; the official script would count it as 0."""
     return sum(_share(name, dimensions[name]) for name in DIMENSIONS) / _weights()
 
 
@@ -64,25 +64,29 @@ def _weights() -> float:
 
 
 def prompts_of_dimensions() -> dict[str, set[str]]:
-    """Prompt -> the quality dimensions that VBench measures on it, by the list in its package."""
+    """Prompt -> the quality dimensions that VBench measures on it, from the list in its package."""
     root = isolated.environment("vbench").parents[1]
     (info,) = root.glob("lib/python*/site-packages/vbench/VBench_full_info.json")
     asked: dict[str, set[str]] = {}
-    for entry in json.loads(info.read_text(encoding="utf-8")):  # two prompts are there twice
+    for entry in json.loads(info.read_text(encoding="utf-8")):  # two prompts are in the list twice
         asked.setdefault(entry["prompt_en"], set()).update(set(entry["dimension"]) & set(DIMENSIONS))
     return asked
 
 
 def standard(clips: Sequence[Scores], asked: Sequence[Collection[str]]) -> list[Scores]:
-    """For every clip the dimensions asked of it, as standard_<dimension>, and as `vbench_standard` its share in the
-    Quality Score, so that the mean over clips is the score: dimension d counts N / N_d times on each of its N_d clips,
-    if N clips are asked for any. nan where nothing is asked, or the clip could not be scored.
+    """Each clip's scores by the published protocol.
+
+    `standard_<dimension>` is the clip's score in a dimension that its prompt belongs to. `vbench_standard` is the
+    clip's part in the Quality Score: the mean over clips is the score. For that, dimension d counts N / N_d times on
+    each of its N_d clips, where N clips have any dimension. A score is nan if the prompt does not have the dimension,
+    or if the clip could not be scored.
 
     Args:
-        clips: for every clip all dimensions, and "vbench", which is nan if it could not be scored.
+        clips: for every clip all dimensions, and "vbench", which is nan if the clip could not be scored.
+        asked: for every clip the dimensions of its prompt.
 
     Raises:
-        MetricUnavailable: one of the seven dimensions is asked of no clip.
+        MetricUnavailable: one of the seven dimensions has no clip.
     """
     asked = [() if math.isnan(clip["vbench"]) else names for clip, names in zip(clips, asked, strict=True)]
     counts = {name: sum(name in names for names in asked) for name in DIMENSIONS}

@@ -1,8 +1,8 @@
-"""Metrics whose packages cannot live beside today's transformers: each is one script in an environment of its own.
+"""Metrics whose packages conflict with today's transformers: each is one script in an environment of its own.
 
-A script reads a manifest, one JSON line {"id", "path", "prompt"} a sample, and appends to a results file one line
-{"id", ...scores} or {"id", "error"} as each is done. It imports nothing of ours. What is finished is kept beside the
-samples, in <experiment>/scores, by the hash of the sample's bytes and its prompt, and is not computed again.
+A script reads a manifest with one JSON line {"id", "path", "prompt"} a sample. When a sample is done, the script
+appends one line {"id", ...scores} or {"id", "error"} to a results file. It imports nothing of this package. The results
+stay in <experiment>/scores and are not computed again; an id is a hash of the sample's bytes and its prompt.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def environment(name: str) -> Path:
-    """The Python of an environment, made on first use and when the packages of its script change.
+    """The Python of an environment. The environment is made on first use, and when the packages of its script change.
 
     Raises:
         MetricUnavailable: pip fails.
@@ -51,12 +51,12 @@ def environment(name: str) -> Path:
 
 
 def is_made(name: str) -> bool:
-    """Whether the environment is there already."""
+    """Whether the environment exists."""
     return (_folder(name) / "complete").exists()
 
 
 def _folder(name: str) -> Path:
-    """Where an environment with these packages is, or will be."""
+    """The folder of an environment with these packages."""
     packages = "\n".join(header.read(name).dependencies)
     return CACHE / f"{name}-{hashlib.sha256(packages.encode()).hexdigest()[:12]}"
 
@@ -79,14 +79,15 @@ def _last_line(text: str) -> str:
 def score(
     name: str, columns: Sequence[str], arguments: Sequence[str | Path], items: Sequence[tuple[Path, str]]
 ) -> list[dict[str, float]]:
-    """Scores of (path, prompt) samples by score_<name>.py; nan where it failed on one, of which the log tells.
+    """Scores of (path, prompt) samples by score_<name>.py. If the script fails on a sample, its scores are nan and the
+    log says why.
 
     Args:
         columns: the scores that the script writes.
-        arguments: further arguments of the script: where its weights are, and what it is to score.
+        arguments: further arguments of the script, such as the paths of its weights.
 
     Raises:
-        MetricUnavailable: its environment cannot be made, or the script itself fails.
+        MetricUnavailable: the environment cannot be made, or the whole script fails.
     """
     keys = [hashlib.sha256(path.read_bytes() + prompt.encode()).hexdigest()[:32] for path, prompt in items]
     stores = [path.parent.parent / "scores" / f"{name}.jsonl" for path, _ in items]
@@ -109,7 +110,7 @@ def _run(
 ) -> dict[str, dict[str, Any]]:
     """Score the samples of a manifest, append the results to `store`, and return them."""
     store.parent.mkdir(parents=True, exist_ok=True)
-    if store.is_file() and not store.read_bytes().endswith(b"\n"):  # cut off by a kill: the next line starts anew
+    if store.is_file() and not store.read_bytes().endswith(b"\n"):  # a kill cut the last line off: end it
         with open(store, "a") as file:
             file.write("\n")
     list_of_samples = store.with_suffix(".manifest")
@@ -122,7 +123,7 @@ def _run(
     if done.returncode:
         reason = f"its script failed ({_last_line(done.stderr)})"
         raise MetricUnavailable(name, reason, "mend that, and evaluate again")
-    last = {line["id"]: line for line in _read(store)}  # an earlier failure of a sample is before its last line
+    last = {line["id"]: line for line in _read(store)}  # a sample's last line counts: earlier ones may be failures
     results = {key: last.get(key, {"error": "its script left it out"}) for key in manifest}
     for key, result in results.items():
         if "error" in result:
@@ -131,7 +132,7 @@ def _run(
 
 
 def _read(store: Path) -> list[dict[str, Any]]:
-    """The whole lines of a results file; one that was cut off by a kill is left out."""
+    """The complete lines of a results file. A line that a kill cut off is left out."""
     lines = []
     for line in store.read_text(encoding="utf-8").splitlines() if store.is_file() else ():
         try:
@@ -149,10 +150,10 @@ def weights(name: str, metric: str | None = None) -> list[Path]:
     """The files that a script reads, in the order of its header.
 
     Args:
-        metric: for whom it is asked, if the metric has another name than its environment.
+        metric: the metric for the error message, if its name differs from the environment's.
 
     Raises:
-        MetricUnavailable: one of them is missing.
+        MetricUnavailable: a file is missing.
     """
     paths = [entry.path for entry in header.read(name).weights]
     for path in paths:

@@ -1,4 +1,4 @@
-"""What a scoring script says of itself, in a comment at its head (PEP 723): its packages, and the weights it reads.
+"""The header of a scoring script, a comment as in PEP 723: the packages and the weights that the script needs.
 
     # /// script
     # dependencies = ["torch==2.14.1"]
@@ -26,7 +26,7 @@ BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")  #
 
 @dataclass(frozen=True)
 class Header:
-    """A script's packages, pinned, and the files that it reads."""
+    """A script's pinned packages, and the files that it reads."""
 
     dependencies: tuple[str, ...] = ()
     weights: tuple[Entry, ...] = ()
@@ -43,7 +43,7 @@ def script(environment: str) -> Path:
 
 
 def read(environment: str) -> Header:
-    """The header of an environment's script; an empty one where it has none."""
+    """The header of an environment's script. A script without one gives an empty Header."""
     block = BLOCK.search(script(environment).read_text(encoding="utf-8"))
     if block is None:
         return Header()

@@ -63,8 +63,8 @@ from PIL.Image import Image as Picture
 
 
 def load(weights: str, med_config: str, vocabulary: str) -> Any:
-    """The package's own model with these weights, every one of which must find its place: its own loader is silent
-    about those that do not."""
+    """The package's own model with these weights. Its own loader ignores tensors that do not fit; here they are an
+    error."""
     from ImageReward.ImageReward import ImageReward
 
     tokenizer: Any = transformers.BertTokenizer
@@ -100,7 +100,7 @@ def main(manifest: str, results: str, weights: str, med_config: str, vocabulary:
             try:
                 with torch.inference_mode():
                     result["imagereward"] = float(model.score(sample["prompt"], picture(sample["path"])))
-            except Exception as error:  # one bad sample must not lose the others
+            except Exception as error:  # a bad sample must not stop the others
                 result["error"] = f"{type(error).__name__}: {error}"
             print(json.dumps(result), file=out, flush=True)
 

@@ -117,11 +117,11 @@ from typing import Any
 
 import torch
 
-AT_ONCE = 100  # clips between two writes of the results; VBench loads a dimension's network anew for each
+AT_ONCE = 100  # clips between two writes of the results; VBench loads a dimension's network again for each batch
 
 
 def evaluate(vbench: Any, dimension: str, clips: dict[str, str], folder: Path) -> dict[str, float | str]:
-    """id -> score, or what is wrong. All clips at once; if that fails each half of them, down to the one at fault."""
+    """id -> score, or an error message. If all clips together fail, each half is tried, down to the clip at fault."""
     try:
         return dict(_evaluate(vbench, dimension, clips, folder))
     except Exception as error:
@@ -140,9 +140,9 @@ def _evaluate(vbench: Any, dimension: str, clips: dict[str, str], folder: Path) 
         (videos / f"{name}.mp4").symlink_to(path)
     vbench.output_path = str(folder)
     how = {"local": True, "mode": "custom_input", "imaging_quality_preprocessing_mode": "longer"}
-    vbench.evaluate(videos_path=str(videos), name="found", dimension_list=[dimension], **how)
-    each = json.loads((folder / "found_eval_results.json").read_text())[dimension][1]
-    scale = 100 if dimension == "imaging_quality" else 1  # of a clip it is 0 to 100, of all 0 to 1
+    vbench.evaluate(videos_path=str(videos), name="scores", dimension_list=[dimension], **how)
+    each = json.loads((folder / "scores_eval_results.json").read_text())[dimension][1]
+    scale = 100 if dimension == "imaging_quality" else 1  # 0 to 100 for a clip, 0 to 1 for all clips
     scores = {Path(entry["video_path"]).stem: float(entry["video_results"]) / scale for entry in each}
     if scores.keys() != clips.keys():
         raise ValueError("VBench left clips out")
@@ -150,7 +150,7 @@ def _evaluate(vbench: Any, dimension: str, clips: dict[str, str], folder: Path) 
 
 
 def score(judge: Any, dimensions: Sequence[str], clips: dict[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """id -> every dimension, or "error"; a clip that failed in one dimension is not asked for the others."""
+    """id -> its score in every dimension, or "error". A clip that fails in one dimension is left out of the others."""
     scores: dict[str, dict[str, Any]] = {name: {} for name in clips}
     for dimension in dimensions:
         whole = {name: path for name, path in clips.items() if "error" not in scores[name]}
@@ -160,7 +160,7 @@ def score(judge: Any, dimensions: Sequence[str], clips: dict[str, str], folder: 
 
 
 def main(manifest: str, results: str, cache: str, *dimensions: str) -> None:
-    os.environ["VBENCH_CACHE_DIR"] = cache  # which the package reads when it is imported
+    os.environ["VBENCH_CACHE_DIR"] = cache  # the package reads it on import
     import vbench
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
