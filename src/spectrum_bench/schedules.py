@@ -48,7 +48,7 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 
 def mask(T: int, *, steps: Sequence[int]) -> Mask:
     """Exactly the steps of a list, for replaying what another method or implementation computed."""
-    if isinstance(steps, (str, int, float)):
+    if isinstance(steps, str) or not isinstance(steps, Sequence):
         raise BadValue(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
     wrong = [s for s in steps if isinstance(s, bool) or not (isinstance(s, int) and 0 <= s < T)]
     if wrong:

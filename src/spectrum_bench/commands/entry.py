@@ -3,8 +3,9 @@
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -34,10 +35,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
     def job(cfg: DictConfig) -> Any:
         try:
-            try:
-                return main(cfg)  # a sweeper that searches wants its value
-            except (UserError, OmegaConfBaseException) as error:
-                fail(error.__cause__ if isinstance(error.__cause__, UserError) else error)
+            return call(main, cfg)  # a sweeper that searches wants its value
         except SystemExit as end:
             if HydraConfig.get().mode == RunMode.MULTIRUN and end.code != INTERRUPTED:
                 raise Ended(end.code) from None
@@ -58,18 +56,34 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     return entry
 
 
-def check_words(config_name: str, words: list[str]) -> None:
-    """Compose once before Hydra does, to say in one line what is wrong with the words of the command line."""
+def call(main: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """What `main` makes of a configuration; bad values become one line on stderr and exit code 1."""
+    try:
+        return main(cfg)
+    except (UserError, OmegaConfBaseException) as error:
+        fail(error.__cause__ if isinstance(error.__cause__, UserError) else error)
+
+
+def check_words(config_name: str, words: list[str]) -> DictConfig | None:
+    """Compose once before Hydra does, to say in one line what is wrong with the words of the command line, and to
+    refuse code before Hydra calls it.
+
+    Returns:
+        The configuration, Hydra's own nodes included; None for words that run nothing.
+    """
     show_choices(words)
-    options = get_args_parser().parse_args(words)
+    options = parsed(words)
     if options.experimental_rerun or options.config_path:  # the first unpickles a file
         fail(UserError("--experimental-rerun and --config-path are not for this command: give key=value, --config-dir"))
     if any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion)):
-        return  # they are Hydra's own, and run nothing
+        return None  # they are Hydra's own, and run nothing
     overrides = list(options.overrides)
     strangers = [word for word in overrides if "=" not in word and not word.startswith("~")]
     if strangers:
         fail(UserError(f"'{strangers[0][:80]}' is not key=value: see --help"))
+    for key, _, value in (word.partition("=") for word in overrides):
+        if key in GROUPS.values() and ".." in value.split("/"):
+            fail(UserError(f"there is no {key}={value[:80]}: see {key}=?"))
     if options.config_dir:
         if any("hydra.searchpath" in word for word in overrides):
             fail(UserError("--config-dir and hydra.searchpath are one and the same: give one of them"))
@@ -85,6 +99,21 @@ def check_words(config_name: str, words: list[str]) -> None:
             check_targets(OmegaConf.to_container(OmegaConf.create(ours), resolve=False), plugins)
         except (HydraException, OmegaConfBaseException, UserError, ValueError) as error:
             fail(error if isinstance(error, UserError) else UserError(explain(config_name, error)))
+    return cfg
+
+
+def parsed(words: list[str]) -> Namespace:
+    """The words as Hydra will parse them: abbreviated options too."""
+    parser = get_args_parser()
+    try:
+        parser.error = refuse  # type: ignore[method-assign]  # which would print its usage
+        return parser.parse_args(words)
+    except UserError as error:
+        fail(error)
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}: options come before or after all key=value words (see --help)")
 
 
 def show_choices(words: list[str]) -> None:

@@ -88,6 +88,13 @@ def check_hydra(cfg: DictConfig) -> None:
             sampler = key == "hydra.sweeper.sampler._target_" and re.fullmatch(SAMPLERS, str(target))
             if target not in allowed.get(key, ()) and not sampler:
                 raise BadValue(f"{key}={brief(target)} is none of Hydra's known launchers and sweepers")
+    sweeper = nodes["sweeper"] if isinstance(nodes["sweeper"], dict) else {}
+    if sweeper.get("custom_search_space") is not None:
+        raise BadValue("hydra.sweeper.custom_search_space is code, and none is allowed: use hydra.sweeper.params")
+    params = sweeper.get("params")
+    for key in params if isinstance(params, dict) else ():
+        if str(key).lstrip("+~").startswith("hydra"):
+            raise BadValue(f"hydra.sweeper.params: {brief(key)} is Hydra's own, and no setting of a run")
     for name in ("job_logging", "hydra_logging"):
         _check_logging(nodes[name], f"hydra.{name}")
 

@@ -17,7 +17,7 @@ RUN = {
     "num_inference_steps": (1, MOST_STEPS),
     "samples_per_prompt": (1, 10_000),
     "total_prompt_num": (1, 10**9),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, 2**64),
     "ngpu": (1, 1024),
     "threads": (1, 1024),
     "warmup_samples": (0, 1000),
@@ -126,6 +126,6 @@ def _check_finite(key: str, value: object) -> None:
             _check_finite(key, each)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if not abs(value) <= 1e300:  # NaN is not
-            raise BadValue(f"{key} must be a finite number, not {brief(value)}")
+            raise BadValue(f"{key} must be a number, not {brief(value)}")
     elif isinstance(value, str) and len(value) > LONGEST_PATH:
         raise BadValue(f"{key}={brief(value)} is too long: use at most {LONGEST_PATH} characters")

@@ -146,17 +146,17 @@ class ModelSettings:
         known = {entry.name for entry in fields(cls)} - {"extra"}
         limits.check_mapping("model", node)
         limits.check_name("model.name", node.get("name"))
-        limits.check_arguments(node.get("arguments", {}))
         limits.check_mapping("model.scheduler", node.get("scheduler") or {})
         limits.check_values("model", node)
         given = {key: value for key, value in node.items() if key in known and value is not None}
         if "metrics" in given:
-            if not isinstance(given["metrics"], list):
+            if not isinstance(given["metrics"], list) or not all(isinstance(name, str) for name in given["metrics"]):
                 raise BadValue(f"model.metrics={brief(given['metrics'])} is no list: write [psnr,ssim]")
             given["metrics"] = tuple(given["metrics"])
         extra = {key: value for key, value in node.items() if key not in known}
         settings = cls(**given, extra=extra)
         settings._check(node)
+        limits.check_arguments(node.get("arguments", {}))
         return settings
 
     def _check(self, node: Mapping[str, Any]) -> None:
