@@ -143,6 +143,7 @@ def test_top_level_keys_are_frozen(compose):
             "runtime",
             "keep_latents",
             "retry_failed",
+            "plugins",
             "device",
             "threads",
             "warmup_samples",

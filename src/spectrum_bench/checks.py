@@ -6,16 +6,32 @@ from typing import Any
 
 from spectrum_bench.errors import BadValue
 
+MOST = 10**6  # of what is counted: far beyond any use, and no machine's memory yet
+LARGEST = 1e9  # of a number without a bound of its own
 
-def whole(name: str, value: object, least: int = 1) -> int:
-    """A whole number of at least `least`.
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def whole(name: str, value: object, least: int = 1, most: int = MOST) -> int:
+    """A whole number from `least` to `most`.
 
     Raises:
         BadValue: it is none.
     """
     if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
-        raise BadValue(f"{name} must be a whole number of at least {least}, not {value}")
+        raise BadValue(f"{name} must be a whole number of at least {least}, not {brief(value)}")
+    if value > most:
+        raise BadValue(f"{name} must be a whole number from {least} to {most}, not {brief(value)}")
     return value
+
+
+def brief(value: object) -> str:
+    """A refused value in an error's one line."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
@@ -24,13 +40,12 @@ def number(name: str, value: object, least: float = -math.inf, most: float = mat
     Raises:
         BadValue: it is none.
     """
-    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (finite and least <= value <= most):  # type: ignore[operator]
+    if not (is_number(value) and least <= value <= most):  # type: ignore[operator]
         if math.isfinite(most):
             bounds = f" from {least:g} to {most:g}"
         else:
             bounds = f" of at least {least:g}" if math.isfinite(least) else ""
-        raise BadValue(f"{name} must be a number{bounds}, not {value}")
+        raise BadValue(f"{name} must be a number{bounds}, not {brief(value)}")
     return value  # type: ignore[return-value]
 
 
@@ -41,7 +56,7 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
         BadValue: it is none of them.
     """
     if value not in choices:
-        raise BadValue(f"{name}={value} is none of {', '.join(choices)}")
+        raise BadValue(f"{name}={brief(value)} is none of {', '.join(choices)}")
     return str(value)
 
 

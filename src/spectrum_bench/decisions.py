@@ -28,7 +28,7 @@ from spectrum_bench.signals import Signal
 
 
 def _share_of_steps(name: str, value: object) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+    if not (checks.is_number(value) and 0 <= value <= 1):
         raise BadValue(f"{name} must be a share of the steps in [0, 1], not {value}")
 
 

@@ -25,6 +25,7 @@ from spectrum_bench.errors import BadValue
 
 Floats = NDArray[np.floating[Any]]  # float64
 Forecaster = Callable[..., Floats]  # (times (K,), t) -> (K,), or (K, D)
+HIGHEST = 100  # order or degree: factorials and powers of step numbers still fit float64
 Weights = tuple[float, ...] | Floats  # K numbers, or (K, D)
 
 
@@ -63,7 +64,7 @@ def taylor(times: Floats, t: float, *, order: int, warmup: int = 1) -> Floats:
 
 def _differences(times: Floats, order: int, warmup: int) -> list[Floats]:
     """Backward differences of the newest feature by order, each as weights, as far as the history allows."""
-    checks.whole("order", order, 0)
+    checks.whole("order", order, 0, HIGHEST)
     factors: list[Floats] = []
     for k, h in enumerate(np.eye(len(times))):
         previous, factors = factors, [h]
@@ -79,8 +80,8 @@ def chebyshev_ridge(times: Floats, t: float, *, degree: int, ridge: float, steps
     `degree` M gives M + 1 Chebyshev polynomials; tau = 2 s / steps - 1 maps step s to [-1, 1] (the published code
     has 50 written in for `steps`). All coefficients are penalised, so the weights need not sum to 1.
     """
-    checks.whole("degree (algo.m)", degree, 0)
-    if not (isinstance(ridge, (int, float)) and 0 < ridge < math.inf):
+    checks.whole("degree (algo.m)", degree, 0, HIGHEST)
+    if not (checks.is_number(ridge) and ridge > 0):
         raise BadValue(f"ridge (algo.lam) must be a number greater than 0, not {ridge}")
     tau = 2 * np.append(times, t) / steps - 1
     phi = chebyshev.chebvander(tau, degree)  # (K + 1, M + 1)
@@ -93,7 +94,7 @@ def spectrum(times: Floats, t: float, *, degree: int, ridge: float, blend: float
 
     w = 1 is the paper's method; hanjq17/Spectrum@f7b7841 added the blend later and advises 0.5 <= w <= 1.
     """
-    if not (isinstance(blend, (int, float)) and 0 <= blend <= 1):
+    if not (checks.is_number(blend) and 0 <= blend <= 1):
         raise BadValue(f"blend (algo.w) must be a number in [0, 1], not {blend}")
     fit = chebyshev_ridge(times, t, degree=degree, ridge=ridge, steps=steps)
     return blend * fit + (1 - blend) * taylor(times, t, order=1)
@@ -104,7 +105,7 @@ def hermite(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 
 
     Our reading: its code was not at hand. sigma = sqrt(1/2) makes order 1 TaylorSeer's.
     """
-    if not (isinstance(sigma, (int, float)) and 0 < sigma <= 1):
+    if not (checks.is_number(sigma) and 0 < sigma <= 1):
         raise BadValue(f"sigma (algo.sigma) must be a number in (0, 1], not {sigma}")
     x = t - times[-1]
     out: Floats = np.eye(len(times))[-1]
@@ -115,7 +116,7 @@ def hermite(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 
 
 def lagrange(times: Floats, t: float, *, order: int) -> Floats:
     """The polynomial through the newest order + 1 features, whose derivatives TaylorSeer's differences stand for."""
-    checks.whole("order", order, 0)
+    checks.whole("order", order, 0, HIGHEST)
     w, newest = np.zeros(len(times)), range(max(0, len(times) - order - 1), len(times))
     for k in newest:
         w[k] = math.prod((t - times[j]) / (times[k] - times[j]) for j in newest if j != k)
@@ -125,7 +126,7 @@ def lagrange(times: Floats, t: float, *, order: int) -> Floats:
 def adams_bashforth(times: Floats, t: float, *, order: int) -> Floats:
     """Adams-Bashforth (the idea of PrediT, arXiv:2602.18093; no code is published): the rates (h_k - h_{k-1}) /
     (t_k - t_{k-1}), interpolated at the newest `order` points, are integrated from the newest of them to t."""
-    checks.whole("order", order, 0)
+    checks.whole("order", order, 0, HIGHEST)
     h = np.eye(len(times))
     order = min(order, len(times) - 1)
     newest: Floats = h[-1]
@@ -166,7 +167,7 @@ def aligned(times: Floats, t: float, *, least: float, most: float, progress: flo
 
     `progress`: this quotient, from the state of the gate `dicache`; None gives `most`.
     """
-    if not (isinstance(least, (int, float)) and isinstance(most, (int, float)) and 1 <= least <= most):
+    if not (checks.is_number(least) and checks.is_number(most) and 1 <= least <= most):
         raise BadValue(f"algo.least and algo.most must be numbers, 1 <= least <= most, not {least} and {most}")
     if len(times) < 2:
         return reuse(times, t)

@@ -26,8 +26,12 @@ def environment_with_package() -> dict[str, str]:
 def locate(path: str) -> Path:
     """A path as it is, else below the repository's root, so that entry scripts run from anywhere; of `assets/` also
     below SPECTRUM_BENCH_ASSETS. What is nowhere is given as it would be below the root."""
-    given = Path(path).expanduser()
-    if given.exists() or given.is_absolute():
+    try:
+        given = Path(path).expanduser()
+        exists = given.exists()
+    except (RuntimeError, OSError, ValueError):  # no such user's home, or a name that is too long
+        given, exists = Path(path), False
+    if exists or given.is_absolute():
         return given
     assets = os.environ.get("SPECTRUM_BENCH_ASSETS")
     if assets and given.parts[:1] == ("assets",) and not (ROOT / given).exists():

@@ -48,11 +48,11 @@ def adaptive_window(T: int, *, window: float, flex: float, warmup: int) -> Mask:
 
 def mask(T: int, *, steps: Sequence[int]) -> Mask:
     """Exactly the steps of a list, to replay the computed steps of another method or implementation."""
-    if isinstance(steps, (str, int, float)):
+    if isinstance(steps, str) or not isinstance(steps, Sequence):
         raise BadValue(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
-    wrong = [s for s in steps if not (isinstance(s, int) and 0 <= s < T)]
+    wrong = [s for s in steps if isinstance(s, bool) or not (isinstance(s, int) and 0 <= s < T)]
     if wrong:
-        raise BadValue(f"steps must be whole numbers from 0 to {T - 1}, not {wrong}")
+        raise BadValue(f"steps must be whole numbers from 0 to {T - 1}, not {checks.brief(wrong)}")
     out = np.zeros(T, bool)
     out[steps] = True
     return out
@@ -141,5 +141,5 @@ def calibrated(method: str, numbers: object) -> None:
             f"this model has no constants for {method} yet, and another model's would make another method: "
             f"measure them with python src/calibrate.py algo={method} model=<model>"
         )
-    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
-        raise BadValue(f"the constants of {method} must be numbers, not {list(numbers)}")
+    if not all(map(checks.is_number, numbers)):
+        raise BadValue(f"the constants of {method} must be numbers, not {checks.brief(list(numbers))}")

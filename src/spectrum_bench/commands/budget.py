@@ -5,12 +5,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from spectrum_bench.checks import whole
+from spectrum_bench.checks import brief, is_number, whole
 from spectrum_bench.commands.compose import build, resolved, settings_of
 from spectrum_bench.commands.run import prepare
 from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.sampling.settings import RunSettings
 
+PARTS = ("schedule.", "algo.", "site.")  # where a threshold may stand
 LOW, HIGH = 1e-5, 1e3  # between which thresholds are searched for
 
 
@@ -22,11 +23,11 @@ def main(cfg: DictConfig) -> None:
     """
     settings = settings_of(cfg)
     steps, target, key = settings.num_inference_steps, cfg.passes, cfg.key
-    if OmegaConf.select(cfg, key, default=None) is None:
-        raise UserError(f"algo={cfg.algo.name} has no {key}: its passes follow from its own numbers")
-    if not (isinstance(target, (int, float)) and 1 <= target <= steps):
-        raise BadValue(f"passes must be a number from 1 to num_inference_steps={steps}, not {target}")
-    tries = whole("tries", cfg.tries)
+    if not isinstance(key, str) or not key.startswith(PARTS) or not is_number(OmegaConf.select(cfg, key, default=None)):
+        raise UserError(f"algo={cfg.algo.name} has no {brief(key)}: its passes follow from its own numbers")
+    if not (is_number(target) and 1 <= target <= steps):
+        raise BadValue(f"passes must be a number from 1 to num_inference_steps={steps}, not {brief(target)}")
+    tries = whole("tries", cfg.tries, most=1000)
     from spectrum_bench.lab.budget import search
 
     value, taken = search(passes_by(cfg), target, LOW, HIGH, tries)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from spectrum_bench.checks import whole
 from spectrum_bench.commands.compose import settings_of
 from spectrum_bench.commands.run import prepare
 from spectrum_bench.errors import BadValue, UserError
@@ -25,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     if settings.num_inference_steps < FEWEST:
         steps = settings.num_inference_steps
         raise BadValue(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
+    degree, clusters = whole("degree", cfg.degree, most=20), whole("clusters", cfg.clusters, most=256)
     from spectrum_bench.lab.calibration import METHODS, Fit, Uncached
 
     algo, name = settings.method.name, settings.model.name
@@ -39,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     if len(denoisers(pipe)) > 1:
         raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
-    fit = Fit(cfg.degree, cfg.clusters, settings.seed)
+    fit = Fit(degree, clusters, settings.seed)
     constants = METHODS[algo](uncached, make_jobs(prompts.texts, settings.seed, {}), fit)
     path = write(settings, origin(settings, len(prompts.texts), device) | constants)
     print(f"written to {path}: algo={algo} model={name} reads it")

@@ -1,31 +1,76 @@
 """From a configuration composed by Hydra to typed settings and to the algorithm that they name."""
 
 import inspect
-import json
 import pkgutil
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from spectrum_bench.commands.targets import check_plugins, check_targets
 from spectrum_bench.commands.words import nearest
 from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import CALIBRATION
+from spectrum_bench.sampling import reading
+from spectrum_bench.sampling.limits import check_name
+from spectrum_bench.sampling.reading import Damaged, check, parse_json, read_text
 from spectrum_bench.sampling.settings import Part, RunSettings
 
 if TYPE_CHECKING:  # composing and refusing a configuration need no torch
     from spectrum_bench.caching.algorithm import Algorithm
 
+
+class Constants(TypedDict, total=False):
+    """What methods read of configs/calibration/<algo>/<model>.json."""
+
+    weights: str | None
+    steps: int
+    polynomial: list[float]
+    first: int
+    last: int
+    ratios: list[float]
+    retention: float
+    always: list[int]
+    timesteps: list[float]
+    latent: list[float]
+    time: list[float]
+    solvers: list[str]
+    channels: list[int]
+
+
+A_STEP = ("ratios", "timesteps", "latent", "time")  # one number for each step that was measured
 UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
 
 
 def calibrated(method: str, key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     """${calibrated:<method>,<key>}: what the composed model was measured for, or the default."""
-    path = Path(CALIBRATION) / method / f"{_root_.model.name}.json"
-    return json.loads(path.read_text(encoding="utf-8")).get(key, default) if path.exists() else default
+    model = _root_.model.name
+    check_name("model.name", model)
+    return read_calibration(Path(CALIBRATION) / method / f"{model}.json").get(key, default)
+
+
+def read_calibration(path: Path) -> dict[str, Any]:
+    """What a model was measured for; nothing where it was not.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        constants: dict[str, Any] = parse_json(read_text(path, reading.RECORD))
+        check(dict[str, Any], constants)
+        known = {key: value for key, value in constants.items() if key in Constants.__annotations__}
+        check(Constants, known)
+        lengths = {len(known[key]) for key in A_STEP if key in known}
+        if lengths and (len(lengths) > 1 or lengths != {constants.get("steps", max(4, *lengths))}):
+            raise Damaged(f"{' and '.join(key for key in A_STEP if key in known)} are not one number a step")
+    except FileNotFoundError:
+        return {}
+    except Damaged as reason:
+        raise UserError(f"{path} is damaged: measure again with src/calibrate.py ({reason})") from None
+    return constants
 
 
 OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
@@ -35,10 +80,13 @@ def settings_of(cfg: DictConfig) -> RunSettings:
     """The settings of a composed configuration.
 
     Raises:
-        UserError: an upstream key that nobody reads, or a value of the wrong kind.
+        UserError: an upstream key that nobody reads, a value of the wrong kind, or code that is no method.
     """
     check_upstream_keys(cfg)
-    return RunSettings.from_config(resolved(cfg))
+    config = resolved(cfg)
+    words = HydraConfig.get().overrides.task
+    check_targets(config, check_plugins(config.get("plugins"), list(words)))
+    return RunSettings.from_config(config)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -117,6 +165,11 @@ def check_constants(part: Part) -> None:
         target = pkgutil.resolve_name(part.target)
     except (ImportError, AttributeError, ValueError) as error:
         raise BadValue(f"_target_: {part.target} cannot be imported: {error}") from None
+    home = part.target.rpartition(".")[0]
+    if home.startswith("spectrum_bench.") and getattr(target, "__module__", None) != home:
+        raise BadValue(f"_target_: {part.target} is no part of a method: {home} only uses it")
+    if not callable(target):
+        raise BadValue(f"_target_: {part.target} is no function or class")
     parameters = inspect.signature(target).parameters
     for name, value in part.constants.items():
         if name not in parameters:

@@ -3,10 +3,12 @@
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
@@ -17,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
 from spectrum_bench.commands.list_ import GROUPS, print_choices
+from spectrum_bench.commands.targets import check_hydra, check_plugins, check_targets
 from spectrum_bench.commands.words import fail, nearest, without_debug
 from spectrum_bench.errors import INTERRUPTED, UserError
 from spectrum_bench.paths import CONFIGS, environment_with_package
@@ -33,10 +36,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     @hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config_name)
     def job(cfg: DictConfig) -> Any:
         try:
-            try:
-                return main(cfg)  # a sweeper that searches wants its value
-            except (UserError, OmegaConfBaseException) as error:
-                fail(error)
+            return call(main, cfg)  # a sweeper that searches wants its value
         except SystemExit as end:
             if HydraConfig.get().mode == RunMode.MULTIRUN and end.code != INTERRUPTED:
                 raise Ended(end.code) from None
@@ -57,22 +57,64 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     return entry
 
 
-def check_words(config_name: str, words: list[str]) -> None:
-    """Compose once before Hydra does, to say in one line what is wrong with the words of the command line."""
+def call(main: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """What `main` makes of a configuration; bad values become one line on stderr and exit code 1."""
+    try:
+        return main(cfg)
+    except (UserError, OmegaConfBaseException) as error:
+        fail(error.__cause__ if isinstance(error.__cause__, UserError) else error)
+
+
+def check_words(config_name: str, words: list[str]) -> DictConfig | None:
+    """Compose once before Hydra does, to say in one line what is wrong with the words of the command line, and to
+    refuse code before Hydra calls it.
+
+    Returns:
+        The configuration, Hydra's own nodes included; None for words that run nothing.
+    """
     show_choices(words)
-    overrides = [word for word in words if not word.startswith("-") and "=" in word]
-    if any(word.startswith("-") and word not in ("-m", "--multirun") for word in words):
-        return  # --help, --cfg and the like are Hydra's own
-    strangers = [word for word in words if not word.startswith("-") and "=" not in word]
+    options = parsed(words)
+    if options.experimental_rerun or options.config_path:  # the first unpickles a file
+        fail(UserError("--experimental-rerun and --config-path are not for this command: give key=value, --config-dir"))
+    if any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion)):
+        return None  # they are Hydra's own, and run nothing
+    overrides = list(options.overrides)
+    strangers = [word for word in overrides if "=" not in word and not word.startswith("~")]
     if strangers:
-        fail(UserError(f"'{strangers[0]}' is not key=value: see --help"))
-    if {"-m", "--multirun"} & set(words):
+        fail(UserError(f"'{strangers[0][:80]}' is not key=value: see --help"))
+    for key, _, value in (word.partition("=") for word in overrides):
+        if key in GROUPS.values() and ".." in value.split("/"):
+            fail(UserError(f"there is no {key}={value[:80]}: see {key}=?"))
+    if options.config_dir:
+        if any("hydra.searchpath" in word for word in overrides):
+            fail(UserError("--config-dir and hydra.searchpath are one and the same: give one of them"))
+        overrides.append(f"hydra.searchpath=['file://{os.path.abspath(options.config_dir)}']")
+    if options.multirun:
         overrides = [word for each in overrides for word in first_choice(config_name, each)]
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
-            hydra.compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            fail(UserError(explain(config_name, error)))
+            cfg = hydra.compose(options.config_name or config_name, overrides, return_hydra_config=True)
+            check_hydra(cfg)
+            plugins = check_plugins(OmegaConf.to_container(cfg.plugins), overrides) if "plugins" in cfg else ()
+            ours = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
+            check_targets(OmegaConf.to_container(OmegaConf.create(ours), resolve=False), plugins)
+        except (HydraException, OmegaConfBaseException, UserError, ValueError) as error:
+            fail(error if isinstance(error, UserError) else UserError(explain(config_name, error)))
+    return cfg
+
+
+def parsed(words: list[str]) -> Namespace:
+    """The words as Hydra will parse them: abbreviated options too."""
+    parser = get_args_parser()
+    try:
+        parser.error = refuse  # type: ignore[method-assign]  # which would print its usage
+        return parser.parse_args(words)
+    except UserError as error:
+        fail(error)
+
+
+def refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}: options come before or after all key=value words (see --help)")
 
 
 def show_choices(words: list[str]) -> None:
@@ -101,6 +143,8 @@ def explain(config_name: str, error: Exception) -> str:
     """Hydra's error in one line, with the nearest existing name."""
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' as key=value: put quotes round special characters"
+    if isinstance(error.__cause__, UserError):  # of a resolver
+        return str(error.__cause__)
     text = str(error)
     if "Config group override must be" in text:
         return "a choice such as site= or algo= cannot be null: leave it out (algo=nocache has no site)"

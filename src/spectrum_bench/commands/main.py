@@ -16,6 +16,7 @@ usage: spectrum-bench <command> [words]
 text_to_image.py and text_to_video.py are `run`.
 """
 
+import re
 import sys
 from importlib import import_module
 
@@ -58,5 +59,7 @@ def config_of(name: str, given: list[str]) -> str:
     from spectrum_bench.paths import ROOT
 
     model = next((word.removeprefix("model=") for word in given if word.startswith("model=")), "")
+    if not re.fullmatch(r"[\w.-]{1,200}", model):
+        return "base"  # which says what is wrong with it
     path = ROOT / "configs" / "model" / f"{model}.yaml"
     return "video" if path.is_file() and "fps" in yaml.safe_load(path.read_text(encoding="utf-8")) else "base"

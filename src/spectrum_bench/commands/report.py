@@ -22,8 +22,9 @@ OPTIONS = {"reference": None, "out": None, "baseline": "", "align": "passes", "m
 def main(argv: list[str]) -> None:
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
     rows = arguments.count("rows", options["rows"])
-    if not options["margin"].replace(".", "", 1).isdecimal():
-        raise UserError(f"margin={options['margin']} is no percentage: write margin=1")
+    margin = options["margin"]
+    if not (margin.isascii() and margin.replace(".", "", 1).isdecimal() and float(margin) <= 100):
+        raise UserError(f"margin={margin[:80]} is no percentage: write margin=1")
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
     from spectrum_bench.reporting.tables import BUDGETS
@@ -35,6 +36,6 @@ def main(argv: list[str]) -> None:
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
     out = Path(options["out"])
     choices = {key: options[key] for key in ("align", "baseline")}
-    table = write_report(experiments, reference, out, rows, margin=float(options["margin"]) / 100, **choices)
+    table = write_report(experiments, reference, out, rows, margin=float(margin) / 100, **choices)
     print(plain(table))
     print(f"\nTables, plot and page: {(out / 'index.html').resolve()}")

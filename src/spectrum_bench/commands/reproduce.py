@@ -116,22 +116,26 @@ def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: 
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
     from spectrum_bench.reporting.paper import lines_of, output_folder, side_by_side
-    from spectrum_bench.sampling.records import write_atomically
+    from spectrum_bench.reporting.rows import Table
     from spectrum_bench.scoring.evaluation import evaluate
     from spectrum_bench.scoring.experiments import read_experiment
 
     out = out or output_folder(plan)
     reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)
     list(evaluate(others, reference))
-    table = write_report(others, reference, out, rows, baseline=None if plan.baseline in failed else plan.baseline)
+    texts: dict[str, bytes] = {}
+
+    def beside(table: Table) -> dict[str, bytes]:
+        if any(run.cited for run in plan.runs):
+            texts["paper.md"] = side_by_side(table, plan).encode()
+        figure = plots.sweep(lines_of(table, plan), plan.line.rpartition(".")[2]) if plan.line else {}
+        return texts | {f"figure.{kind}": data for kind, data in figure.items()}
+
+    baseline = None if plan.baseline in failed else plan.baseline
+    table = write_report(others, reference, out, rows, baseline=baseline, beside=beside)
     print(plain(table))
-    if any(run.cited for run in plan.runs):
-        text = side_by_side(table, plan)
-        write_atomically(out / "paper.md", text.encode())
-        print(f"\n{text}")
-    if plan.line:
-        for kind, data in plots.sweep(lines_of(table, plan), plan.line.rpartition(".")[2]).items():
-            write_atomically(out / f"figure.{kind}", data)
+    for text in texts.values():
+        print(f"\n{text.decode()}")
     print(f"\nReport: {(out / 'index.html').resolve()}")
     if failed:
         raise UserError(

@@ -26,6 +26,7 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
     folders: list[Path] = []
     options = dict(defaults)
     for argument in argv:
+        check_length(argument)
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
             raise UserError(f"no option {argument}: give folders and {known} (see --help)")
@@ -47,13 +48,23 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
     return folders, {key: str(value) for key, value in options.items()}
 
 
+def check_length(argument: str) -> None:
+    """Refuse what no file system takes for a path.
+
+    Raises:
+        UserError: a name in it is too long.
+    """
+    if len(argument) > 4000 or max(len(os.fsencode(part)) for part in argument.split("/")) > 240:
+        raise UserError(f"{argument[:80]}... is too long: use names of at most 200 characters")
+
+
 def count(key: str, value: str) -> int:
     """The value of an option as a number of prompts, at least 1.
 
     Raises:
         UserError: the value is no whole number.
     """
-    if not value.isdecimal() or int(value) < 1:
+    if not (value.isascii() and value.isdecimal() and len(value) <= 6) or int(value) < 1:
         raise UserError(f"{key}={value} is no number of prompts: write {key}=16")
     return int(value)
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from markupsafe import Markup
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import cells, comparisons, formats, notes, tables
+from spectrum_bench.reporting.folder import replace_folder
 from spectrum_bench.reporting.notes import distinct
 from spectrum_bench.reporting.pictures import Gallery, Picture, exact, thumbnail
 from spectrum_bench.reporting.plots import INK, drawn, quality_speed
 from spectrum_bench.reporting.rows import Row, Table
-from spectrum_bench.sampling.records import write_atomically
 from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.metrics import METRICS
 
@@ -31,6 +32,7 @@ def write_report(
     align: str = "passes",
     baseline: str | None = None,
     margin: float = 0.01,
+    beside: Callable[[Table], Mapping[str, bytes]] | None = None,
 ) -> Table:
     """Write the files of all formats and the page, index.html, into `out`: table.md, .csv and .tex, prompts.csv,
     plot.png and .svg, and with a baseline differences.md and .csv.
@@ -40,6 +42,7 @@ def write_report(
         align: passes, latency or memory: at how much of it methods are compared.
         baseline: the row from which the others' differences are taken.
         margin: share of the reference's own score that a method may lose to be named as fast enough.
+        beside: gives further files of the report, which come and go with it.
 
     Raises:
         UserError: the experiments make no table, no row has the baseline's name, or `out` cannot be written.
@@ -50,9 +53,9 @@ def write_report(
     table.comparison = comparisons.compare(table, baseline) if baseline else None
     files = formats.render(table)
     files["index.html"] = page(table, files, rows).encode()
+    files |= beside(table) if beside else {}
     try:
-        for name, data in files.items():
-            write_atomically(out / name, data)
+        replace_folder(out, files)
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another out=<folder>") from None
     return table

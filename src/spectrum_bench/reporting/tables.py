@@ -1,6 +1,5 @@
 """The table of scored experiments: reading, aligning, naming and ranking its rows. `formats.py` writes it."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from spectrum_bench.reporting.rows import Costs, Digest, Latents, Role, Row, Tab
 from spectrum_bench.scoring.experiments import Experiment, check_reference
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.metrics.contracts import Metric
+from spectrum_bench.scoring.results import load
 from spectrum_bench.scoring.stats import estimate, tied
 from spectrum_bench.scoring.summary import Summary
 
@@ -79,24 +79,8 @@ def read_scores(experiment: Experiment, reference: Experiment) -> Scored:
         UserError: the scores are missing or damaged, or the experiment or its reference has changed since.
     """
     check_reference(experiment, reference)
-    command = f"python src/evaluate.py {experiment.folder} reference={reference.folder}"
-    try:
-        scores = _read_csv(experiment)
-        summary: Summary = json.loads((experiment.folder / "summary.json").read_text(encoding="utf-8"))
-        fingerprints = (summary["records_sha256"], summary["reference"]["records_sha256"])
-        digest = make_digest(summary)
-    except FileNotFoundError:
-        raise UserError(f"{experiment.folder} is not scored: {command}") from None
-    except (ValueError, KeyError):
-        raise UserError(f"the scores in {experiment.folder} cannot be read: {command}") from None
-    if fingerprints != (experiment.fingerprint, reference.fingerprint):
-        raise UserError(f"{experiment.folder} was scored before it or its reference was last changed: {command}")
-    return Scored(experiment, scores, digest)
-
-
-def _read_csv(experiment: Experiment) -> pd.DataFrame:
-    scores = pd.read_csv(experiment.folder / "metrics.csv", float_precision="round_trip").drop(columns="id")
-    return scores.set_index(["prompt_index", "seed"]).astype(float)
+    scores, summary = load(experiment, reference)
+    return Scored(experiment, scores, make_digest(summary))
 
 
 def make_digest(summary: Summary) -> Digest:

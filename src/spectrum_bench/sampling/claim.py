@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.identity import Identity, canonical, labels
+from spectrum_bench.sampling.reading import Damaged, check, dump_yaml, parse_yaml, read_text
 from spectrum_bench.sampling.records import only_run, write_atomically
 from spectrum_bench.sampling.settings import SCHEMA, RunSettings
 
@@ -37,19 +37,20 @@ def claim(folder: Path, settings: RunSettings, who: Identity, prompts_sha256: st
     config |= {"labels": labels(settings), "prompts_sha256": prompts_sha256, "identity": same}
     config["model"] |= {"weights": settings.model.weights}
     try:
-        write_atomically(path, yaml.safe_dump(config, allow_unicode=True, sort_keys=False).encode())
+        write_atomically(path, dump_yaml(config).encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another output_base_path") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: choose another exp_name, or remove that folder")
-    return found
+        config = parse_yaml(read_text(path, reading.CONFIG))
+        check(dict[str, Any], config)
+        check(int, config.get("schema", 1))
+        check(dict[str, Any], config.get("identity") or {})
+    except Damaged as reason:
+        raise UserError(f"{path} is damaged: choose another exp_name, or remove that folder ({reason})") from None
+    return config
 
 
 def _compare(folder: Path, new: Mapping[str, Any], existing: Mapping[str, Any]) -> None:

@@ -9,6 +9,12 @@ from pathlib import Path
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.identity import Identity, sample_id
+from spectrum_bench.sampling.limits import MOST_JOBS
+from spectrum_bench.sampling.reading import Damaged, read_bytes
+
+# A tokenizer's 77 to 512 tokens are some 2 KB; one line of 10 MB took 107 s of tokenizing a sample.
+LONGEST = 2**16  # bytes of a prompt
+LARGEST = 2**28  # bytes of a prompt file: some million prompts
 
 
 @dataclass(frozen=True)
@@ -38,24 +44,25 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None) -> 
     """The prompts of a UTF-8 text file, one a line, empty lines left out; the first `limit` of them.
 
     Raises:
-        UserError: no such file, not UTF-8, or no prompt in it.
+        UserError: no such file or no ordinary one, too large, not UTF-8, or no prompt in it.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, LARGEST)
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no prompt file {path}: give prompt_file=<text file with one prompt a line>") from None
-    except IsADirectoryError:
-        raise UserError(f"prompt_file={path} is a folder: name a text file with one prompt a line") from None
-    except PermissionError:
-        raise UserError(f"prompt file {path} may not be read: check its permissions") from None
+    except Damaged as reason:
+        raise UserError(f"prompt file {reason}: name a text file with one prompt a line") from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(f"{path} is not UTF-8 (line {line}): convert it, e.g. iconv -f latin1 -t utf-8") from None
     prompts = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
     if not prompts:
         raise UserError(f"{path} holds no prompt: write one a line")
+    for index, prompt in enumerate(prompts):
+        if len(prompt.encode()) > LONGEST:
+            raise UserError(f"{path}: prompt {index} has more than {LONGEST // 1024} KiB: write one prompt a line")
     return Prompts(tuple(prompts[:limit]), hashlib.sha256(data).hexdigest())
 
 
@@ -66,7 +73,12 @@ def make_jobs(prompts: Sequence[str], seed: int, who: Identity, samples: int = 1
 
     Args:
         who: the part of the settings that decides pixels, by `identity`.
+
+    Raises:
+        UserError: more samples than anybody makes in one run.
     """
+    if len(prompts) * samples > MOST_JOBS:
+        raise UserError(f"{len(prompts)} prompts times {samples} are more than {MOST_JOBS:,} samples: take fewer")
     jobs = []
     for each in range(seed, seed + samples):
         before: Counter[str] = Counter()

@@ -4,6 +4,7 @@
 there is a small copy with loss (yuv420p) for viewing.
 """
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.limits import MOST_PIXELS
+from spectrum_bench.sampling.reading import Damaged, check_file
 
+FILE = 2**32  # bytes of a sample's file
 Pixels = NDArray[np.uint8]  # (H, W, 3) of a picture, (F, H, W, 3) of a clip
 
 # Settings of imageio's ffmpeg plugin.
@@ -57,12 +61,23 @@ def read(path: Path) -> Pixels:
         Unreadable: the file is not an RGB PNG, is a clip coded with loss, or cannot be decoded. (H.264 has no checksum;
             a Record's sha256 shows other damage.)
     """
-    path.stat()
+    try:
+        check_file(path, FILE)
+    except Damaged as reason:
+        raise Unreadable(f"is damaged ({reason})") from None
     try:
         return _read_picture(path) if path.suffix == ".png" else _read_clip(path)
-    except (OSError, SyntaxError, RuntimeError) as error:  # how Pillow and ffmpeg answer to damaged files
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders answer to damaged files with any kind of it
         reason = str(error).split("\n")[0]
         raise Unreadable(f"is damaged ({reason})") from None
+
+
+def _check_size(pixels: float) -> None:
+    """Before anything is decoded: a file of some kilobytes can stand for gigabytes."""
+    if not 0 < pixels <= MOST_PIXELS:
+        raise Unreadable(f"has {pixels:,.0f} pixels, more than {MOST_PIXELS:,}")
 
 
 def _read_picture(path: Path) -> Pixels:
@@ -70,6 +85,7 @@ def _read_picture(path: Path) -> Pixels:
     with Image.open(path) as image:
         if image.format != "PNG" or image.mode != "RGB":
             raise Unreadable(f"is {image.format} {image.mode}, not RGB PNG")
+        _check_size(image.width * image.height)
         return np.asarray(image)
 
 
@@ -78,7 +94,12 @@ def _read_clip(path: Path) -> Pixels:
         coding = clip.metadata()["pix_fmt"]
         if not coding.startswith(("gbrp", "rgb")):
             raise Unreadable(f"is coded as {coding}, with loss, not as RGB")
-        frames = list(clip.iter())
+        pixels = math.prod(clip.metadata()["size"])
+        _check_size(pixels)
+        frames = []
+        for frame in clip.iter():
+            frames.append(frame)
+            _check_size(pixels * len(frames))
     if not frames:
         raise OSError("no frame in it")
     return np.stack(frames)

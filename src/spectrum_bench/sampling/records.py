@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -10,11 +12,16 @@ from pathlib import Path
 from typing import IO, TypedDict
 
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.limits import MOST_STEPS
+from spectrum_bench.sampling.reading import Damaged, parse_json, read_text, shown, typed
+from spectrum_bench.sampling.settings import SCHEMA
 
 
-class Latency(TypedDict):
-    """Seconds. A step's is the median of its kind; `skipped_step` is None where no step is skipped."""
+class Latency(TypedDict, total=False):
+    """Seconds. A step's is the median of its kind; `skipped_step` is None where no step is skipped. All of them, or
+    none where nothing was measured."""
 
     text: float
     denoise: float
@@ -101,13 +108,13 @@ def save_failure(folder: Path, failure: Failure) -> None:
 
 def read_failures(folder: Path) -> list[Failure]:
     """The samples that failed, in the order of the prompts."""
-    found = []
+    failures = []
     for path in (Path(folder) / "failures").glob("*.json"):
         try:
-            found.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged: delete it, and its sample is tried again") from None
-    return sorted(found, key=lambda f: (f.prompt_index, f.seed))
+            failures.append(typed(Failure, parse_json(read_text(path, reading.RECORD))))
+        except Damaged as reason:
+            raise UserError(f"{path} is damaged: delete it, and its sample is tried again ({reason})") from None
+    return sorted(failures, key=lambda failure: (failure.prompt_index, failure.seed))
 
 
 @contextmanager
@@ -140,7 +147,16 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 def finished(folder: Path) -> set[str]:
     """Ids of the samples whose record and picture are both there."""
-    return {r.id for r in _records(folder) if (folder / r.sample).exists()}
+    return {record.id for record in _records(folder) if sample_file(folder, record).is_file()}
+
+
+def sample_file(folder: Path, record: Record) -> Path:
+    """The sample's file. A link that leads out of the experiment's samples/ counts as no file: what lies there is not
+    the run's, and may be another run's picture.
+    """
+    path = folder / record.sample
+    inside = os.path.realpath(folder / "samples") + os.sep
+    return path if os.path.realpath(path).startswith(inside) else path.with_name(f"{path.name} (a link out of samples)")
 
 
 def collect_records(folder: Path) -> list[Record]:
@@ -158,22 +174,72 @@ def read_records(folder: Path) -> list[Record]:
         UserError: the directory or the file is missing, or holds no record.
     """
     path = Path(folder) / "records.jsonl"
-    if not path.is_file():
-        raise UserError(f"{folder} is no experiment directory (no records.jsonl): name a folder that a run has made")
     try:
-        records = [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged or of another version: run the experiment into a fresh folder") from None
+        lines = read_text(path, reading.TABLE).split("\n")
+        records = [_record(line, f"line {number}: ") for number, line in enumerate(lines, 1) if line]
+        _check_distinct(records)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no experiment directory (no records.jsonl): name a folder that a run has made"
+        ) from None
+    except Damaged as reason:
+        raise UserError(
+            f"{path} is damaged or of another version ({reason}): run the experiment into a fresh folder"
+        ) from None
     if not records:
         raise UserError(f"{path} is empty: run the experiment first")
     return records
 
 
 def _records(folder: Path) -> list[Record]:
-    found = []
+    records = []
     for path in (folder / "records").glob("*.json"):
         try:
-            found.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged: delete it, and its sample is made again") from None
-    return found
+            record = _record(read_text(path, reading.RECORD))
+            if record.id != path.stem or not record.latency:
+                raise Damaged(f"id is {record.id}" if record.latency else "latency is empty")
+        except Damaged as reason:
+            raise UserError(f"{path} is damaged: delete it, and its sample is made again ({reason})") from None
+        records.append(record)
+    return records
+
+
+def _record(text: str, place: str = "") -> Record:
+    try:
+        record = typed(Record, parse_json(text))
+        if wrong := next(_nonsense(record), None):
+            raise Damaged(wrong)
+    except Damaged as reason:
+        raise Damaged(f"{place}{reason}") from None
+    return record
+
+
+def _nonsense(record: Record) -> Iterator[str]:
+    """What of a record has the right type and cannot be."""
+    counts = {"prompt_index": record.prompt_index, "seed": record.seed, "nfe": record.nfe}
+    counts |= {"cache_bytes": record.cache_bytes, "peak_memory_bytes": record.peak_memory_bytes or 0}
+    times = {f"latency.{name}": value or 0 for name, value in record.latency.items()}
+    yield from (f"{name} is {value}" for name, value in (counts | times).items() if value < 0)
+    if lacking := sorted(Latency.__annotations__.keys() - record.latency.keys() if record.latency else ()):
+        yield f"latency.{lacking[0]} is missing"
+    steps, computed = record.num_inference_steps, record.computed_steps
+    if not 1 <= steps <= MOST_STEPS:
+        yield f"num_inference_steps is {steps}"
+    if computed != sorted(set(computed)) or computed and not 0 <= computed[0] <= computed[-1] < steps:
+        yield "computed_steps are no steps of the sample"
+    if not re.fullmatch(r"[\w-]{1,64}", record.id):
+        yield f"id is {shown(record.id)}"
+    if not re.fullmatch(r"samples/\w[\w.-]{0,99}", record.sample):
+        yield f"sample is {shown(record.sample)}, not a file below samples/"
+    if not 1 <= record.schema <= SCHEMA:
+        yield f"schema is {record.schema}"
+
+
+def _check_distinct(records: list[Record]) -> None:
+    for name, counts in (
+        ("prompt {} with seed {}", Counter((record.prompt_index, record.seed) for record in records)),
+        ("id {}", Counter((record.id,) for record in records)),
+        ("sample {}", Counter((record.sample,) for record in records)),
+    ):
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise Damaged(f"two records of {name.format(*twice[0])}")

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from spectrum_bench.checks import one_of, whole
+from spectrum_bench.checks import brief, is_number, one_of, whole
 from spectrum_bench.errors import BadValue
+from spectrum_bench.sampling import limits
 
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
@@ -54,7 +55,14 @@ class Part:
 
     @classmethod
     def from_node(cls, node: Mapping[str, Any]) -> "Part":
-        """A node of a configuration: `_target_`, `_partial_`, `revision` and the constants."""
+        """A node of a configuration: `_target_`, `_partial_`, `revision` and the constants.
+
+        Raises:
+            BadValue: it names nothing, or a constant is no finite number.
+        """
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            raise BadValue(f"{brief(node)} is no schedule, forecaster or site: its YAML needs a _target_")
+        limits.check_values(node["_target_"].rpartition(".")[2], node)
         constants = {
             key: cls.from_node(value) if isinstance(value, Mapping) and "_target_" in value else value
             for key, value in node.items()
@@ -83,6 +91,8 @@ class MethodSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MethodSettings":
         algo, site = config["algo"], config.get("site")
+        limits.check_mapping("algo", algo)
+        limits.check_name("algo.name", algo.get("name"))
         described = ("name", "forecaster", "paper", "fidelity")
         return cls(
             name=str(algo["name"]),
@@ -135,12 +145,19 @@ class ModelSettings:
             BadValue: a value of the wrong kind.
         """
         known = {entry.name for entry in fields(cls)} - {"extra"}
+        limits.check_mapping("model", node)
+        limits.check_name("model.name", node.get("name"))
+        limits.check_mapping("model.scheduler", node.get("scheduler") or {})
+        limits.check_values("model", node)
         given = {key: value for key, value in node.items() if key in known and value is not None}
         if "metrics" in given:
+            if not isinstance(given["metrics"], list) or not all(isinstance(name, str) for name in given["metrics"]):
+                raise BadValue(f"model.metrics={brief(given['metrics'])} is no list: write [psnr,ssim]")
             given["metrics"] = tuple(given["metrics"])
         extra = {key: value for key, value in node.items() if key not in known}
         settings = cls(**given, extra=extra)
         settings._check(node)
+        limits.check_arguments(node.get("arguments", {}))
         return settings
 
     def _check(self, node: Mapping[str, Any]) -> None:
@@ -148,21 +165,36 @@ class ModelSettings:
             if (value := getattr(self, key)) is not None:
                 one_of(f"model.{key}", value, DTYPES)
         one_of("model.init", self.init, INITS)
+        for key in ("repo", "variant", "judge", "note", "dev_prompts"):
+            if not isinstance(node.get(key, ""), str | None):
+                raise BadValue(f"model.{key}={brief(node[key])} is no text")
+            if node.get(key) is not None and key in ("repo", "judge", "dev_prompts"):
+                limits.check_path(f"model.{key}", node[key])
+        if not isinstance(self.vae_tiling, bool):
+            raise BadValue(f"model.vae_tiling={brief(self.vae_tiling)} is neither true nor false")
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))
-            if not (isinstance(value, int) and value > 0 and value % 16 == 0):
-                raise BadValue(f"model.{key} must be a positive multiple of 16 pixels, not {value}")
-        whole("model.frame_stride", self.frame_stride)
+            if not (isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % 16 == 0):
+                raise BadValue(f"model.{key} must be a positive multiple of 16 pixels, not {brief(value)}")
+            whole(f"model.{key}", value, *limits.MODEL[key])
+        whole("model.frame_stride", self.frame_stride, *limits.MODEL["frame_stride"])
+        self._check_clip()
+
+    def _check_clip(self) -> None:
         frames = self.num_frames if self.num_frames is not None else 1
-        if not (isinstance(frames, int) and frames > 0 and (frames - 1) % self.frame_stride == 0):
+        is_count = isinstance(frames, int) and not isinstance(frames, bool)
+        if not (is_count and frames > 0 and (frames - 1) % self.frame_stride == 0):
             raise BadValue(
                 f"model.num_frames must be 1 more than a multiple of {self.frame_stride} (the VAE's step in time; "
-                f"another one's is model.frame_stride), not {frames}"
+                f"another one's is model.frame_stride), not {brief(frames)}"
             )
+        whole("model.num_frames", frames, *limits.MODEL["num_frames"])
+        if frames * self.width * self.height > limits.MOST_PIXELS:
+            raise BadValue(f"{frames} frames of {self.width} x {self.height} pixels are too many for a sample")
         if self.num_frames is not None and self.fps is None:
             raise BadValue(f"model={self.name} has num_frames but no fps: write into its YAML how fast its clips run")
-        if self.fps is not None and not (isinstance(self.fps, (int, float)) and 0 < self.fps <= 240):
-            raise BadValue(f"model.fps must be a number of frames a second, not {self.fps}")
+        if self.fps is not None and not (is_number(self.fps) and 0 < self.fps <= 240):
+            raise BadValue(f"model.fps must be a number of frames a second, not {brief(self.fps)}")
 
     def to_config(self) -> dict[str, Any]:
         """The node of a configuration: some keys always, and the others if they differ from their defaults."""
@@ -190,7 +222,7 @@ class RuntimeSettings:
     attention: str | None = None
 
     def __post_init__(self) -> None:
-        whole("runtime.batch_size", self.batch_size)
+        whole("runtime.batch_size", self.batch_size, most=4096)
         if not isinstance(self.compile, bool):
             raise BadValue(f"runtime.compile={self.compile} is neither true nor false")
         if self.attention is not None:  # imported only when asked for: it takes seconds
@@ -205,6 +237,12 @@ class EngineSettings:
 
     address: str | None = None
     dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.address, str | None):
+            raise BadValue(f"engine.address={brief(self.address)} is no address: write auto or <host>:<port>")
+        if not isinstance(self.dashboard, bool):
+            raise BadValue(f"engine.dashboard={brief(self.dashboard)} is neither true nor false")
 
 
 @dataclass(frozen=True)
@@ -230,15 +268,14 @@ class RunSettings:
     keep_latents: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("num_inference_steps", "samples_per_prompt", "ngpu", "threads"):
-            whole(key, getattr(self, key))
-        for key in ("seed", "warmup_samples", "keep_latents"):
-            whole(key, getattr(self, key), 0)
-        if self.total_prompt_num is not None:
-            whole("total_prompt_num", self.total_prompt_num)
+        for key, (least, most) in limits.RUN.items():
+            if (value := getattr(self, key)) is not None or key != "total_prompt_num":
+                whole(key, value, least, most)
         if self.seed + self.samples_per_prompt > 2**63:
             raise BadValue(f"seed={self.seed} is too large: keep it below 2^63")
-        _check_folder_name(self.exp_name)
+        if not isinstance(self.retry_failed, bool):
+            raise BadValue(f"retry_failed={brief(self.retry_failed)} is neither true nor false")
+        limits.check_folder_name(self.exp_name)
         _check_device(self.device)
 
     @classmethod
@@ -251,15 +288,15 @@ class RunSettings:
         given = {entry.name: config[entry.name] for entry in fields(cls) if entry.name in config}
         for key in ("exp_name", "output_base_path", "prompt_file"):
             if key in given:
-                if given[key] is None:
-                    raise BadValue(f"{key} is null: name one")
-                given[key] = str(given[key])  # exp_name=20261122 is one
+                given[key] = limits.check_path(key, given[key])  # exp_name=20261122 is one
         if given.get("device") is not None:
             given["device"] = str(given["device"])
         given["model"] = ModelSettings.from_config(config["model"])
         given["method"] = MethodSettings.from_config(config)
-        given["runtime"] = RuntimeSettings(**config.get("runtime") or {})
-        given["engine"] = EngineSettings(**config.get("engine") or {})
+        for kind, key in ((RuntimeSettings, "runtime"), (EngineSettings, "engine")):
+            node = config.get(key, {})
+            limits.check_mapping(key, node, tuple(entry.name for entry in fields(kind)))
+            given[key] = kind(**node)
         return cls(**given)
 
     def to_config(self) -> dict[str, Any]:
@@ -277,16 +314,11 @@ class RunSettings:
         }
 
 
-def _check_folder_name(name: str) -> None:
-    if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part != ".." for part in name.split("/")):
-        raise BadValue(f"exp_name={name} is no folder below output_base_path: use letters, digits and -_=,.")
-
-
 def _check_device(device: str | None) -> None:
     if device is None:
         return
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BadValue(f"device={device} is none of cpu, cuda, cuda:<number>")
+        raise BadValue(f"device={brief(device)} is none of cpu, cuda, cuda:<number>")
     if device.startswith("cuda"):
         import torch
 

@@ -60,7 +60,9 @@ class Worker:
             self.warm = True
             pixels, figures = self.sampler.sample(job, observers)
             encoded = media.encode(pixels, self.settings.model.fps)
-        except (torch.OutOfMemoryError, MemoryError, NotFinite) as error:  # anything else may be the device's
+        except (torch.OutOfMemoryError, MemoryError, NotFinite, RuntimeError) as error:
+            if not of_the_sample(error):  # it may be the device's
+                raise
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return Failure.of(job, error), {}
@@ -89,6 +91,13 @@ class Worker:
             **labels(self.settings),
             **environment(self.device, torch.get_num_threads()),
         )
+
+
+def of_the_sample(error: Exception) -> bool:
+    """Whether an error is one sample's own: out of memory, for which torch has no class of its own on a CPU, or not
+    finite."""
+    own = isinstance(error, (torch.OutOfMemoryError, MemoryError, NotFinite))
+    return own or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def keep(folder: Path, outcome: Record | Failure, files: Files) -> Record | Failure:

@@ -3,7 +3,6 @@ themselves."""
 
 import csv
 import io
-import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from spectrum_bench.errors import MetricUnavailable
-from spectrum_bench.sampling.records import Record, write_atomically
+from spectrum_bench.sampling.records import Record
 from spectrum_bench.sampling.settings import SCHEMA
 from spectrum_bench.scoring.anchors import sanity
 from spectrum_bench.scoring.experiments import Decoded, Experiment, check_reference, pairs
@@ -23,6 +22,7 @@ from spectrum_bench.scoring.metrics import METRICS, chosen
 from spectrum_bench.scoring.metrics.caption import judge_facts
 from spectrum_bench.scoring.metrics.contracts import Metric, Scores
 from spectrum_bench.scoring.metrics.isolated import header
+from spectrum_bench.scoring.results import save
 from spectrum_bench.scoring.scorers import Item, Scorers, load, score, windows
 from spectrum_bench.scoring.stats import as_json, estimate
 from spectrum_bench.scoring.summary import Anchors, LatentErrors, MetricSummary, Summary
@@ -91,10 +91,7 @@ def evaluate(
             rulers[key] = Ruler(scorers, sanity(decoded, scorers))
         rows, failed = score_pairs(experiment, decoded, rulers[key], track)
         summary = summarise(experiment, reference, names, rows, rulers[key], failed)
-        write_atomically(experiment.folder / "metrics.csv", to_csv(rows, columns(names)).encode())
-        text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(experiment.folder / "summary.json", f"{text}\n".encode())
-        yield summary
+        yield save(experiment.folder, summary, to_csv(rows, columns(names)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,8 +193,8 @@ def summarise(
     return {
         "schema": SCHEMA,
         "experiment": experiment.name,
-        "records_sha256": experiment.fingerprint,
-        "reference": {"path": str(reference.folder), "records_sha256": reference.fingerprint},
+        **experiment.digests,
+        "reference": {"path": str(reference.folder), **reference.digests},
         "samples": len(rows),
         "unpaired": {
             "experiment": len(experiment.records) - len(rows),

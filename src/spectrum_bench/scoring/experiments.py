@@ -6,25 +6,42 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import psutil
-import yaml
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling import media
+from spectrum_bench.sampling import media, reading
 from spectrum_bench.sampling.media import Pixels
-from spectrum_bench.sampling.records import Record, read_records
+from spectrum_bench.sampling.reading import Damaged, check_file, misfits, parse_yaml, read_bytes, read_text
+from spectrum_bench.sampling.records import Record, read_records, sample_file
 from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, RuntimeSettings
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 
 # Defaults of model settings. A newer config.yaml leaves them out; an older one may have them.
 UNNAMED = {entry.name: entry.default for entry in fields(ModelSettings)} | {"scheduler": {}, "arguments": {}}
 
+LATENTS = 2**32  # bytes of the latents of a sample's steps
+# What config.yaml has at least, or may have, that scores and tables read.
+CONFIG = {"exp_name": str | int | float | None, "schema": int, "model": dict[str, Any] | None}
+CONFIG |= {"runtime": dict[str, Any] | None}
+MODEL = {"name": str | None, "judge": str | None, "metrics": list[str] | None, "fps": float | None}
+MODEL |= {"repo": str | None, "note": str | None, "width": int, "height": int}
+
 log = logging.getLogger(__name__)
+
+
+class Digests(TypedDict):
+    """SHA-256 of a run's records, which hold times and so tell it even from its own repetition, of its settings, and
+    of its samples' hashes."""
+
+    records_sha256: str
+    config_sha256: str
+    samples_sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +83,14 @@ class Experiment:
         return {(r.prompt_index, r.seed): r for r in self.records}
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash of records.jsonl. Records hold times, so it tells a run even from its own repetition."""
-        return hashlib.sha256((self.folder / "records.jsonl").read_bytes()).hexdigest()
+    def digests(self) -> Digests:
+        """What tells this state of the run from any other."""
+        files = "".join(f"{r.id} {r.sha256 or _sha256(self.sample(r))}\n" for r in self.records)
+        return {
+            "records_sha256": _sha256(self.folder / "records.jsonl"),
+            "config_sha256": _sha256(self.folder / "config.yaml"),
+            "samples_sha256": hashlib.sha256(files.encode()).hexdigest(),
+        }
 
     @property
     def is_full(self) -> bool:
@@ -78,7 +100,29 @@ class Experiment:
     def latents(self, record: Record) -> NDArray[np.float32] | None:
         """The scheduler's latents after each step, (T, ...) float32; None if they were not kept."""
         path = self.folder / "latents" / f"{record.id}.safetensors"
-        return load_file(path)["latents"] if path.is_file() else None
+        try:
+            check_file(path, LATENTS)
+            latents = load_file(path)["latents"]
+            if latents.dtype != np.float32 or latents.ndim < 2 or not np.isfinite(latents).all():
+                raise Damaged(f"{path} holds no finite latents, a row a step")
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as reason:
+            raise UserError(f"{path} is damaged ({reason}): delete it and run again") from None
+        except Damaged as reason:
+            raise UserError(f"{reason}: delete it and run again") from None
+        return latents
+
+    def sample(self, record: Record) -> Path:
+        """The sample's file.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = sample_file(self.folder, record)
+        if not path.exists():
+            raise UserError(f"no sample {path}: run the experiment again, it makes only what is missing")
+        return path
 
     def picture(self, record: Record) -> Pixels:
         """The sample's pixels: (H, W, 3) uint8, of a clip (F, H, W, 3).
@@ -86,16 +130,21 @@ class Experiment:
         Raises:
             UserError: the file is missing, damaged, or coded with loss, so that it cannot be compared.
         """
-        path = self.folder / record.sample
+        path = self.sample(record)
         try:
             pixels = media.read(path)
-        except FileNotFoundError:
-            raise UserError(f"no sample {path}: run the experiment again, it makes only what is missing") from None
         except media.Unreadable as reason:
             raise UserError(f"{path} {reason}: delete it and run again") from None
-        if record.sha256 not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+        if record.sha256 not in (None, _sha256(path)):
             raise UserError(f"{path} has changed since it was made: delete it and run again")
         return pixels
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_bytes(path, reading.TABLE)).hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"no {path}: run the experiment again") from None
 
 
 class Decoded:
@@ -174,13 +223,27 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or this version cannot read it.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path, reading.CONFIG)
     except FileNotFoundError:
         raise UserError(f"no {path}: name a folder that a run has made") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path} is not YAML: run the experiment again into a fresh folder") from None
+    except Damaged as reason:
+        raise UserError(f"{reason}: run the experiment again into a fresh folder") from None
+    try:
+        config = parse_yaml(text)
+    except Damaged as reason:
+        raise UserError(f"{path} {reason}: run the experiment again into a fresh folder") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no settings: run the experiment again into a fresh folder")
+    wrong = [f for key, hint in CONFIG.items() if key in config for f in misfits(config[key], hint, key)]
+    model = config.get("model") or {}
+    if not wrong:
+        wrong = [f for key, hint in MODEL.items() if key in model for f in misfits(model[key], hint, f"model.{key}")]
+    if not wrong and model.get("fps") is not None and not 0 < model["fps"] <= 240:
+        wrong = [f"model.fps is {model['fps']}"]
+    if wrong:
+        raise UserError(
+            f"{path} is damaged or of another version ({wrong[0]}): run the experiment again into a fresh folder"
+        )
     schema = config.get("schema", 1)  # the first had no number
     if schema not in range(1, SCHEMA + 1):
         raise UserError(f"{path} was made by a newer version (schema {schema}): update")

@@ -1,7 +1,7 @@
 """summary.json, the result of an evaluation, and the same as lines for a person."""
 
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from spectrum_bench.scoring.stats import EstimateJson
 
@@ -11,6 +11,8 @@ class Source(TypedDict):
 
     path: str
     records_sha256: str
+    config_sha256: NotRequired[str]
+    samples_sha256: NotRequired[str]
 
 
 class Unpaired(TypedDict):
@@ -50,20 +52,23 @@ class Anchors(TypedDict):
 
 
 class Summary(TypedDict):
-    """The whole of summary.json."""
+    """The whole of summary.json. What may be missing is missing in schema 1, which commit 6771973 wrote."""
 
-    schema: int
+    schema: NotRequired[int]
     experiment: str
     records_sha256: str
+    config_sha256: NotRequired[str]
+    samples_sha256: NotRequired[str]  # of the files' own hashes
+    metrics_sha256: NotRequired[str]
     reference: Source
     samples: int
     unpaired: Unpaired
     seeds: list[int]
     identical_pairs: int
     metrics: dict[str, MetricSummary]
-    latents: LatentErrors | None
+    latents: NotRequired[LatentErrors | None]
     anchors: Anchors
-    judge: dict[str, Any] | None  # judge.json, as its training left it
+    judge: NotRequired[dict[str, Any] | None]  # judge.json, as its training left it
     versions: dict[str, str]
 
 

@@ -1,0 +1,97 @@
+"""The ground that attacks are made on: a child process for each, with limits of time and memory."""
+
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SECONDS = 10  # of the processor's time
+PATIENCE = 60  # seconds on the clock, on a machine that others use too
+ROOM = 2 * 2**30  # bytes beyond what the parent has
+ACCEPTED = 77  # exit code of a child that went on to its work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attack."""
+
+    code: int  # negative: the signal that ended it
+    words: str  # what it wrote to stderr
+    made: frozenset[str]  # files that were not there before
+
+    @property
+    def verdict(self) -> str:
+        """refused, or what is wrong."""
+        if "Traceback" in self.words or "MemoryError" in self.words:
+            return "traceback"
+        if self.code < 0:
+            return "hang" if -self.code in (signal.SIGKILL, signal.SIGXCPU) else "crash"
+        if self.code in (0, ACCEPTED):
+            return "accepted"
+        lines = self.words.splitlines()
+        if self.code != 1 or len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) > 1500:
+            return "unclear"
+        return "left something behind" if self.made else "refused"
+
+
+def files(folder: Path) -> frozenset[str]:
+    return frozenset(str(path) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def attack(work: Callable[[], object], folder: Path, home: Path | None = None) -> Outcome:
+    """Do the work in a child process that stands in `folder`; `home` is watched for new files, beside it."""
+    watched = [folder, *([home] if home else [])]
+    before = frozenset().union(*map(files, watched))
+    with tempfile.TemporaryFile() as errors:
+        pid = os.fork()
+        if not pid:
+            _child(work, folder, errors.fileno())
+        code = _wait(pid)
+        errors.seek(0)
+        words = errors.read().decode(errors="replace")
+    return Outcome(code, words, frozenset().union(*map(files, watched)) - before)
+
+
+def _child(work: Callable[[], object], folder: Path, errors: int) -> None:
+    code = 99
+    try:
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(errors, 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
+        spent = int(time.process_time()) + SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (spent, spent))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _wait(pid: int) -> int:
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGKILL
