@@ -73,6 +73,14 @@ def test_dicache():
     assert computed(ask(minus, 10, entering=probe, probe=probe)[0]) == [0, 1, 2, 9]
 
 
+def test_dicache_retains_as_many_steps_as_the_code_of_its_model():
+    """0.2 of 10 steps: FLUX computes step 2 too, HunyuanVideo and Wan may skip it (Bujiazi/DiCache@dd7f0de)."""
+    rule = {"threshold": 9.0, "retention": 0.2}
+    still = {"entering": [0.5] * 10, "probe": [1.0] * 10}
+    assert computed(ask(gates.dicache(**rule), 10, **still)[0]) == [0, 1, 2, 9]
+    assert computed(ask(gates.dicache(**rule, beyond=False, last=0), 10, **still)[0]) == [0, 1]
+
+
 @pytest.mark.parametrize("now,progress", [(1.0, 0.5), (2.5, 1.25), (9.0, 4.5)])
 def test_dicache_tells_how_far_the_probe_has_come(now, progress):
     """The probe's residual went from 0 to 2 between the two computed steps; now it is at `now`."""

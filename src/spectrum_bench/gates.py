@@ -154,10 +154,12 @@ def dicache(
     retention: Share,
     last: int = 1,
     minus: bool = False,
+    beyond: bool = True,
 ) -> bool:
     """DiCache (arXiv:2508.17356, Bujiazi/DiCache): compute when the probe's relative changes from step to step, summed,
-    reach `threshold`. `minus`: count |probe's change - input's change|. The forecaster `aligned` asks the state for the
-    probe's progress."""
+    reach `threshold`. `minus`: count |probe's change - input's change|. `beyond`: the step behind the retained ones is
+    computed too, as in the code for FLUX; that for HunyuanVideo and Wan may skip it. The forecaster `aligned` asks the
+    state for the probe's progress."""
     state.residual = seen[PROBE] - seen[ENTERING]
     probe, entering = _change(seen[PROBE], state.probe), _change(seen[ENTERING], state.entering) if minus else None
     change, moved, state.gamma = read(probe, entering, state.measured())
@@ -165,7 +167,7 @@ def dicache(
     if minus:
         state.entering = seen[ENTERING]
     state.total += math.nan if change is None else change if moved is None else abs(change - moved)
-    if math.floor(retention * T) < step < T - last and state.total < threshold:
+    if math.floor(retention * T) + beyond <= step < T - last and state.total < threshold:
         return False
     state.residuals = [*state.residuals, state.residual][-2:]
     state.total = 0.0
