@@ -89,6 +89,42 @@ def test_dicache_tells_how_far_the_probe_has_come(now, progress):
     assert computed(decisions) == [0, 1] and state.progress() == progress
 
 
+@pytest.mark.parametrize("now", [1.0, 2.0], ids=["0/0", "1/0"])
+def test_a_probe_that_stood_still_tells_nothing(now):
+    """Then the newest feature is reused; 0 / 0 as progress made a picture of nan."""
+    gate = gates.dicache(threshold=100, retention=0.5, last=0)
+    decisions, state = ask(gate, 3, entering=[1.0, 1.0, 1.0], probe=[2.0, 2.0, 1.0 + now])
+    assert computed(decisions) == [0, 1] and state.progress() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_zero_that_is_forecast_rightly_hides_no_error(dtype):
+    """SpeCa's error of two elements: 0 / 0 counts as 0, 1 / 1 as 1; nan would be above no limit."""
+    real, forecast = torch.tensor([0.0, 1.0], dtype=dtype), torch.tensor([0.0, 2.0], dtype=dtype)
+    assert gates.relative(forecast, real) == pytest.approx(0.5, rel=1e-2)
+    assert gates.relative(torch.ones_like(real), torch.zeros_like(real)) > 1e4
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        gates.accumulated(threshold=9.0, polynomial=[-1.0, 0.0], last=0),
+        gates.first_block(threshold=9.0),
+        gates.easycache(threshold=9.0, first=1, last=0),
+        gates.dicache(threshold=9.0, retention=0, last=0),
+        gates.dicache(threshold=9.0, retention=0, minus=True, last=0),
+        gates.confidence(threshold=9.0, last=0),
+    ],
+    ids=lambda gate: gate.name,
+)
+@pytest.mark.parametrize("now", [0.0, 1.0], ids=["0/0", "1/0"])
+def test_a_ratio_to_zero_is_computed(gate, now):
+    """All that the gate compares with is 0."""
+    signals = {name: [0.0] * 7 + [now] for name in ("modulated", "entering", "latent", "output")}
+    decisions, _ = ask(gate, 8, probe=[0.0] * 7 + [now], **signals)
+    assert all(decisions)
+
+
 def test_confidence():
     """A straight probe: the first test has nothing to go by, the second reuse (off by 1/16), then Taylor is exact until
     the probe bends at step 9, where the newest failures, 5 and 6, say 19; the last step is forced."""

@@ -69,7 +69,7 @@ def accumulated(
     """
     change = relative_change(seen[MODULATED], state.modulated)
     state.modulated = seen[MODULATED]
-    state.total += float(np.polyval(polynomial, change))
+    state.total += float(np.polyval(polynomial, change)) if math.isfinite(change) else math.inf
     if first <= step < T - last and state.total < threshold:
         return False
     state.total = 0.0
@@ -133,6 +133,8 @@ class DiCacheState(Progressing):
     gamma: float | None = None  # the probe's progress at this step
 
     def progress(self) -> float | None:
+        if self.gamma is None or not math.isfinite(self.gamma):
+            return None  # the probe stood still between the two: it tells nothing
         return self.gamma
 
     def measured(self) -> Tensor | None:
@@ -310,7 +312,10 @@ def speca(
 
 
 def relative(forecast: Tensor, real: Tensor) -> float:
-    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds."""
+    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds. The floor below
+    |real| is 0 in float16, and 0 / 0 would pass every test."""
+    if real.dtype == torch.float16:
+        forecast, real = forecast.float(), real.float()
     return float(((forecast - real).abs() / (real.abs() + 1e-10)).float().mean())
 
 
@@ -320,8 +325,9 @@ def relative_change(new: Tensor, old: Tensor | None) -> float:
 
 
 def distance(new: Tensor, old: Tensor) -> float:
-    """mean |new - old| / mean |old|."""
-    return float(size(new - old) / size(old))
+    """mean |new - old| / mean |old|; inf where that is 0 / 0 or nan: nobody can tell, and the step is computed."""
+    ratio = float(size(new - old) / size(old))
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def _change(new: Tensor, old: Tensor | None) -> Tensor | None:
