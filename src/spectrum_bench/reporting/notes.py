@@ -16,6 +16,8 @@ NOT_MEASURED = "not measured"
 NO_SKIPPED_STEP = "no step is skipped"
 OTHER_RUNTIME = "a speedup needs the same runtime"
 
+FRONT = "†"  # the sign of the Pareto front of quality against budget
+
 DIFFERENCES = (
     "Mean paired difference with its 95 % interval over prompts; p by flipping signs at random, corrected for the "
     "number of methods (Holm) in each metric; share of prompts on which the method wins. Bold: more than chance "
@@ -59,10 +61,10 @@ def _means(rows: list[Row], align: str) -> str:
     seeds = ", ".join(map(str, sorted({record.seed for row in rows for record in row.records})))
     return (
         f"Means over {reference.prompt_count} prompts ({len(reference.records)} samples, seed {seeds}) against "
-        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: no method "
-        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'} "
-        "is better by more than chance (paired differences, uncorrected for their number); "
-        "nothing where that is all of them."
+        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Of the methods "
+        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'}, bold: none is better by "
+        "more than chance, and one is worse by more than chance (paired differences, uncorrected for their number); "
+        f"{FRONT}: none has a better mean."
     )
 
 
