@@ -234,3 +234,9 @@ def test_forecasters_have_their_authors_constants_for_each_model():
     assert settings("model=flux", "algo=dicache").method.forecaster.constants["most"] == 1.5
     ratios = settings("model=hunyuan", "algo=magcache", "schedule.ratios=${calibrated:magcache,ratios_720p}")
     assert ratios.method.schedule.constants["ratios"][1] == 1.0754
+
+
+def test_video_models_are_decoded_as_spectrums_code_does():
+    hunyuan, wan, small = (settings(f"model={name}").model for name in ("hunyuan", "wan14b", "wan1-3b"))
+    assert (hunyuan.fps, hunyuan.vae_dtype, hunyuan.vae_tiling) == (24, "bfloat16", True)
+    assert wan.vae_tiling and small.vae_tiling

@@ -107,6 +107,18 @@ def test_the_cheapest_row_is_not_bold_for_being_cheap(home, tmp_path):
     assert r"\textdagger{}" in formats.latex(table) and "†" in formats.plain(table)
 
 
+@pytest.mark.parametrize("steps,said", [(50, False), (28, True)])
+def test_a_table_says_which_time_spectrum_runs_over(tmp_path, steps, said):
+    """At 50 steps it is the published one."""
+    forecaster = f"spectrum(degree=4, ridge=0.1, blend=1.0, steps={steps})"
+    fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES, "nocache", steps, steps)
+    noisy = fabricate.noisy(PICTURES, 9)
+    fabricate.experiment(tmp_path / "spectrum", PROMPTS, noisy, "spectrum", 9, steps, forecaster=forecaster)
+    score(tmp_path, "spectrum")
+    notes = " ".join(build(tmp_path, "spectrum").notes)
+    assert ("Spectrum's time runs over 28 steps; the published code has 50" in notes) == said
+
+
 def test_passes_sort_as_they_look(home):
     row = build(home).rows[3]
     row.costs = replace(row.costs, passes=13.984)

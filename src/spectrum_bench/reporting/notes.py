@@ -1,5 +1,6 @@
 """All prose of a report: why there is no number, what a reader must know to trust a table, and captions."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -49,6 +50,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
         *_partly_scored(rows),
         *_dropped(dropped),
         *_identical(others),
+        *_time_maps(others),
         *_anchors(others[0]),
         *(f"{METRICS[name].about}." for name in shared_metrics(rows) if METRICS[name].about),
         *_judge(others[0]),
@@ -104,6 +106,19 @@ def _identical(others: list[Row]) -> list[str]:
     counts = [(row, int(sum(row.scores["identical"]))) for row in others]
     identical = ", ".join(f"{row.experiment.name} {count} of {len(row.records)}" for row, count in counts if count)
     return [f"Identical to the reference in every pixel, counted as 100 dB: {identical}."] if identical else []
+
+
+def _time_maps(rows: list[Row]) -> list[str]:
+    """Whether Spectrum's polynomials span as many steps as the published code has written in."""
+    steps = sorted(
+        {int(n) for row in rows for n in re.findall(r"(?:spectrum|chebyshev_ridge)\(.*steps=(\d+)", row.forecaster)}
+    )
+    spans = ", ".join(str(n) for n in steps if n != 50)
+    return (
+        [f"Spectrum's time runs over {spans} steps; the published code has 50 written in (algo.forecaster.steps=50)."]
+        if spans
+        else []
+    )
 
 
 def _anchors(row: Row) -> list[str]:
