@@ -113,7 +113,7 @@ def test_a_zero_that_is_forecast_rightly_hides_no_error(dtype):
         gates.easycache(threshold=9.0, first=1, last=0),
         gates.dicache(threshold=9.0, retention=0, last=0),
         gates.dicache(threshold=9.0, retention=0, minus=True, last=0),
-        gates.confidence(threshold=9.0, last=0),
+        gates.confidence(threshold=0.5, last=0),
     ],
     ids=lambda gate: gate.name,
 )

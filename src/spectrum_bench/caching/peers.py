@@ -68,7 +68,7 @@ class Peer(Site):
         query = next(projections, None)
         if query is None:  # a U-Net's last block has no attention
             raise DoesNotFit(f"{self.package} caches nothing in {type(denoiser).__name__}: use our own algorithms")
-        undo.callback(_restore, {module: (set(vars(module)), dict(module._modules)) for module in denoiser.modules()})
+        undo.callback(_restore, {module: (dict(vars(module)), dict(module._modules)) for module in denoiser.modules()})
         self.switch_on(denoiser, session, undo)
         if self.calls is not None:
             undo.callback(denoiser.register_forward_pre_hook(_Counted(self, self.calls, denoiser, session)).remove)
@@ -249,11 +249,12 @@ def held(denoiser: nn.Module) -> list[Tensor]:
     return list(storages.values())
 
 
-def _restore(before: dict[nn.Module, tuple[set[str], dict[str, nn.Module | None]]]) -> None:
-    """Take out what the peers leave when switched off: empty registries, flags, forwards as attributes, and another
-    order of submodules, which is the order in which blocks run."""
-    for module, (names, modules) in before.items():
-        for name in set(vars(module)) - names:
+def _restore(before: dict[nn.Module, tuple[dict[str, Any], dict[str, nn.Module | None]]]) -> None:
+    """Take out what the peers leave when switched off: empty registries, flags, forwards as attributes, where an
+    offload hook has its own, and another order of submodules, which is the order in which blocks run."""
+    for module, (attributes, modules) in before.items():
+        for name in set(vars(module)) - set(attributes):
             delattr(module, name)
+        vars(module).update(attributes)
         module._modules.clear()
         module._modules.update(modules)
