@@ -67,8 +67,8 @@ def no_identity(denoiser: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-def sample(pipe, name: str, prompts=("a red ring",), seed: int = 0, steps: int = STEPS, callback=None) -> torch.Tensor:
-    """Latents of one call of the miniature `name`, one prompt a sample."""
+def sample(pipe, name: str, prompts=("a red ring",), seed=0, steps=STEPS, callback=None, **call) -> torch.Tensor:
+    """Latents of one call of the miniature `name`, one prompt a sample; `call` goes to the pipeline."""
     return pipe(
         list(prompts),
         num_inference_steps=steps,
@@ -76,7 +76,7 @@ def sample(pipe, name: str, prompts=("a red ring",), seed: int = 0, steps: int =
         output_type="latent",
         return_dict=False,
         callback_on_step_end=callback,
-        **recipe(name)["call"],
+        **(recipe(name)["call"] | call),
     )[0]
 
 

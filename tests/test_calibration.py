@@ -1,7 +1,9 @@
 """Fitting TeaCache's polynomial."""
 
 import json
+from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
 from spectrum_bench.lab import calibration
 from spectrum_bench.lab.calibration import Fit, Uncached
-from spectrum_bench.paths import CALIBRATION
+from spectrum_bench.paths import CALIBRATION, ROOT
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import identify
 
@@ -152,6 +154,20 @@ def test_hyca_is_refused_on_a_u_net(monkeypatch):
 def test_an_algorithm_that_needs_no_measuring_is_refused(compose):
     with pytest.raises(UserError, match="algo=fora needs no calibration: choose of teacache, magcache, sencache, hyca"):
         calibrate.main(compose("algo=fora", config_name="calibrate"))
+
+
+def test_constants_say_of_which_steps_scheduler_and_guidance_they_are():
+    for path in CALIBRATION.rglob("*.json"):
+        known = json.loads(path.read_text())
+        assert isinstance(known["steps"], int) and isinstance(known["guidance"], float) and known["scheduler"], path
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "hunyuan", "wan", "sdxl"])
+def test_the_scheduler_is_named_with_its_shift(name):
+    config = json.loads((ROOT / f"assets/tiny/{name}/scheduler/scheduler_config.json").read_text())
+    pipe = SimpleNamespace(scheduler=getattr(diffusers, config["_class_name"]).from_config(config))
+    known = json.loads((CALIBRATION / f"magcache/tiny-{name}.json").read_text())
+    assert calibrate.scheduler(pipe) == known["scheduler"]
 
 
 def test_published_constants_have_a_source():

@@ -5,9 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import TAYLOR, blocks, denoiser, inventory, run, sample
+from helpers import MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
 
 from spectrum_bench import forecasters, schedules
+from spectrum_bench.caching.history import History
+from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.clusters import Clusters, k_means, one_of_each
 from spectrum_bench.caching.sites.modules import Modules
 
@@ -34,6 +36,32 @@ def test_never_skip_a_b_a_and_nothing_stays(random_pipes, name):
 def correction(branch, slot):
     """How far the newest feature has been moved since its computed step."""
     return branch.histories[slot].correct(lambda feature: feature)
+
+
+def test_the_next_difference_starts_from_the_corrected_feature(random_pipes):
+    """As in the published code, where the correction goes into the Taylor expansion's factor of order 0."""
+    pipe, slot, corrected = random_pipes("flux"), "0.ff.0", []
+    with cached(pipe, schedule=MASK, forecaster=TAYLOR, site=SITE, num_steps=STEPS) as session:
+
+        def step_done(pipe, step, timestep, tensors):
+            if step == 3:  # 1 and 4 are computed
+                branch = session.branch
+                corrected.append(branch.histories[slot].features()[-1] + correction(branch, slot))
+            return session.callback(pipe, step, timestep, tensors)
+
+        sample(pipe, "flux", callback=step_done)
+        before, _ = session.branch.histories[slot].features()
+    assert torch.equal(before, corrected[0])
+
+
+def test_a_row_takes_its_correction_in_when_the_next_one_comes():
+    history = History()
+    history.append(torch.tensor([1.0]))
+    history.correct(lambda row: row + 0.5)
+    history.correct(lambda row: row * 2)
+    assert history.combine(np.ones(1)).tolist() == [1.0]
+    history.append(torch.tensor([4.0]))
+    assert history.combine(np.array([-1.0, 2.0])).tolist() == [5.0]  # 4 + (4 - 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -196,3 +196,48 @@ def test_senseless_triples_are_refused_in_one_line(compose, words, said):
     with pytest.raises(UserError) as error:
         build(settings(*words))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "model,words,constants",
+    [
+        ("flux", ["algo=dicache"], {"last": 1, "beyond": True}),
+        ("hunyuan", ["algo=dicache"], {"last": 0, "beyond": False}),
+        ("wan14b", ["algo=dicache"], {"last": 0, "beyond": False}),
+        ("flux", ["algo=speca"], {"threshold": 7, "decay": 0.3, "shortest": 2, "longest": 8, "first": 3}),
+        ("hunyuan", ["algo=speca"], {"threshold": 1, "decay": 0.1, "shortest": 3, "longest": 12, "first": 1}),
+        ("flux", ["algo=magcache"], {"down": False, "retention": 0.1, "always": [11]}),
+        ("hunyuan", ["algo=magcache"], {"down": True, "retention": 0.2}),
+        ("wan1-3b", ["algo=magcache"], {"down": False, "retention": 0.2}),
+    ],
+)
+def test_a_method_has_its_authors_constants_for_each_model(model, words, constants):
+    """Which differ between the models that they published it for."""
+    given = settings(f"model={model}", *words).method
+    assert constants.items() <= given.schedule.constants.items()
+    if words == ["algo=magcache"]:
+        assert len(given.schedule.constants["ratios"]) == (28 if model == "flux" else 50)
+
+
+def test_duca_for_hunyuan_video_is_what_its_fidelity_names():
+    """The settings with which it equals Shenyi-Z/TaylorSeer@288776d's mode of that name."""
+    words = ["+site.tokens.single=0", "+site.tokens.age_weight=0", "schedule.interval=5", "algo.warmup=1"]
+    assert " ".join(words) in (Path(CONFIGS) / "algo/duca.yaml").read_text(encoding="utf-8")
+    algorithm = build(settings("model=hunyuan", "algo=duca", *words))
+    assert (algorithm.site.tokens.single, algorithm.site.tokens.age_weight, algorithm.site.tokens.interval) == (0, 0, 5)
+    assert schedules.plan(algorithm.schedule, 50).nonzero()[0].tolist() == list(range(0, 50, 5))
+
+
+def test_forecasters_have_their_authors_constants_for_each_model():
+    assert settings("model=hunyuan", "algo=speca").method.forecaster.constants["order"] == 1
+    assert settings("model=flux", "algo=speca").method.forecaster.constants["order"] == 2
+    assert settings("model=wan14b", "algo=dicache").method.forecaster.constants["most"] == 2
+    assert settings("model=flux", "algo=dicache").method.forecaster.constants["most"] == 1.5
+    ratios = settings("model=hunyuan", "algo=magcache", "schedule.ratios=${calibrated:magcache,ratios_720p}")
+    assert ratios.method.schedule.constants["ratios"][1] == 1.0754
+
+
+def test_video_models_are_decoded_as_spectrums_code_does():
+    hunyuan, wan, small = (settings(f"model={name}").model for name in ("hunyuan", "wan14b", "wan1-3b"))
+    assert (hunyuan.fps, hunyuan.vae_dtype, hunyuan.vae_tiling) == (24, "bfloat16", True)
+    assert wan.vae_tiling and small.vae_tiling

@@ -73,12 +73,56 @@ def test_dicache():
     assert computed(ask(minus, 10, entering=probe, probe=probe)[0]) == [0, 1, 2, 9]
 
 
+def test_dicache_retains_as_many_steps_as_the_code_of_its_model():
+    """0.2 of 10 steps: FLUX computes step 2 too, HunyuanVideo and Wan may skip it (Bujiazi/DiCache@dd7f0de)."""
+    rule = {"threshold": 9.0, "retention": 0.2}
+    still = {"entering": [0.5] * 10, "probe": [1.0] * 10}
+    assert computed(ask(gates.dicache(**rule), 10, **still)[0]) == [0, 1, 2, 9]
+    assert computed(ask(gates.dicache(**rule, beyond=False, last=0), 10, **still)[0]) == [0, 1]
+
+
 @pytest.mark.parametrize("now,progress", [(1.0, 0.5), (2.5, 1.25), (9.0, 4.5)])
 def test_dicache_tells_how_far_the_probe_has_come(now, progress):
     """The probe's residual went from 0 to 2 between the two computed steps; now it is at `now`."""
     entering, probe = [1.0, 1.0, 1.0], [1.0, 3.0, 1.0 + now]
     decisions, state = ask(gates.dicache(threshold=100, retention=0.5, last=0), 3, entering=entering, probe=probe)
     assert computed(decisions) == [0, 1] and state.progress() == progress
+
+
+@pytest.mark.parametrize("now", [1.0, 2.0], ids=["0/0", "1/0"])
+def test_a_probe_that_stood_still_tells_nothing(now):
+    """Then the newest feature is reused; 0 / 0 as progress made a picture of nan."""
+    gate = gates.dicache(threshold=100, retention=0.5, last=0)
+    decisions, state = ask(gate, 3, entering=[1.0, 1.0, 1.0], probe=[2.0, 2.0, 1.0 + now])
+    assert computed(decisions) == [0, 1] and state.progress() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_zero_that_is_forecast_rightly_hides_no_error(dtype):
+    """SpeCa's error of two elements: 0 / 0 counts as 0, 1 / 1 as 1; nan would be above no limit."""
+    real, forecast = torch.tensor([0.0, 1.0], dtype=dtype), torch.tensor([0.0, 2.0], dtype=dtype)
+    assert gates.relative(forecast, real) == pytest.approx(0.5, rel=1e-2)
+    assert gates.relative(torch.ones_like(real), torch.zeros_like(real)) > 1e4
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        gates.accumulated(threshold=9.0, polynomial=[-1.0, 0.0], last=0),
+        gates.first_block(threshold=9.0),
+        gates.easycache(threshold=9.0, first=1, last=0),
+        gates.dicache(threshold=9.0, retention=0, last=0),
+        gates.dicache(threshold=9.0, retention=0, minus=True, last=0),
+        gates.confidence(threshold=0.5, last=0),
+    ],
+    ids=lambda gate: gate.name,
+)
+@pytest.mark.parametrize("now", [0.0, 1.0], ids=["0/0", "1/0"])
+def test_a_ratio_to_zero_is_computed(gate, now):
+    """All that the gate compares with is 0."""
+    signals = {name: [0.0] * 7 + [now] for name in ("modulated", "entering", "latent", "output")}
+    decisions, _ = ask(gate, 8, probe=[0.0] * 7 + [now], **signals)
+    assert all(decisions)
 
 
 def test_confidence():

@@ -9,6 +9,7 @@ from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run
 
 from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.peers import CacheDiT, DiffusersCache, held
+from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 
 NAMES = ("flux", "hunyuan", "wan")
@@ -95,6 +96,52 @@ def test_our_first_block_cache_is_dbcache_with_one_block(random_pipes, name, thr
     b, two = run(pipe, name, theirs, gates.observed(), REUSE)
     assert one.computed_steps == two.computed_steps and (len(one.computed_steps) < STEPS or threshold < 0.5)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+GUIDED = {"true_cfg_scale": 4.0, "negative_prompt": ["blurry"]}
+UNGUIDED = {"guidance_scale": 1.0}
+
+
+@pytest.mark.parametrize("name,call", [("flux", GUIDED), ("hunyuan", GUIDED), ("wan", UNGUIDED), ("wan", {})])
+@pytest.mark.parametrize("threshold", [0.3, 100.0])
+def test_cache_dit_is_told_how_many_calls_a_step_has(random_pipes, name, call, threshold):
+    """Else it takes one guidance branch's residual for the other's, and every other step for the other branch."""
+    pipe = random_pipes(name)
+    theirs = CacheDiT({"Fn_compute_blocks": 1, "residual_diff_threshold": threshold, "max_warmup_steps": 0})
+    b, two = run(pipe, name, theirs, gates.observed(), REUSE, **call)
+    assert len(two.branches) == (1 if call == UNGUIDED else 2)
+    assert all(branch.computed[0] == 0 for branch in two.branches.values())
+    if name != "hunyuan":  # there it caches the two stacks apart
+        a, one = run(pipe, name, TailResidual(), gates.first_block(threshold=threshold), REUSE, **call)
+        if threshold == 100.0 or call == UNGUIDED:  # in between its second branch follows the first one's decision
+            assert [branch.computed for branch in one.branches.values()] == [b.computed for b in two.branches.values()]
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+def dropping(pipe, step, timestep, tensors):
+    """Guidance ends: from here on a step has one call."""
+    pipe._guidance_scale = 1.0 if step >= 1 else pipe._guidance_scale
+    return tensors
+
+
+@pytest.mark.parametrize("peer", ["dbcache", "cachedit_taylorseer"])
+def test_a_peer_that_counts_calls_is_refused_where_their_number_changes(random_pipes, peer):
+    pipe = random_pipes("wan")
+    with cached(pipe, schedule=gates.observed(), forecaster=REUSE, site=PEERS[peer], num_steps=STEPS) as session:
+
+        def step_done(pipe, step, timestep, tensors):
+            return dropping(pipe, step, timestep, session.callback(pipe, step, timestep, tensors))
+
+        with pytest.raises(ValueError, match="changed from 2 to 1 a step at step 2"):
+            sample(pipe, "wan", callback=step_done)
+
+
+def test_a_peer_that_counts_calls_and_cannot_be_told_is_refused_at_the_first_step(random_pipes):
+    with pytest.raises(ValueError, match="PyramidAttentionBroadcast.* would mix this pipeline's two guidance branches"):
+        run(random_pipes("wan"), "wan", PEERS["pab"], gates.observed(), REUSE)
+    one = CacheDiT(RULE | {"enable_separate_cfg": False})
+    with pytest.raises(ValueError, match="cache-dit counts 1 calls a step, and this pipeline has 2"):
+        run(random_pipes("wan"), "wan", one, gates.observed(), REUSE)
 
 
 def test_what_cache_dit_cannot_do_is_said(random_pipes, monkeypatch):

@@ -91,6 +91,59 @@ def test_ties_share_the_bold(home):
     assert not best(build(home, "spectrum", "spectral"))  # nothing is told apart
 
 
+def test_the_cheapest_row_is_not_bold_for_being_cheap(home, tmp_path):
+    """`lone` is the worst, and nobody has as few passes: on the front, but no better than anyone."""
+    fabricate.experiment(home / "lone", PROMPTS, fabricate.noisy(PICTURES, 40), "lone", 5, site="Modules")
+    score(home, "lone")
+    try:
+        table = build(home, "fora", "spectrum", "spectral", "lone", "steps")
+    finally:
+        shutil.rmtree(home / "lone")
+    assert best(table) == {"spectrum", "spectral"}
+    front = {row.experiment.name for row in table.methods if row.results["psnr"].front}
+    assert front == {"lone", "spectrum", "spectral"}  # the two are equal
+    signed = [line for line in formats.markdown(table).splitlines() if "†" in line and line.startswith("| ")]
+    assert len(signed) == 3 and sum("**" in line for line in signed) == 2
+    assert r"\textdagger{}" in formats.latex(table) and "†" in formats.plain(table)
+
+
+@pytest.mark.parametrize("steps,said", [(50, False), (28, True)])
+def test_a_table_says_which_time_spectrum_runs_over(tmp_path, steps, said):
+    """At 50 steps it is the published one."""
+    forecaster = f"spectrum(degree=4, ridge=0.1, blend=1.0, steps={steps})"
+    fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES, "nocache", steps, steps)
+    noisy = fabricate.noisy(PICTURES, 9)
+    fabricate.experiment(tmp_path / "spectrum", PROMPTS, noisy, "spectrum", 9, steps, forecaster=forecaster)
+    score(tmp_path, "spectrum")
+    notes = " ".join(build(tmp_path, "spectrum").notes)
+    assert ("Spectrum's time runs over 28 steps; the published code has 50" in notes) == said
+
+
+def test_passes_sort_as_they_look(home):
+    row = build(home).rows[3]
+    row.costs = replace(row.costs, passes=13.984)
+    assert row.passes == "13.98/50"
+
+
+@pytest.mark.parametrize(
+    "site,method",
+    [
+        ("DiffusersCache(config=TaylorSeerCacheConfig)", "TaylorSeerCache"),
+        ("CacheDiT", "DBCache"),
+        ("CacheDiT(calibrator=FoCaCalibratorConfig)", "DBCache, FoCaCalibrator"),
+    ],
+)
+def test_a_peers_row_names_the_peers_method(tmp_path, site, method):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES)
+    noisy = fabricate.noisy(PICTURES, 9)
+    fabricate.experiment(
+        tmp_path / "peer", PROMPTS, noisy, "peer", 14, forecaster="reuse", schedule="observed", site=site
+    )
+    score(tmp_path, "peer")
+    table = build(tmp_path, "peer")
+    assert cells.body(table)[1][0].small == method and "reuse" not in formats.markdown(table)
+
+
 def test_dashes_say_why(home):
     table = build(home)
     reasons = cells.marks(table)
@@ -284,7 +337,7 @@ def test_csv_is_unrounded(home):
 
 def test_columns_of_csv_keep_their_names(home):
     """results/ and its readers know them."""
-    score = ["", "_low", "_high", "_best"]
+    score = ["", "_low", "_high", "_best", "_front"]
     metrics = [f"{name}{end}" for name in ("psnr", "ssim", "lpips", "caption") for end in score]
     best = [f"{name}_minus_best{end}" for name in ("psnr", "ssim") for end in score[:3]]
     assert list(frames.results(build(home)).columns) == [

@@ -79,6 +79,13 @@ def test_magcache_by_hand():
     ]  # 19 steps, 10 ratios
 
 
+def test_magcache_retains_as_many_steps_as_the_code_of_its_model():
+    """0.2 of 28 steps: 6 for FLUX, 5 for HunyuanVideo (Zehong-Ma/MagCache@8715292)."""
+    rule = {"ratios": [1.0] * 28, "threshold": 1.0, "longest": 99, "retention": 0.2}
+    assert schedules.magcache(28, **rule).nonzero()[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert schedules.magcache(28, **rule, down=True).nonzero()[0].tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     "make",
     [

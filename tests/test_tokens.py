@@ -95,6 +95,28 @@ def test_only_the_chosen_tokens_are_computed(random_pipes):
     assert seen == {"ff": [64, 32, 32], "text": [16, 8, 8], "mlp": [80, 40, 40], "attention": [64, 80]}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_key_norm_is_of_the_keys_before_their_norm(random_pipes, name):
+    """As in Shenyi-Z/ToCa@e84096f, flux-ToCa: behind the QK-norm all keys are about as long."""
+    pipe, seen, handles = random_pipes(name), {}, []
+    attention = getattr(blocks(pipe)[0], "attn1" if name == "wan" else "attn")
+    for part in ("to_k", "add_k_proj"):
+        if getattr(attention, part, None) is not None:
+            hook = lambda m, args, out, part=part: seen.setdefault(part, out)  # noqa: E731
+            handles.append(getattr(attention, part).register_forward_hook(hook))
+    try:
+        site = Tokens(ratio=0.5, score="key_norm", interval=3)
+        _, session = run(pipe, name, site, partial(schedules.mask, steps=[0]), REUSE, steps=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    order = ("add_k_proj", "to_k") if name == "flux" else ("to_k", "add_k_proj")
+    keys = torch.cat([seen[part] for part in order if part in seen], 1)
+    expected = keys.unflatten(2, (attention.heads, -1)).norm(dim=3).mean(2)
+    importance = next(iter(session.branches.values())).own(tokens._BlockTokens, "0").importance
+    torch.testing.assert_close(importance, expected)
+
+
 def test_tokens_take_turns():
     """Equal importance, half of four tokens a step: by age the others come next; after a full step all are new."""
 

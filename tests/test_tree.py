@@ -1,5 +1,6 @@
 """What git holds: small files alone, and nothing that a command makes again."""
 
+import csv
 import subprocess
 from pathlib import Path
 
@@ -30,3 +31,15 @@ def test_large_files_are_weights(tracked):
 def test_generated_pages_stay_out(tracked):
     made = [p for p in tracked if ROOT / "results" in p.parents and p.suffix in (".html", ".png", ".tex")]
     assert not made
+
+
+def test_rows_that_are_withdrawn_are_marked_in_every_file(tracked):
+    listed = (ROOT / "results/WITHDRAWN.md").read_text(encoding="utf-8")
+    for path in tracked:
+        if ROOT / "results" not in path.parents or path.name not in ("table.csv", "differences.csv"):
+            continue
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        withdrawn = {row.get("algo") or row.get("method") for row in rows if row.get("withdrawn")}
+        text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").is_file() else ""
+        assert all(f"~~{name}~~ (withdrawn)" in text and f"`{name}`" in listed for name in withdrawn)
+        assert text.count("(withdrawn)") == 0 or withdrawn

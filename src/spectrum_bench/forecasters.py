@@ -103,7 +103,8 @@ def spectrum(times: Floats, t: float, *, degree: int, ridge: float, blend: float
 def hermite(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 1) -> Floats:
     """HiCache (arXiv:2508.16984): TaylorSeer with sigma^i H_i(sigma x) in place of x^i (H: physicists' Hermite).
 
-    Our reading: its code was not at hand. sigma = sqrt(1/2) makes order 1 TaylorSeer's.
+    As the authors' code in yiming-l21/CFGCache@bf339cb has it, whose launcher takes order 2, interval 7, first 3 and
+    sigma 0.5. sigma = sqrt(1/2) makes order 1 TaylorSeer's.
     """
     if not (checks.is_number(sigma) and 0 < sigma <= 1):
         raise BadValue(f"sigma (algo.sigma) must be a number in (0, 1], not {sigma}")
@@ -142,8 +143,11 @@ def adams_bashforth(times: Floats, t: float, *, order: int) -> Floats:
 def foca(times: Floats, t: float) -> Floats:
     """FoCa (arXiv:2508.16211, eqs. 6-8): forecast by BDF2, calibrate by Heun with the newest computed slope.
 
-    Our reading, step by step with unit steps and last differences as derivatives (no official code): each increment is
-    the mean of the one before it and of the slope D between the two newest computed steps, in closed form
+    Our reading, step by step with unit steps and last differences as derivatives (no official code); an independent
+    reading, Golden-Path's lib/foca.py (paper_literal, recursive), gives the same numbers. A helper of that name in
+    yiming-l21/CFGCache@96eec87, at every skipped step 7/6 of the newest computed feature less 1/6 of the older, has
+    nothing of the paper's equations. Each increment is the mean of the one before it and of the slope D between the two
+    newest computed steps, in closed form
     F(s + j) = F(s) + j D + (d - D)(1 - 2^-j), d the step into s from what was forecast for s - 1.
     """
     rows = np.eye(len(times))

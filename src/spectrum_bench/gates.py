@@ -70,7 +70,7 @@ def accumulated(
     """
     change = relative_change(seen[MODULATED], state.modulated)
     state.modulated = seen[MODULATED]
-    state.total += float(np.polyval(polynomial, change))
+    state.total += float(np.polyval(polynomial, change)) if math.isfinite(change) else math.inf
     if first <= step < T - last and state.total < threshold:
         return False
     state.total = 0.0
@@ -135,6 +135,8 @@ class DiCacheState(Progressing):
     gamma: float | None = None  # the probe's progress at this step
 
     def progress(self) -> float | None:
+        if self.gamma is None or not math.isfinite(self.gamma):
+            return None  # the probe stood still between the two: it tells nothing
         return self.gamma
 
     def measured(self) -> Tensor | None:
@@ -156,10 +158,12 @@ def dicache(
     retention: Share,
     last: int = 1,
     minus: bool = False,
+    beyond: bool = True,
 ) -> bool:
     """DiCache (arXiv:2508.17356, Bujiazi/DiCache): compute when the probe's relative changes from step to step, summed,
-    reach `threshold`. `minus`: count |probe's change - input's change|. The forecaster `aligned` asks the state for the
-    probe's progress."""
+    reach `threshold`. `minus`: count |probe's change - input's change|. `beyond`: the step behind the retained ones is
+    computed too, as in the code for FLUX; that for HunyuanVideo and Wan may skip it. The forecaster `aligned` asks the
+    state for the probe's progress."""
     state.residual = seen[PROBE] - seen[ENTERING]
     probe, entering = _change(seen[PROBE], state.probe), _change(seen[ENTERING], state.entering) if minus else None
     change, moved, state.gamma = read(probe, entering, state.measured())
@@ -167,7 +171,7 @@ def dicache(
     if minus:
         state.entering = seen[ENTERING]
     state.total += math.nan if change is None else change if moved is None else abs(change - moved)
-    if math.floor(retention * T) < step < T - last and state.total < threshold:
+    if math.floor(retention * T) + beyond <= step < T - last and state.total < threshold:
         return False
     state.residuals = [*state.residuals, state.residual][-2:]
     state.total = 0.0
@@ -311,7 +315,10 @@ def speca(
 
 
 def relative(forecast: Tensor, real: Tensor) -> float:
-    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds."""
+    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds. The floor below
+    |real| is 0 in float16, and 0 / 0 would pass every test."""
+    if real.dtype == torch.float16:
+        forecast, real = forecast.float(), real.float()
     return float(((forecast - real).abs() / (real.abs() + 1e-10)).float().mean())
 
 
@@ -321,8 +328,9 @@ def relative_change(new: Tensor, old: Tensor | None) -> float:
 
 
 def distance(new: Tensor, old: Tensor) -> float:
-    """mean |new - old| / mean |old|."""
-    return float(size(new - old) / size(old))
+    """mean |new - old| / mean |old|; inf where that is 0 / 0 or nan: nobody can tell, and the step is computed."""
+    ratio = float(size(new - old) / size(old))
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def _change(new: Tensor, old: Tensor | None) -> Tensor | None:

@@ -59,7 +59,14 @@ def mask(T: int, *, steps: Sequence[int]) -> Mask:
 
 
 def magcache(
-    T: int, *, ratios: Sequence[float], threshold: float, longest: int, retention: float, always: Sequence[int] = ()
+    T: int,
+    *,
+    ratios: Sequence[float],
+    threshold: float,
+    longest: int,
+    retention: float,
+    always: Sequence[int] = (),
+    down: bool = False,
 ) -> Mask:
     """MagCache (arXiv:2506.09045, Zehong-Ma/MagCache): skip while |1 - product of the `ratios` since the last computed
     step|, summed over the skipped steps, is at most `threshold`. It tells how far the stack's residual has shrunk or
@@ -71,6 +78,9 @@ def magcache(
         longest: most steps skipped in a row.
         retention: share of the steps that are computed at the beginning.
         always: entries of `ratios` whose steps are computed in any case.
+        down: round the retention's steps down, as the code for HunyuanVideo does; that for FLUX rounds to the nearest
+            whole number. That for Wan rounds calls down, two a step, which is the nearest step for the conditional
+            branch.
 
     Raises:
         BadValue: constants that make no sense, or no ratios for this model.
@@ -82,7 +92,8 @@ def magcache(
     checks.number("retention", retention, 0)
     checks.whole("longest", longest)
     out, ratio, error, skipped = np.ones(T, bool), 1.0, 0.0, 0
-    for step in range(max(1, math.floor(retention * T + 0.5)), T):
+    retained = math.floor(retention * T + (0 if down else 0.5))
+    for step in range(max(1, retained), T):
         entry = round(step * (len(ratios) - 1) / max(T - 1, 1))
         ratio, skipped = ratio * ratios[entry], skipped + 1
         error += abs(1 - ratio)

@@ -27,7 +27,7 @@ class History:
         return len(self._rows)
 
     def append(self, feature: Tensor) -> None:
-        """Keep a feature; nobody may write to it afterwards. It ends the correction of the row before.
+        """Keep a feature; nobody may write to it afterwards. The row before takes its correction in.
 
         Raises:
             DoesNotFit: its shape or dtype differs from the rows already here.
@@ -37,6 +37,8 @@ class History:
             raise DoesNotFit(f"the feature changed from {before} to {now} in a run")
         if feature.untyped_storage().nbytes() > feature.nbytes:
             feature = feature.clone()  # a slice would keep the text tokens beside it alive
+        if self._correction is not None:
+            self._rows[-1] = self._rows[-1] + self._correction
         self._rows.append(feature)
         self._correction = None
 
@@ -50,8 +52,8 @@ class History:
         self._rows[-1] = self._rows[-1].scatter(1, index, values.to(self._rows[-1].dtype))
 
     def correct(self, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        """Edit the newest row, with its earlier corrections in it. The row itself stays, and so does `combine`; the
-        correction lasts until the next row comes.
+        """Edit the newest row, with its earlier corrections in it. The row itself stays, and so does `combine`, until
+        the next row comes: then the row takes the correction in.
 
         Returns:
             The correction: how far all edits together have moved the row.

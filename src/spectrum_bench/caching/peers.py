@@ -41,9 +41,18 @@ class Peer(Site):
         return -1
 
     @property
-    def knows_branches(self) -> bool:
-        """Whether the guidance branches have states of their own; else two calls a step would mix them."""
-        return True
+    def calls(self) -> int | None:
+        """How many calls of the denoiser the peer takes for one step until it is told otherwise; None if it counts no
+        calls, because each guidance branch has a state of its own."""
+        return None
+
+    def tell(self, denoiser: nn.Module, calls: int) -> None:
+        """Tell the peer how many calls a step really has.
+
+        Raises:
+            DoesNotFit: it cannot be told.
+        """
+        raise DoesNotFit(f"{self} would mix this pipeline's two guidance branches: use our own algorithms")
 
     def switch_on(self, denoiser: nn.Module, session: Session, undo: ExitStack) -> None:
         """Attach the peer's own hooks."""
@@ -59,20 +68,51 @@ class Peer(Site):
         query = next(projections, None)
         if query is None:  # a U-Net's last block has no attention
             raise DoesNotFit(f"{self.package} caches nothing in {type(denoiser).__name__}: use our own algorithms")
-        undo.callback(_restore, {module: (set(vars(module)), dict(module._modules)) for module in denoiser.modules()})
+        undo.callback(_restore, {module: (dict(vars(module)), dict(module._modules)) for module in denoiser.modules()})
         self.switch_on(denoiser, session, undo)
+        if self.calls is not None:
+            undo.callback(denoiser.register_forward_pre_hook(_Counted(self, self.calls, denoiser, session)).remove)
         ran: list[bool] = []
         undo.callback(query.register_forward_pre_hook(lambda *_: ran.append(True)).remove)
 
         def observe(*_: Any) -> None:
-            if session.call > 0 and not self.knows_branches:
-                raise DoesNotFit(f"{self} would mix this pipeline's two guidance branches: use our own algorithms")
             if not ran:
                 session.branch.note_skipped(session.step)
             ran.clear()
 
         undo.callback(denoiser.register_forward_hook(observe).remove)
         session.held_elsewhere.append(lambda: sum(tensor.untyped_storage().nbytes() for tensor in held(denoiser)))
+
+
+class _Counted:
+    """A hook before each call of a denoiser, for a peer that counts calls: it is told at the first step how many a step
+    has, and a later step with another number is refused. A peer that goes on would take one guidance branch's features
+    for the other's."""
+
+    def __init__(self, peer: Peer, expected: int, denoiser: nn.Module, session: Session):
+        self.peer, self.expected, self.denoiser, self.session = peer, expected, denoiser, session
+        self.first: int | None = None  # step of this denoiser
+        self.step: int | None = None
+        self.count = 0  # calls in that step
+
+    def __call__(self, *_: Any) -> None:
+        if self.step != self.session.step:
+            if self.step is not None and self.count < self.expected:
+                self._expect(self.count)
+            self.first = self.session.step if self.first is None else self.first
+            self.step, self.count = self.session.step, 0
+        self.count += 1
+        if self.count > self.expected:
+            self._expect(self.count)
+
+    def _expect(self, calls: int) -> None:
+        if self.step != self.first:
+            raise DoesNotFit(
+                f"{self.peer.package}'s cache counts calls of the denoiser, and their number changed from "
+                f"{self.expected} to {calls} a step at step {self.step}: use our own algorithms"
+            )
+        self.peer.tell(self.denoiser, calls)
+        self.expected = calls
 
 
 @dataclass(frozen=True)
@@ -94,8 +134,8 @@ class DiffusersCache(Peer):
         return f"diffusers' {self.config}"
 
     @property
-    def knows_branches(self) -> bool:
-        return self.config not in ("PyramidAttentionBroadcastConfig", "FasterCacheConfig")  # they count calls
+    def calls(self) -> int | None:
+        return 1 if self.config in ("PyramidAttentionBroadcastConfig", "FasterCacheConfig") else None
 
     def __post_init__(self) -> None:
         given = dict(self.arguments) | dict.fromkeys(self.filled, 1)
@@ -136,6 +176,21 @@ class CacheDiT(Peer):
         self._configs(None)
 
     @property
+    def calls(self) -> int | None:
+        """Two, because the step of a pipeline with one is over before the difference matters, and it can then be told
+        so; the other way round the second call would have read the first one's features."""
+        return 2 if self.arguments.get("enable_separate_cfg", True) else 1
+
+    def tell(self, denoiser: nn.Module, calls: int) -> None:
+        if calls != 1:
+            raise DoesNotFit(
+                f"cache-dit counts {self.calls} calls a step, and this pipeline has {calls}: use our own algo"
+            )
+        network: Any = denoiser
+        for name in network._context_names:
+            network._context_manager.get_context(name).cache_config.enable_separate_cfg = False
+
+    @property
     def watched(self) -> int:
         return -1 - int(self.arguments.get("Bn_compute_blocks", 0))
 
@@ -145,8 +200,9 @@ class CacheDiT(Peer):
             library = importlib.import_module("cache_dit")
         except ImportError:
             raise DoesNotFit(f"algo=cachedit_* is an extra: pip install cache-dit=={CACHE_DIT}") from None
+        arguments = {"enable_separate_cfg": self.calls == 2} | self.arguments
         try:
-            cache = library.DBCacheConfig(num_inference_steps=steps, **self.arguments)
+            cache = library.DBCacheConfig(num_inference_steps=steps, **arguments)
             return cache, getattr(library, self.calibrator)(**self.constants) if self.calibrator else None
         except (AttributeError, TypeError, ValueError, AssertionError) as error:
             raise BadValue(f"site: cache-dit says {error}") from None
@@ -193,11 +249,12 @@ def held(denoiser: nn.Module) -> list[Tensor]:
     return list(storages.values())
 
 
-def _restore(before: dict[nn.Module, tuple[set[str], dict[str, nn.Module | None]]]) -> None:
-    """Take out what the peers leave when switched off: empty registries, flags, forwards as attributes, and another
-    order of submodules, which is the order in which blocks run."""
-    for module, (names, modules) in before.items():
-        for name in set(vars(module)) - names:
+def _restore(before: dict[nn.Module, tuple[dict[str, Any], dict[str, nn.Module | None]]]) -> None:
+    """Take out what the peers leave when switched off: empty registries, flags, forwards as attributes, where an
+    offload hook has its own, and another order of submodules, which is the order in which blocks run."""
+    for module, (attributes, modules) in before.items():
+        for name in set(vars(module)) - set(attributes):
             delattr(module, name)
+        vars(module).update(attributes)
         module._modules.clear()
         module._modules.update(modules)

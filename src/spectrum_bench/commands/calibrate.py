@@ -43,11 +43,11 @@ def main(cfg: DictConfig) -> None:
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
     fit = Fit(degree, clusters, settings.seed)
     constants = METHODS[algo](uncached, make_jobs(prompts.texts, settings.seed, {}), fit)
-    path = write(settings, origin(settings, len(prompts.texts), device) | constants)
+    path = write(settings, origin(settings, len(prompts.texts), device, pipe) | constants)
     print(f"written to {path}: algo={algo} model={name} reads it")
 
 
-def origin(settings: RunSettings, prompts: int, device: str) -> dict[str, Any]:
+def origin(settings: RunSettings, prompts: int, device: str, pipe: Any) -> dict[str, Any]:
     """Of what, and on what, constants were measured."""
     from spectrum_bench.sampling.clock import environment
 
@@ -59,10 +59,20 @@ def origin(settings: RunSettings, prompts: int, device: str) -> dict[str, Any]:
         "prompts": f"{prompts} of {settings.prompt_file}",
         "seed": settings.seed,
         "steps": settings.num_inference_steps,
+        "scheduler": scheduler(pipe),
+        "guidance": settings.model.arguments.get("guidance_scale"),
         "device": known["device"],
         "versions": known["versions"],
         "git_sha": known["git_sha"],
     }
+
+
+def scheduler(pipe: Any) -> str:
+    """The pipeline's scheduler and its shift of the noise levels: UniPCMultistepScheduler, shift 3."""
+    config = pipe.scheduler.config
+    shift = config.get("flow_shift", config.get("shift"))
+    words = "dynamic shift" if config.get("use_dynamic_shifting") else None if shift is None else f"shift {shift:g}"
+    return ", ".join(filter(None, [type(pipe.scheduler).__name__, words]))
 
 
 def write(settings: RunSettings, constants: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from scipy.cluster.vq import kmeans2
 
 from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
 from spectrum_bench.caching.session import Session, denoisers
-from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.caching.sites.base import Site, replace_forward
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.decisions import Seen, gate
 from spectrum_bench.errors import UserError
@@ -175,8 +175,7 @@ class Sensitivities(Observer):
                 self._measure(run, dict(zip(names, args, strict=False)) | kwargs, out[0])
             return out
 
-        denoiser.forward = forward
-        undo.callback(delattr, denoiser, "forward")
+        replace_forward(denoiser, forward, undo)
 
     def _measure(self, run: Callable[..., Any], given: dict[str, Any], v: torch.Tensor) -> None:
         name = "hidden_states" if "hidden_states" in given else "sample"

@@ -17,8 +17,9 @@ class Cell:
     """One figure of a table."""
 
     text: str
-    small: str = ""
+    small: str = ""  # beside it
     bold: bool = False
+    front: bool = False  # on the Pareto front
     reason: str | None = None  # why there is no number
     value: float | None = None  # to sort by
 
@@ -87,7 +88,7 @@ def _score(row: Row, name: str) -> Cell:
     bounds = ""
     if low is not None and high is not None:
         bounds = f"[{factor * low:.{digits}f}, {factor * high:.{digits}f}]"
-    return Cell(f"{factor * mean:.{digits}f}", bounds, result.best, value=mean)
+    return Cell(f"{factor * mean:.{digits}f}", bounds, result.best, result.front, value=mean)
 
 
 def _caching(row: Row) -> list[Cell]:

@@ -81,7 +81,7 @@ def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:
 
 
 def _md_cell(cell: Cell, marks: dict[str, str] | None = None) -> str:
-    body = f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)
+    body = (f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)) + notes.FRONT * cell.front
     mark = (marks or {}).get(cell.reason or "")
     return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
 
@@ -157,12 +157,13 @@ def _tex_lines(row: Row, line: list[Cell], marks: dict[str, str]) -> tuple[list[
 
 
 def _tex_figure(cell: Cell, marks: dict[str, str]) -> str:
-    body = rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+    body = (rf"\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)) + _tex(notes.FRONT) * cell.front
     mark = marks.get(cell.reason or "")
     return body + (rf"\textsuperscript{{{mark}}}" if mark else "")
 
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "---", "×": r"$\times$"}
+TEX |= {notes.FRONT: r"\textdagger{}"}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 TEX |= {c: rf"\{c}" for c in "&%$#_{}"}
 LATIN = {*map(chr, range(0xA1, 0x100)), *"–‘’“”…€"} - {*"«»ÐÞðþ"}  # these characters need no package
@@ -180,14 +181,14 @@ def _tex(text: str) -> str:
 
 
 def plain(table: Table) -> str:
-    """For a terminal: aligned columns, short; a star marks the best, intervals stand for PSNR alone."""
+    """For a terminal: aligned columns, short; a star marks what is bold elsewhere, intervals stand for PSNR alone."""
     titles, marks = cells.head(table), cells.marks(table)
     psnr = titles.index(METRICS["psnr"].title) if "psnr" in table.metrics else None
 
     def text(i: int, cell: Cell) -> str:
         small = f" {cell.small}" if i == psnr and cell.small else ""
         mark = marks.get(cell.reason or "")
-        return cell.text + "*" * cell.bold + small + (f" ({mark})" if mark else "")
+        return cell.text + "*" * cell.bold + notes.FRONT * cell.front + small + (f" ({mark})" if mark else "")
 
     lines = [[text(i, cell) for i, cell in enumerate(line)] for line in cells.body(table)]
     lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]

@@ -65,6 +65,7 @@ def _scores(row: Row) -> Columns:
         result = row.results.get(name)
         columns |= _estimate(name, result.estimate if result else None)
         columns[f"{name}_best"] = bool(result and result.best)
+        columns[f"{name}_front"] = bool(result and result.front)
         if result and METRICS[name].own and row.role != "reference":
             columns |= _estimate(f"{name}_minus_reference", result.minus_reference)
     return columns

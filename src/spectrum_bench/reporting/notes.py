@@ -1,5 +1,6 @@
 """All prose of a report: why there is no number, what a reader must know to trust a table, and captions."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ BUSY = "the device did other work meanwhile: no latency"
 NOT_MEASURED = "not measured"
 NO_SKIPPED_STEP = "no step is skipped"
 OTHER_RUNTIME = "a speedup needs the same runtime"
+
+FRONT = "†"  # the sign of the Pareto front of quality against budget
 
 DIFFERENCES = (
     "Mean paired difference with its 95 % interval over prompts; p by flipping signs at random, corrected for the "
@@ -47,6 +50,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
         *_partly_scored(rows),
         *_dropped(dropped),
         *_identical(others),
+        *_time_maps(others),
         *_anchors(others[0]),
         *(f"{METRICS[name].about}." for name in shared_metrics(rows) if METRICS[name].about),
         *_judge(others[0]),
@@ -59,10 +63,10 @@ def _means(rows: list[Row], align: str) -> str:
     seeds = ", ".join(map(str, sorted({record.seed for row in rows for record in row.records})))
     return (
         f"Means over {reference.prompt_count} prompts ({len(reference.records)} samples, seed {seeds}) against "
-        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Bold: no method "
-        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'} "
-        "is better by more than chance (paired differences, uncorrected for their number); "
-        "nothing where that is all of them."
+        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Of the methods "
+        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'}, bold: none is better by "
+        "more than chance, and one is worse by more than chance (paired differences, uncorrected for their number); "
+        f"{FRONT}: none has a better mean."
     )
 
 
@@ -102,6 +106,19 @@ def _identical(others: list[Row]) -> list[str]:
     counts = [(row, int(sum(row.scores["identical"]))) for row in others]
     identical = ", ".join(f"{row.experiment.name} {count} of {len(row.records)}" for row, count in counts if count)
     return [f"Identical to the reference in every pixel, counted as 100 dB: {identical}."] if identical else []
+
+
+def _time_maps(rows: list[Row]) -> list[str]:
+    """Whether Spectrum's polynomials span as many steps as the published code has written in."""
+    steps = sorted(
+        {int(n) for row in rows for n in re.findall(r"(?:spectrum|chebyshev_ridge)\(.*steps=(\d+)", row.forecaster)}
+    )
+    spans = ", ".join(str(n) for n in steps if n != 50)
+    return (
+        [f"Spectrum's time runs over {spans} steps; the published code has 50 written in (algo.forecaster.steps=50)."]
+        if spans
+        else []
+    )
 
 
 def _anchors(row: Row) -> list[str]:

@@ -112,6 +112,7 @@ def page(table: Table, drawings: dict[str, bytes], rows: int) -> str:
         head=cells.head(table),
         body=list(zip(table.rows, cells.body(table), strict=True)),
         marks=cells.marks(table),
+        front=notes.FRONT,
         notes=table.notes,
         plots=plots,
         by_step=inline(drawings["latents.svg"].decode(), "Error by step") if "latents.svg" in drawings else None,

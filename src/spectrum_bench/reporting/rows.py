@@ -1,5 +1,6 @@
 """The typed model of a report: rows with their costs and results, differences from a baseline, the table of both."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -58,7 +59,8 @@ class Result:
     estimate: Estimate
     minus_reference: Estimate | None = None  # None where the reference has no score of its own
     minus_best: Estimate | None = None  # from the best method; None where methods are not compared
-    best: bool = False  # no method of the same budget is better by more than chance
+    best: bool = False  # no method that costs as little is better by more than chance, and it is so than one of them
+    front: bool = False  # no method that costs as little has a better mean
 
 
 @dataclass(eq=False)
@@ -99,8 +101,8 @@ class Row:
 
     @property
     def passes(self) -> str:
-        """Passes of steps: 14/50."""
-        return f"{round(self.costs.passes, 1):g}/{self.costs.steps}"
+        """Passes of steps: 14/50, or 13.98/50; rows are sorted by their mean, and 13.98 is none of 14."""
+        return f"{round(self.costs.passes, 2):g}/{self.costs.steps}"
 
     @property
     def algo(self) -> str:
@@ -108,7 +110,8 @@ class Row:
 
     @property
     def forecaster(self) -> str:
-        return self.records[0].forecaster
+        """Of a peer, which decides and forecasts by itself, its own method."""
+        return _peers_method(self.site) if self.schedule == "observed" else self.records[0].forecaster
 
     @property
     def schedule(self) -> str:
@@ -121,6 +124,13 @@ class Row:
     def mean(self, metric: str) -> float | None:
         """The mean score, or None."""
         return self.results[metric].estimate.mean if metric in self.results else None
+
+
+def _peers_method(site: str) -> str:
+    """DiffusersCache(config=TaylorSeerCacheConfig) -> TaylorSeerCache; CacheDiT(calibrator=FoCaCalibratorConfig) ->
+    DBCache, FoCaCalibrator."""
+    words = [word.partition("=")[2].removesuffix("Config") for word in re.findall(r"(?:config|calibrator)=\w+", site)]
+    return ", ".join((["DBCache"] if site.startswith("CacheDiT") else []) + words) or site
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from spectrum_bench.scoring.stats import estimate, tied
 from spectrum_bench.scoring.summary import Summary
 
 Key = tuple[int, int]  # prompt index, seed
-# What methods are compared at: a method is marked best if no other on as small a budget, or a smaller one, beats it.
+# What methods are compared at: with those on as small a budget, or a smaller one.
 BUDGETS: dict[str, Callable[[Costs], float | None]] = {
     "passes": lambda costs: costs.passes,
     "latency": lambda costs: costs.latency_s,
@@ -180,28 +180,35 @@ def _place(row: Row, align: str) -> tuple[bool, float, float]:
 
 def mark_best(rows: list[Row], align: str) -> None:
     """Mark in each metric the methods that no method on as small a budget, or a smaller one, beats by more than chance,
-    by bootstrap of the paired differences; none if that is all of them. Give each its difference from the best."""
+    by bootstrap of the paired differences, and that beat one of those; and the front by their means. Give each its
+    difference from the best."""
     for name in shared_metrics(rows):
         methods = [row for row in rows if row.role == "method" and name in row.results]
         if len(methods) < 2 or methods[0].prompt_count < 2:
             continue
         means = {row: row.results[name].estimate.mean for row in methods}
         best = (max if METRICS[name].higher_is_better else min)(means, key=means.__getitem__)
-        winners = [row for row in methods if not any(beats(rival, row, name, align) for rival in methods)]
         for row in methods:
+            rivals = [r for r in methods if r is not row and _budget(r, align) <= _budget(row, align)]
             row.results[name] = replace(
                 row.results[name],
                 minus_best=estimate(_differences(row, best, name), row.prompts),
-                best=row in winners and len(winners) < len(methods),
+                best=any(better(row, r, name) for r in rivals) and not any(better(r, row, name) for r in rivals),
+                front=not any(_dominates(rival, row, name, align) for rival in rivals),
             )
 
 
-def beats(rival: Row, row: Row, name: str, align: str) -> bool:
-    """Whether the rival's budget is no larger than the row's and its score better by more than chance."""
-    if not METRICS[name].worse(row.results[name].estimate.mean, rival.results[name].estimate.mean):
+def better(row: Row, rival: Row, name: str) -> bool:
+    """Whether the row's score is better than the rival's by more than chance."""
+    if not METRICS[name].worse(rival.results[name].estimate.mean, row.results[name].estimate.mean):
         return False
-    affordable = _budget(rival, align) <= _budget(row, align)
-    return affordable and not tied(_differences(row, rival, name), row.prompts)
+    return not tied(_differences(rival, row, name), row.prompts)
+
+
+def _dominates(rival: Row, row: Row, name: str, align: str) -> bool:
+    """Whether a rival that costs no more has a better mean, or the same for less."""
+    own, other = row.results[name].estimate.mean, rival.results[name].estimate.mean
+    return METRICS[name].worse(own, other) or (own == other and _budget(rival, align) < _budget(row, align))
 
 
 def _differences(a: Row, b: Row, name: str) -> list[float]:

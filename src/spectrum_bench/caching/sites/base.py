@@ -1,5 +1,6 @@
 """The base of all sites, stand-ins for modules, and the hook at the first block for gates."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -62,6 +63,15 @@ class StandIn(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
+
+
+def replace_forward(denoiser: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
+    """Let a denoiser run `forward`; `undo` puts back what was there, which may be the wrapper of an offload hook."""
+    if "forward" in vars(denoiser):
+        undo.callback(setattr, denoiser, "forward", denoiser.forward)
+    else:
+        undo.callback(delattr, denoiser, "forward")
+    denoiser.forward = forward
 
 
 def observe_first_block(block: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:

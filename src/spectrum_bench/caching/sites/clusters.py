@@ -22,7 +22,9 @@ class Clusters(Site):
     At a computed step the tokens are clustered by their hidden state behind the first stack of blocks, image and text
     apart. At a skipped one each MLP of that stack runs for a random token of each cluster; these values replace the
     newest cached ones, in the image stream also moving all tokens of their cluster towards them by `share`, and the
-    forecast is moved by as much. What is replaced stays so until the next computed step.
+    forecast is moved by as much. What is replaced stays so, and the next computed step's difference starts from it. (Of
+    an order above 1 the published code keeps the higher differences that were made before the correction; here all are
+    made of the corrected rows.)
 
     Attributes:
         count: number of clusters of each stream.

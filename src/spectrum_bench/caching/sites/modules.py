@@ -8,7 +8,7 @@ from torch import nn
 
 from spectrum_bench.anatomy import Anatomy, all_blocks
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block
+from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block, replace_forward
 from spectrum_bench.decisions import Verifier
 from spectrum_bench.errors import DoesNotFit
 
@@ -119,5 +119,4 @@ def _compute_what_is_rejected(denoiser: nn.Module, session: Session, undo: ExitS
             out = run(*args, **kwargs)
         return out
 
-    denoiser.forward = forward
-    undo.callback(delattr, denoiser, "forward")
+    replace_forward(denoiser, forward, undo)

@@ -9,7 +9,7 @@ from torch import nn
 
 from spectrum_bench.anatomy import Anatomy, Argument
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.caching.sites.base import Site, replace_forward
 from spectrum_bench.errors import DoesNotFit
 
 
@@ -35,5 +35,4 @@ class OutputResidual(Site):
             v = x + session.branch.forecast("output")
             return Transformer2DModelOutput(sample=v) if kwargs.get("return_dict", True) else (v,)
 
-        denoiser.forward = forward
-        undo.callback(delattr, denoiser, "forward")
+        replace_forward(denoiser, forward, undo)

@@ -1,7 +1,7 @@
 """Token-wise caching: at a skipped step the MLPs run for the most important tokens, and attention is reused."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ def value_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, m
 
 
 def key_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
-    """As `value_norm`, of the keys."""
+    """As `value_norm`, of the keys as they enter the QK-norm, behind which all are about as long."""
     norm: Tensor = key.float().norm(dim=-1).mean(1)
     return norm
 
@@ -112,7 +112,8 @@ class Tokens(Site):
                 raise DoesNotFit(f"token-wise caching does not know the MLPs of {kind}: use site=last_block or modules")
             layer = depth[kind] = depth.get(kind, -1) + 1
             share = self.ratio * (1.5 - layer / 27) * (self.single if modules.fused else self.double)
-            choice = _Choice(self, session, str(i), max(share, 0.0))
+            text_first = modules.mlps.get("ff_context") == "head"
+            choice = _Choice(self, session, str(i), max(share, 0.0), text_first)
             for name, stand_in in _stand_ins(modules).items():
                 module = getattr(block, name)
                 if module is not None:  # SD3's last block has no ff_context
@@ -173,8 +174,9 @@ class _BlockTokens:
 class _Choice:
     """Chooses the tokens of a block's streams that are computed at a skipped step."""
 
-    def __init__(self, site: Tokens, session: Session, block: str, share: float):
+    def __init__(self, site: Tokens, session: Session, block: str, share: float, text_first: bool = False):
         self.site, self.session, self.block, self.share = site, session, block, share
+        self.norms = ("norm_added_k", "norm_k") if text_first else ("norm_k", "norm_added_k")  # in the tokens' order
 
     @property
     def state(self) -> _BlockTokens:
@@ -182,6 +184,7 @@ class _Choice:
 
     def look(
         self,
+        keys: dict[str, Tensor],
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -189,7 +192,9 @@ class _Choice:
         attn_mask: Tensor | None = None,
         **_: Any,
     ) -> None:
-        """At a computed step: how important each token is."""
+        """At a computed step: how important each token is. `keys` are those that entered a norm, by its name."""
+        if keys:
+            key = torch.cat([_by_head(keys[name], key.shape[1]) for name in self.norms if name in keys], 2)
         self.state.importance = SCORES[self.site.score](query, key, value, scale, attn_mask)
 
     def tokens(self, slot: str, count: int, place: str) -> Tensor | None:
@@ -214,6 +219,13 @@ class _Choice:
     def renew(self, slot: str) -> None:
         """After a computed step: reset the ages."""
         self.state.ages.pop(slot, None)
+
+
+def _by_head(keys: Tensor, heads: int) -> Tensor:
+    """(B, L, H D), (B, L, H, D) or (B, H, L, D) -> (B, H, L, D)."""
+    if keys.ndim == 3:
+        keys = keys.unflatten(2, (heads, -1))
+    return keys if keys.shape[1] == heads else keys.transpose(1, 2)
 
 
 class _Watch(TorchFunctionMode):
@@ -254,9 +266,24 @@ class _Attention(Cached):
         self.choice = choice
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        looked_at = self.session.computing and self.slot.endswith(("attn", "attn1"))
-        with _Watch(self.choice.look) if looked_at else nullcontext():
+        if not (self.session.computing and self.slot.endswith(("attn", "attn1"))):
             return super().forward(*args, **kwargs)
+        with ExitStack() as undo:
+            keys: dict[str, Tensor] = {}
+            if self.choice.site.score == "key_norm":
+                self._keep_what_enters_the_norms(keys, undo)
+            undo.enter_context(_Watch(partial(self.choice.look, keys)))
+            return super().forward(*args, **kwargs)
+
+    def _keep_what_enters_the_norms(self, keys: dict[str, Tensor], undo: ExitStack) -> None:
+        for name in self.choice.norms:
+            norm = getattr(self.module, name, None)
+            if norm is not None:
+
+                def keep(norm: nn.Module, args: Any, name: str = name) -> None:
+                    keys[name] = args[0]
+
+                undo.callback(norm.register_forward_pre_hook(keep).remove)
 
 
 class _FusedAttention(_Attention):
