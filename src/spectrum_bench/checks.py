@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from spectrum_bench.errors import BadValue
 
@@ -10,7 +10,7 @@ MOST = 10**6  # of what is counted: far beyond any use, and no machine's memory 
 LARGEST = 1e9  # of a number without a bound of its own
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
@@ -40,13 +40,13 @@ def number(name: str, value: object, least: float = -math.inf, most: float = mat
     Raises:
         BadValue: it is none.
     """
-    if not (is_number(value) and least <= value <= most):  # type: ignore[operator]
+    if not (is_number(value) and least <= value <= most):
         if math.isfinite(most):
             bounds = f" from {least:g} to {most:g}"
         else:
             bounds = f" of at least {least:g}" if math.isfinite(least) else ""
         raise BadValue(f"{name} must be a number{bounds}, not {brief(value)}")
-    return value  # type: ignore[return-value]
+    return value
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:

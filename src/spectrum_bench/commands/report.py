@@ -35,7 +35,14 @@ def main(argv: list[str]) -> None:
     reference = read_experiment(Path(options["reference"]))
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
     out = Path(options["out"])
-    choices = {key: options[key] for key in ("align", "baseline")}
-    table = write_report(experiments, reference, out, rows, margin=float(margin) / 100, **choices)
+    table = write_report(
+        experiments,
+        reference,
+        out,
+        rows,
+        margin=float(margin) / 100,
+        align=options["align"],
+        baseline=options["baseline"],
+    )
     print(plain(table))
     print(f"\nTables, plot and page: {(out / 'index.html').resolve()}")

@@ -75,4 +75,6 @@ def _keep(entry: Path, place: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Let two folders change places at once; False where the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)  # of Linux
-    return bool(rename) and rename(HERE, os.fsencode(one), HERE, os.fsencode(other), EXCHANGE) == 0
+    if rename is None:
+        return False
+    return bool(rename(HERE, os.fsencode(one), HERE, os.fsencode(other), EXCHANGE) == 0)

@@ -44,7 +44,7 @@ def claim(folder: Path, settings: RunSettings, who: Identity, prompts_sha256: st
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = parse_yaml(read_text(path, reading.CONFIG))
+        config: dict[str, Any] = parse_yaml(read_text(path, reading.CONFIG))
         check(dict[str, Any], config)
         check(int, config.get("schema", 1))
         check(dict[str, Any], config.get("identity") or {})

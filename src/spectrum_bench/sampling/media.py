@@ -63,8 +63,8 @@ def read(path: Path) -> Pixels:
     """
     try:
         check_file(path, FILE)
-    except Damaged as reason:
-        raise Unreadable(f"is damaged ({reason})") from None
+    except Damaged as damage:
+        raise Unreadable(f"is damaged ({damage})") from None
     try:
         return _read_picture(path) if path.suffix == ".png" else _read_clip(path)
     except Unreadable:

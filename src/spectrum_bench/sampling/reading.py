@@ -7,12 +7,12 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import yaml
 
@@ -111,13 +111,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
     """YAML without aliases, ten lines of which can stand for gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
-        return super().compose_node(parent, index)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
 
 def parse_yaml(text: str) -> Any:
@@ -134,14 +135,15 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def dump_yaml(value: Any) -> str:
     """YAML that `parse_yaml` reads: what occurs twice is written twice."""
-    return yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+    text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def typed(kind: type[Kind], value: Any) -> Kind:
     """
     if not isinstance(value, dict):
         raise Damaged("it is no object")
-    if wrong := next(_misfits_of(value, _hints(kind), _required(kind), ""), None):
+    if wrong := next(_misfits_of(value, _hints(cast(Hashable, kind)), _required(cast(Hashable, kind)), ""), None):
         raise Damaged(wrong)
     return kind(**value)
 

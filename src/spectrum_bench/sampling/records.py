@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, TypedDict
+from typing import IO, Any, TypedDict
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import reading
@@ -218,8 +218,9 @@ def _nonsense(record: Record) -> Iterator[str]:
     """What of a record has the right type and cannot be."""
     counts = {"prompt_index": record.prompt_index, "seed": record.seed, "nfe": record.nfe}
     counts |= {"cache_bytes": record.cache_bytes, "peak_memory_bytes": record.peak_memory_bytes or 0}
-    times = {f"latency.{name}": value or 0 for name, value in record.latency.items()}
-    yield from (f"{name} is {value}" for name, value in (counts | times).items() if value < 0)
+    latency = dict[str, Any](record.latency)
+    times: dict[str, float] = {f"latency.{name}": value or 0 for name, value in latency.items()}
+    yield from (f"{name} is {value}" for name, value in {**counts, **times}.items() if value < 0)
     if lacking := sorted(Latency.__annotations__.keys() - record.latency.keys() if record.latency else ()):
         yield f"latency.{lacking[0]} is missing"
     steps, computed = record.num_inference_steps, record.computed_steps

@@ -68,8 +68,13 @@ class Part:
             for key, value in node.items()
             if key not in ("_target_", "_partial_", "revision")
         }
-        target = MOVED.get(node["_target_"], node["_target_"])
-        return cls(target, constants, bool(node.get("_partial_")), whole("revision", node.get("revision", 1)))
+        target = str(node["_target_"])
+        return cls(
+            MOVED.get(target, target),
+            constants,
+            bool(node.get("_partial_")),
+            whole("revision", node.get("revision", 1)),
+        )
 
     def to_node(self) -> dict[str, Any]:
         """The node of a configuration. It has `revision` only if that is not 1."""

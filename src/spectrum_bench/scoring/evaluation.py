@@ -189,11 +189,13 @@ def summarise(
     Args:
         failed: metric -> why it failed, for metrics that were loaded.
     """
-    missing = ruler.scorers.missing | failed
+    missing, digests = ruler.scorers.missing | failed, experiment.digests
     return {
         "schema": SCHEMA,
         "experiment": experiment.name,
-        **experiment.digests,
+        "records_sha256": digests["records_sha256"],
+        "config_sha256": digests["config_sha256"],
+        "samples_sha256": digests["samples_sha256"],
         "reference": {"path": str(reference.folder), **reference.digests},
         "samples": len(rows),
         "unpaired": {

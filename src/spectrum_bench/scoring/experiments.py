@@ -27,9 +27,9 @@ UNNAMED = {entry.name: entry.default for entry in fields(ModelSettings)} | {"sch
 
 LATENTS = 2**32  # bytes of the latents of a sample's steps
 # What config.yaml has at least, or may have, that scores and tables read.
-CONFIG = {"exp_name": str | int | float | None, "schema": int, "model": dict[str, Any] | None}
+CONFIG: dict[str, Any] = {"exp_name": str | int | float | None, "schema": int, "model": dict[str, Any] | None}
 CONFIG |= {"runtime": dict[str, Any] | None}
-MODEL = {"name": str | None, "judge": str | None, "metrics": list[str] | None, "fps": float | None}
+MODEL: dict[str, Any] = {"name": str | None, "judge": str | None, "metrics": list[str] | None, "fps": float | None}
 MODEL |= {"repo": str | None, "note": str | None, "width": int, "height": int}
 
 log = logging.getLogger(__name__)

@@ -176,9 +176,10 @@ def _check_means(scores: pd.DataFrame, experiment: Experiment, summary: Summary)
     """Of schema 1 no hash ties the two files; the means of one are those of the other."""
     prompts = [experiment.by_key[key].prompt for key in scores.index]
     for name, metric in summary["metrics"].items():
-        if name in scores and metric.get("mean") is not None:
+        mean = metric.get("mean")
+        if name in scores and mean is not None:
             means = by_prompt(scores[name].tolist(), prompts)
-            if not len(means) or not np.isclose(means.mean(), metric["mean"], rtol=1e-9, atol=1e-12):
+            if not len(means) or not np.isclose(means.mean(), mean, rtol=1e-9, atol=1e-12):
                 raise Damaged(f"{name} has another mean than {SUMMARY}")
     if len(scores) != summary["samples"]:
         raise Damaged(f"it has {len(scores)} rows, {SUMMARY} {summary['samples']}")
