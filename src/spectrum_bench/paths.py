@@ -24,8 +24,8 @@ def environment_with_package() -> dict[str, str]:
 
 
 def locate(path: str) -> Path:
-    """A path as it is, else below the repository's root, so that entry scripts run from anywhere; of `assets/` also
-    below SPECTRUM_BENCH_ASSETS. What is nowhere is given as it would be below the root."""
+    """The path itself if it exists, else the path below the repository's root, so that entry scripts run from anywhere.
+    A path in `assets/` is also looked for below SPECTRUM_BENCH_ASSETS."""
     try:
         given = Path(path).expanduser()
         exists = given.exists()

@@ -73,11 +73,11 @@ def magcache(
     grown.
 
     Args:
-        ratios: mean ratio of the residual's norm from each step to the next, the first 1: measured once for a model,
-            since it hardly depends on the prompt. Another T takes the nearest entry.
-        longest: most steps skipped in a row.
+        ratios: the residual's norm divided by its norm one step before, as a mean; the first is 1. They are measured
+            once for a model, because they hardly depend on the prompt. With another T the nearest entry counts.
+        longest: the most steps skipped in a row.
         retention: share of the steps that are computed at the beginning.
-        always: entries of `ratios` whose steps are computed in any case.
+        always: entries of `ratios` whose steps are always computed.
         down: round the retention's steps down, as the code for HunyuanVideo does; that for FLUX rounds to the nearest
             whole number. That for Wan rounds calls down, two a step, which is the nearest step for the conditional
             branch.

@@ -36,7 +36,7 @@ class History:
             before, now = tuple(self._rows[0].shape), tuple(feature.shape)
             raise DoesNotFit(f"the feature changed from {before} to {now} in a run")
         if feature.untyped_storage().nbytes() > feature.nbytes:
-            feature = feature.clone()  # a slice would keep the text tokens beside it alive
+            feature = feature.clone()  # a slice would keep the memory of the text tokens alive
         if self._correction is not None:
             self._rows[-1] = self._rows[-1] + self._correction
         self._rows.append(feature)

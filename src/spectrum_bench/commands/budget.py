@@ -12,7 +12,7 @@ from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.sampling.settings import RunSettings
 
 PARTS = ("schedule.", "algo.", "site.")  # where a threshold may stand
-LOW, HIGH = 1e-5, 1e3  # between which thresholds are searched for
+LOW, HIGH = 1e-5, 1e3  # the range of thresholds for the search
 
 
 def main(cfg: DictConfig) -> None:

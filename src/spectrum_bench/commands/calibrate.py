@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def origin(settings: RunSettings, prompts: int, device: str, pipe: Any) -> dict[str, Any]:
-    """Of what, and on what, constants were measured."""
+    """The weights, the prompts and the machine that the constants were measured with."""
     from spectrum_bench.sampling.clock import environment
 
     command = f"python src/calibrate.py algo={settings.method.name} model={settings.model.name}"

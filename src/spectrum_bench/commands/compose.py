@@ -42,11 +42,11 @@ class Constants(TypedDict, total=False):
 
 
 A_STEP = ("ratios", "timesteps", "latent", "time")  # one number for each step that was measured
-UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # upstream's keys; schedules and forecasters may read them
+UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # keys of upstream, which schedules and forecasters may read
 
 
 def calibrated(method: str, key: str, default: Any = None, *, _root_: DictConfig) -> Any:
-    """${calibrated:<method>,<key>}: what the composed model was measured for, or the default."""
+    """${calibrated:<method>,<key>}: a constant measured for the composed model, or the default."""
     model = _root_.model.name
     check_name("model.name", model)
     return read_calibration(Path(CALIBRATION) / method / f"{model}.json").get(key, default)

@@ -38,10 +38,10 @@ def write_report(
     plot.png and .svg, and with a baseline differences.md and .csv.
 
     Args:
-        rows: most prompts that the page shows pictures of.
-        align: passes, latency or memory: at how much of it methods are compared.
-        baseline: the row from which the others' differences are taken.
-        margin: share of the reference's own score that a method may lose to be named as fast enough.
+        rows: the most prompts whose pictures the page shows.
+        align: the budget at which methods are compared: passes, latency or memory.
+        baseline: the row from which the others' differences are computed.
+        margin: the share of the reference's own score that an accepted method may lose.
         beside: gives further files of the report, which come and go with it.
 
     Raises:

@@ -58,7 +58,7 @@ class Result:
 
     estimate: Estimate
     minus_reference: Estimate | None = None  # None where the reference has no score of its own
-    minus_best: Estimate | None = None  # from the best method; None where methods are not compared
+    minus_best: Estimate | None = None  # the best method's score subtracted; None where methods are not compared
     best: bool = False  # no method that costs as little is better by more than chance, and it is so than one of them
     front: bool = False  # no method that costs as little has a better mean
 

@@ -67,12 +67,12 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None) -> 
 
 
 def make_jobs(prompts: Sequence[str], seed: int, who: Identity, samples: int = 1) -> list[Job]:
-    """`samples` jobs a prompt, with `seed` and those after it: all prompts with the first seed come first.
+    """`samples` jobs for each prompt, with `seed` and the next ones. All prompts with the first seed come first.
 
-    A prompt that comes again gets an id of its own by counting how often it came before.
+    A repeated prompt gets its own id from the number of times that it came before.
 
     Args:
-        who: the part of the settings that decides pixels, by `identity`.
+        who: the settings that decide pixels, from `identity`.
 
     Raises:
         UserError: more samples than anybody makes in one run.

@@ -146,7 +146,7 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def finished(folder: Path) -> set[str]:
-    """Ids of the samples whose record and picture are both there."""
+    """The ids of the samples that have a record and a file."""
     return {record.id for record in _records(folder) if sample_file(folder, record).is_file()}
 
 
