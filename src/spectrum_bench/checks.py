@@ -6,20 +6,20 @@ from typing import Any, TypeGuard
 
 from spectrum_bench.errors import BadValue
 
-MOST = 10**6  # of what is counted: far beyond any use, and no machine's memory yet
-LARGEST = 1e9  # of a number without a bound of its own
+MOST = 10**6  # the largest whole number: beyond any use, but within a machine's memory
+LARGEST = 1e9  # the largest number
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a finite number; true and false are none."""
+    """Whether the value is a number of at most LARGEST. True and False are no numbers."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def whole(name: str, value: object, least: int = 1, most: int = MOST) -> int:
-    """A whole number from `least` to `most`.
+    """The value as a whole number from `least` to `most`.
 
     Raises:
-        BadValue: it is none.
+        BadValue: it is no such number.
     """
     if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
         raise BadValue(f"{name} must be a whole number of at least {least}, not {brief(value)}")
@@ -29,16 +29,16 @@ def whole(name: str, value: object, least: int = 1, most: int = MOST) -> int:
 
 
 def brief(value: object) -> str:
-    """A refused value in an error's one line."""
+    """A refused value, short enough for an error of one line."""
     text = str(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
-    """A finite number in [least, most].
+    """The value as a finite number in [least, most].
 
     Raises:
-        BadValue: it is none.
+        BadValue: it is no such number.
     """
     if not (is_number(value) and least <= value <= most):
         if math.isfinite(most):
@@ -50,7 +50,7 @@ def number(name: str, value: object, least: float = -math.inf, most: float = mat
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """One of some words.
+    """The value as one of the words in `choices`.
 
     Raises:
         BadValue: it is none of them.
@@ -64,7 +64,7 @@ def arguments(name: str, signature: inspect.Signature, *places: Any, **constants
     """The arguments of a call, with defaults.
 
     Raises:
-        BadValue: a constant that the function does not take, or one that it lacks.
+        BadValue: a constant is unknown or missing.
     """
     takes = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())

@@ -27,7 +27,7 @@ class History:
         return len(self._rows)
 
     def append(self, feature: Tensor) -> None:
-        """Keep a feature; nobody may write to it afterwards. The row before takes its correction in.
+        """Add a feature as the newest row. Nobody may write to it afterwards. The row before it takes its correction.
 
         Raises:
             DoesNotFit: its shape or dtype differs from the rows already here.

@@ -250,8 +250,8 @@ def held(denoiser: nn.Module) -> list[Tensor]:
 
 
 def _restore(before: dict[nn.Module, tuple[dict[str, Any], dict[str, nn.Module | None]]]) -> None:
-    """Take out what the peers leave when switched off: empty registries, flags, forwards as attributes, where an
-    offload hook has its own, and another order of submodules, which is the order in which blocks run."""
+    """Remove what peers leave behind when they are switched off: empty registries, flags, and forwards as attributes
+    (an offload hook's own stays). Also restore the order of submodules, which is the order in which blocks run."""
     for module, (attributes, modules) in before.items():
         for name in set(vars(module)) - set(attributes):
             delattr(module, name)

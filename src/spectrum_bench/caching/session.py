@@ -169,7 +169,7 @@ class Session:
 
     @property
     def skipping(self) -> bool:
-        """Whether it is known by now that the branch that is now running skips this step."""
+        """Whether the current branch has decided to skip this step."""
         return not self.undecided and not self.branch.computing
 
     @property

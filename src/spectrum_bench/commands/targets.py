@@ -1,5 +1,5 @@
-"""What a configuration may name as code. It is data: whatever else a `_target_` names is refused before anything is
-imported or called, in our own nodes and in Hydra's."""
+"""The code that a configuration may name. Any other `_target_`, in our own nodes and in Hydra's, is refused before it
+is imported or called: a configuration is data."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -24,20 +24,21 @@ SWEEPERS = (
     "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
 )
 SAMPLERS = r"optuna\.samplers\.[A-Z]\w*Sampler"
-# Values of Hydra's nodes are read before a run has its own, so they may ask for little: another key, the environment,
-# the date, Hydra itself.
+# Values of Hydra's nodes are read before a run begins, so they may refer only to another key, the environment, the date
+# and Hydra itself.
 INTERPOLATION = re.compile(r"\$\{((hydra|now|oc\.env|oc\.select):)?[\w.,:%/ -]*\}")
-HYDRA = ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging")  # of what is below `hydra`: what it runs
+HYDRA = ("launcher", "sweeper", "callbacks", "job_logging", "hydra_logging")  # the nodes below `hydra` that name code
 
 
 def check_plugins(plugins: object, words: list[str]) -> tuple[str, ...]:
-    """The modules of one's own that a configuration may name code of.
+    """The user's own modules whose code a configuration may name.
 
     Args:
-        words: of the command line. Only there `plugins` may be given, or a stranger's YAML would allow itself to run.
+        words: the words of the command line. Only they may set `plugins`, because other people's YAML could otherwise
+            allow its own code.
 
     Raises:
-        BadValue: no list of modules, or not from the command line.
+        BadValue: `plugins` is no list of modules, or was not set on the command line.
     """
     if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
         raise BadValue(f"plugins={brief(plugins)} is no list of modules: write plugins=[my_methods]")
@@ -50,7 +51,7 @@ def check_plugins(plugins: object, words: list[str]) -> tuple[str, ...]:
 
 
 def check_targets(node: object, plugins: tuple[str, ...] = (), place: str = "") -> None:
-    """Refuse a `_target_` anywhere below a resolved node that is no part of a method.
+    """Refuse every `_target_` below a resolved node that is no schedule, gate, forecaster or site.
 
     Raises:
         BadValue: there is one.
@@ -74,10 +75,10 @@ def _targets(node: object, place: str) -> Iterator[tuple[str, object]]:
 
 
 def check_hydra(cfg: DictConfig) -> None:
-    """Refuse what Hydra itself would call beyond its known launchers and sweepers.
+    """Refuse code that Hydra itself would call, except its known launchers and sweepers.
 
     Raises:
-        BadValue: another launcher, sweeper, callback or logging.
+        BadValue: there is another launcher or sweeper, a callback, or a logging handler.
     """
     nodes = {name: plain(cfg.hydra._get_node(name), f"hydra.{name}") for name in HYDRA}
     if nodes["callbacks"]:
@@ -100,7 +101,7 @@ def check_hydra(cfg: DictConfig) -> None:
 
 
 def _check_logging(node: object, place: str) -> None:
-    """Python's logging calls what stands under `()` and `class`, and imports what begins with ext://."""
+    """Refuse handlers. Python's logging calls the values of `()` and `class`, and imports values that begin with ext://."""
     items: Any = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         name = f"{place}.{key}"
@@ -112,10 +113,10 @@ def _check_logging(node: object, place: str) -> None:
 
 
 def plain(node: Any, place: str) -> Any:
-    """A node of Hydra's own as plain values. What only a run can tell stays as it is written.
+    """One of Hydra's own nodes as plain values. An interpolation that only a run can resolve stays as it is.
 
     Raises:
-        BadValue: an interpolation that could make code of a text.
+        BadValue: an interpolation could turn text into code.
     """
     for text in _texts(OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()):
         if "$" in INTERPOLATION.sub("", text):

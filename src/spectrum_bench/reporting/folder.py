@@ -9,26 +9,26 @@ from pathlib import Path
 
 from spectrum_bench.sampling.records import write_atomically
 
-# What a report may consist of: of an older report that is replaced, these go; all other files stay.
+# The names of a report's files. When a report is replaced, these files of the old report are removed; all others stay.
 REPORT = re.compile(r"(table|prompts|plot|latents|differences|figure|paper|index)\.(md|csv|tex|png|svg|html)")
-PART = re.compile(r"\..*\.part")  # half a file of a process that died
+PART = re.compile(r"\..*\.part")  # the partial file of a process that died
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
 
 
 def replace_folder(out: Path, files: Mapping[str, bytes]) -> None:
-    """Put a report's files into a folder. Whenever the process dies, the folder holds the old report or the new one:
-    the new one is made beside it, and both change places at once. Files that are no report's stay.
+    """Put a report's files into a folder. Even if the process dies, the folder holds either the old report or the new
+    one: the new folder is made beside the old one, and the two are exchanged in one operation. Other files stay.
 
-    A folder that holds folders, or in which the process stands, is not moved: there the files come one by one.
+    A folder that holds folders, or that is the working directory, is not exchanged. Its files are written one by one.
 
     Raises:
-        OSError: it cannot be written; then nothing of it has changed, but in a folder that is not moved.
+        OSError: the folder cannot be written. An exchanged folder has not changed then.
     """
     out = Path(os.path.realpath(out))
     if _is_moved(out):
         stage = out.with_name(f".{out.name}.new")
-        shutil.rmtree(stage, ignore_errors=True)  # of one that died
+        shutil.rmtree(stage, ignore_errors=True)  # a process that died left it
         try:
             _fill(stage, out, files)
             if not out.exists():
@@ -43,7 +43,7 @@ def replace_folder(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _is_moved(out: Path) -> bool:
-    """Whether the folder can change places with another one, unnoticed by anybody."""
+    """Whether the folder can be exchanged with another one without a side effect."""
     if not out.exists():
         return True
     here = Path.cwd()
@@ -53,7 +53,7 @@ def _is_moved(out: Path) -> bool:
 
 
 def _fill(stage: Path, out: Path, files: Mapping[str, bytes]) -> None:
-    """The new folder: the files, and of the old folder those that are no report's."""
+    """Fill the new folder with the files, and with files of the old folder that do not belong to a report."""
     stage.mkdir(parents=True)
     for name, data in files.items():
         write_atomically(stage / name, data)
@@ -73,8 +73,8 @@ def _keep(entry: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places at once; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # of Linux
+    """Exchange two folders in one operation. Returns False if the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # only Linux has it
     if rename is None:
         return False
     return bool(rename(HERE, os.fsencode(one), HERE, os.fsencode(other), EXCHANGE) == 0)

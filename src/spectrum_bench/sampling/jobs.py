@@ -41,7 +41,7 @@ def read_prompts(path: str | os.PathLike[str], limit: int | None = None) -> list
 
 
 def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None) -> Prompts:
-    """The prompts of a UTF-8 text file, one a line, empty lines left out; the first `limit` of them.
+    """The first `limit` prompts of a UTF-8 text file, one a line. Empty lines are left out.
 
     Raises:
         UserError: no such file or no ordinary one, too large, not UTF-8, or no prompt in it.

@@ -1,4 +1,5 @@
-"""Bounds of what a run allocates or loops over: generous, so that only a slip of the finger meets them."""
+"""Bounds of the numbers that decide how much a run allocates and how long it loops. They are so large that only a
+typing error exceeds them."""
 
 import re
 from collections.abc import Mapping
@@ -8,11 +9,11 @@ from spectrum_bench.checks import brief, number, whole
 from spectrum_bench.errors import BadValue
 
 MOST_STEPS = 10_000  # published samplers take at most 1000
-MOST_JOBS = 10**6  # prompts times samples of each: a page of 5,000 is already the largest that was tried
-MOST_PIXELS = 2**28  # of a sample, all frames together: 8192 x 8192 pixels, or 290 frames of 720p
+MOST_JOBS = 10**6  # prompts times samples a prompt; the largest page that was tried has 5,000 samples
+MOST_PIXELS = 2**28  # pixels of a sample, all frames together: 8192 x 8192, or 290 frames of 720p
 LONGEST_NAME = 200  # characters; file systems take 255 bytes, and suffixes are added
 LONGEST_PATH = 2000  # characters
-# Setting of a run -> least and most.
+# A setting of a run -> its least and its largest value.
 RUN = {
     "num_inference_steps": (1, MOST_STEPS),
     "samples_per_prompt": (1, 10_000),
@@ -24,33 +25,34 @@ RUN = {
     "keep_latents": (0, 10**9),
 }
 MODEL = {"width": (16, 8192), "height": (16, 8192), "frame_stride": (1, 64), "num_frames": (1, 10_001)}
-# Argument of a pipeline's call -> least and most of a whole number.
+# An argument of a pipeline's call, a whole number -> its least and its largest value.
 WHOLE_ARGUMENTS = {
     "height": (16, 8192),
     "width": (16, 8192),
     "num_frames": (1, 10_001),
     "max_sequence_length": (1, 8192),
-    "num_images_per_prompt": (1, 1),  # a record is of one sample; more of a prompt are samples_per_prompt=
+    "num_images_per_prompt": (1, 1),  # a record holds one sample; samples_per_prompt= gives more
     "num_videos_per_prompt": (1, 1),
 }
-OURS = ("prompt", "generator", "num_inference_steps", "output_type", "return_dict")  # what the sampler itself gives
+# the arguments that the sampler itself passes
+OURS = ("prompt", "generator", "num_inference_steps", "output_type", "return_dict")
 
 
 def check_name(key: str, name: object) -> None:
-    """Refuse what is no name of one file.
+    """Refuse a name that cannot be the name of a file.
 
     Raises:
-        BadValue: it has slashes, other special characters or too many characters.
+        BadValue: the name has slashes, other special characters or too many characters.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w[\w=,.+@ -]*", name) and len(name) <= LONGEST_NAME):
         raise BadValue(f"{key}={brief(name)} is no name: use up to {LONGEST_NAME} letters, digits and -_=,.")
 
 
 def check_folder_name(name: str) -> None:
-    """Refuse what is no folder below output_base_path.
+    """Refuse a name that is no folder below output_base_path.
 
     Raises:
-        BadValue: it leads elsewhere, is output_base_path itself, or cannot be a folder's name.
+        BadValue: the name leads elsewhere, is output_base_path itself, or cannot be a folder's name.
     """
     parts = name.split("/")
     if not all(re.fullmatch(r"[\w=,.+@ -]+", part) and part.strip(". ") for part in parts):
@@ -60,10 +62,10 @@ def check_folder_name(name: str) -> None:
 
 
 def check_path(key: str, value: object) -> str:
-    """A path as text; a number may be one.
+    """The value as a path. A number is allowed.
 
     Raises:
-        BadValue: it is null, empty, a list or too long.
+        BadValue: the value is null, empty, a list or too long.
     """
     if value is None:
         raise BadValue(f"{key} is null: name one")
@@ -76,10 +78,10 @@ def check_path(key: str, value: object) -> str:
 
 
 def check_arguments(arguments: object) -> None:
-    """Refuse arguments of the pipeline's call that would only fail when a model is loaded.
+    """Refuse arguments of the pipeline's call that would fail after the model is loaded.
 
     Raises:
-        BadValue: a value of the wrong kind, or an argument that is the sampler's own.
+        BadValue: a value is of the wrong kind, or the sampler itself passes the argument.
     """
     check_mapping("model.arguments", arguments)
     assert isinstance(arguments, Mapping)
@@ -96,10 +98,10 @@ def check_arguments(arguments: object) -> None:
 
 
 def check_mapping(key: str, value: object, known: tuple[str, ...] | None = None) -> None:
-    """Refuse what has no keys and values, or keys that are not known.
+    """Refuse a value that is no mapping, or that has unknown keys.
 
     Raises:
-        BadValue: it is so.
+        BadValue: it is no mapping, or a key is unknown.
     """
     if not isinstance(value, Mapping):
         raise BadValue(f"{key}={brief(value)} has no keys: write {key}.<key>=<value>")
@@ -109,10 +111,10 @@ def check_mapping(key: str, value: object, known: tuple[str, ...] | None = None)
 
 
 def check_values(key: str, values: Mapping[str, Any]) -> None:
-    """Refuse infinities and NaN anywhere below a key: equal to nothing, they make a folder that no run goes on in.
+    """Refuse infinities and NaN below a key. NaN equals nothing, so that no run could go on in its folder.
 
     Raises:
-        BadValue: there is one.
+        BadValue: there is such a number.
     """
     for name, value in values.items():
         _check_finite(f"{key}.{name}", value)
@@ -125,7 +127,7 @@ def _check_finite(key: str, value: object) -> None:
         for each in value:
             _check_finite(key, each)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not abs(value) <= 1e300:  # NaN is not
+        if not abs(value) <= 1e300:  # false for NaN
             raise BadValue(f"{key} must be a number, not {brief(value)}")
     elif isinstance(value, str) and len(value) > LONGEST_PATH:
         raise BadValue(f"{key}={brief(value)} is too long: use at most {LONGEST_PATH} characters")

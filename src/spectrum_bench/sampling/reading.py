@@ -1,6 +1,6 @@
-"""Files that somebody else may have made: only ordinary ones, bounded in size, and of the types that are expected.
+"""Reads files that other people may have made: ordinary files of bounded size, whose values have the expected types.
 
-What does not hold raises Damaged, whose message is one line for a person.
+Any other file raises Damaged, whose message is one line for a person.
 """
 
 import json
@@ -22,7 +22,7 @@ RECORD = 2**20  # bytes of a JSON file of one sample or one model: a prompt of 6
 CONFIG = 2**18  # bytes of a config.yaml, which has some 5 KB and which PyYAML reads at 200 KB/s
 TABLE = 2**30  # bytes of records.jsonl and metrics.csv: a million samples
 TEXT = 2**16  # characters of one text
-NUMBER = 2.0**64  # beyond any count, time or seed
+NUMBER = 2.0**64  # larger than any count, time or seed
 
 Kind = TypeVar("Kind")
 KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -33,16 +33,16 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 
 class Damaged(UserError):
-    """A file that does not hold what it should."""
+    """A file does not have the expected form."""
 
 
 def check_file(path: Path, most: int) -> None:
-    """Refuse what is no ordinary file of at most `most` bytes. A pipe would block, a device never ends, and neither
-    can be read twice.
+    """Refuse anything but an ordinary file of at most `most` bytes. A pipe would block, a device never ends, and
+    neither can be read twice.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it is so.
+        FileNotFoundError: there is no such file.
+        Damaged: the file is not ordinary, or too large.
     """
     try:
         status = path.stat()
@@ -61,8 +61,8 @@ def read_bytes(path: Path, most: int) -> bytes:
     """The bytes of an ordinary file.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it is no ordinary file, may not be read, or has more than `most` bytes.
+        FileNotFoundError: there is no such file.
+        Damaged: the file is not ordinary, cannot be read, or has more than `most` bytes.
     """
     check_file(path, most)
     try:
@@ -76,11 +76,11 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path, most: int) -> str:
-    """The same as UTF-8.
+    """The text of an ordinary file in UTF-8.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it is not UTF-8, or not what `read_bytes` takes.
+        FileNotFoundError: there is no such file.
+        Damaged: the file is not UTF-8, or `read_bytes` refuses it.
     """
     try:
         return read_bytes(path, most).decode("utf-8")
@@ -92,7 +92,7 @@ def parse_json(text: str) -> Any:
     """A JSON value without NaN, infinities and repeated keys.
 
     Raises:
-        Damaged: it is none; the message goes on from the file's name.
+        Damaged: it is no such value. The message continues a sentence that begins with the file's name.
     """
     try:
         return json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
@@ -112,7 +112,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
-    """YAML without aliases, ten lines of which can stand for gigabytes."""
+    """YAML without aliases. With aliases ten lines can stand for gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -141,7 +141,7 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 def dump_yaml(value: Any) -> str:
-    """YAML that `parse_yaml` reads: what occurs twice is written twice."""
+    """YAML that `parse_yaml` reads. A value that occurs twice is written twice, because aliases are refused."""
     text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
     return text
 
@@ -164,7 +164,7 @@ def typed(kind: type[Kind], value: Any) -> Kind:
 
 
 def check(hint: Any, value: Any) -> None:
-    """Refuse a value that is not of a type: of numbers, texts, lists, dicts, unions and TypedDicts.
+    """Refuse a value of another type. Types are numbers, texts, lists, dicts, unions and TypedDicts.
 
     Raises:
         Damaged: it is not; the message goes on from the file's name.
@@ -174,7 +174,7 @@ def check(hint: Any, value: Any) -> None:
 
 
 def misfits(value: Any, hint: Any, name: str) -> Iterator[str]:
-    """What of a value is not of its type, each as `latency.total is null`."""
+    """The parts of a value that have a wrong type, each in words like `latency.total is null`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return

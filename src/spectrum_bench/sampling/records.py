@@ -20,8 +20,8 @@ from spectrum_bench.sampling.settings import SCHEMA
 
 
 class Latency(TypedDict, total=False):
-    """Seconds. A step's is the median of its kind; `skipped_step` is None where no step is skipped. All of them, or
-    none where nothing was measured."""
+    """Seconds. `full_step` and `skipped_step` are medians; `skipped_step` is None if no step is skipped. All of them,
+    or none where nothing was measured."""
 
     text: float
     denoise: float

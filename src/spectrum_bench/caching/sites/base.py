@@ -29,7 +29,7 @@ class Site:
 
     @property
     def decides(self) -> bool:
-        """Whether somebody else's code decides which steps are computed (peers.py)."""
+        """Whether other people's code decides which steps are computed (peers.py)."""
         return False
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
@@ -66,7 +66,7 @@ class StandIn(nn.Module):
 
 
 def replace_forward(denoiser: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
-    """Let a denoiser run `forward`; `undo` puts back what was there, which may be the wrapper of an offload hook."""
+    """Make a denoiser run `forward`. `undo` restores the old function, which may be the wrapper of an offload hook."""
     if "forward" in vars(denoiser):
         undo.callback(setattr, denoiser, "forward", denoiser.forward)
     else:

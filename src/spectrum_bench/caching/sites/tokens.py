@@ -46,7 +46,7 @@ def value_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, m
 
 
 def key_norm(query: Tensor, key: Tensor, value: Tensor, scale: float | None, mask: Tensor | None) -> Tensor:
-    """As `value_norm`, of the keys as they enter the QK-norm, behind which all are about as long."""
+    """As `value_norm`, but of the keys before the QK-norm, which makes them all about equally long."""
     norm: Tensor = key.float().norm(dim=-1).mean(1)
     return norm
 
@@ -192,7 +192,8 @@ class _Choice:
         attn_mask: Tensor | None = None,
         **_: Any,
     ) -> None:
-        """At a computed step: how important each token is. `keys` are those that entered a norm, by its name."""
+        """At a computed step: store the importance of each token. `keys` holds the keys before the norm, by its
+        name."""
         if keys:
             key = torch.cat([_by_head(keys[name], key.shape[1]) for name in self.norms if name in keys], 2)
         self.state.importance = SCORES[self.site.score](query, key, value, scale, attn_mask)

@@ -14,7 +14,7 @@ from spectrum_bench.caching.sites.base import StandIn
 
 
 class _Tensors:
-    """Tensors, and how often each had been written to."""
+    """Tensors, and the number of times that each had been written to."""
 
     def __init__(self, node: object):
         self.tensors = list(tensors(node))
@@ -23,26 +23,26 @@ class _Tensors:
     def are(self, other: "_Tensors") -> bool:
         """Whether the others are the same objects, and nobody has written to them."""
         tracked = len(self.versions) == len(self.tensors) == len(other.tensors)
-        same = all(mine is theirs for mine, theirs in zip(self.tensors, other.tensors, strict=False))
+        same = all(a is b for a, b in zip(self.tensors, other.tensors, strict=False))
         return tracked and same and self.versions == other.versions
 
 
 @dataclass
 class _Newest:
-    """A module's newest output in one guidance branch, for gates that decide when the module has already run."""
+    """A module's newest output in one guidance branch, for gates that decide after the module has run."""
 
     output: Any = None
-    versions: _Tensors | None = None  # of the output
-    arguments: _Tensors | None = None  # of the denoiser's call
-    shape: Size | None = None  # of what the module was given
+    versions: _Tensors | None = None  # the tensors of the output
+    arguments: _Tensors | None = None  # the arguments of the denoiser's call
+    shape: Size | None = None  # of the module's input
 
 
 class _Unread(StandIn):
-    """Stands in for a module whose output the blocks alone read.
+    """Stands in for a module whose output only the blocks read.
 
-    On a step that is known to be skipped the module does not run: the answer has the dtypes and shapes of its outputs,
-    takes no memory, and is NaN, which would show up in the latents if anything did read it. On a step that is not
-    decided yet the answer is its newest output, if that would be computed again from the very same tensors.
+    At a step that is known to be skipped the module does not run. The stand-in returns NaN in the dtypes and shapes of
+    the module's outputs, which takes no memory and would show up in the latents if anything read it. At a step that is
+    not decided yet it returns the newest output, if the module would compute it again from the same tensors.
     """
 
     def __init__(self, name: str, module: nn.Module, session: Session, sources: list[Argument] | None, call: list[Any]):
