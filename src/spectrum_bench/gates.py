@@ -13,18 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrum_bench.decisions import (
-    Gate,
-    Progressing,
-    Seen,
-    Share,
-    State,
-    Steps,
-    Threshold,
-    Verifier,
-    gate,
-    measured,
-)
+from spectrum_bench.decisions import Gate, Progressing, Seen, Share, State, Steps, Threshold, Verifier, gate, measured
 from spectrum_bench.forecasters import taylor
 from spectrum_bench.schedules import Schedule
 from spectrum_bench.signals import ENTERING, LATENT, MODULATED, OUTPUT, PROBE, TIMESTEP
