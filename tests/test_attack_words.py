@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from spectrum_bench.commands import budget, calibrate, evaluate, report, reproduce, run, tune
+from spectrum_bench.commands import compose as composing
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.commands.compose import build
 from spectrum_bench.commands.entry import call, check_words, hydra_entry
@@ -327,6 +328,50 @@ algo=teacache schedule.polynomial=[nan]
 -m hydra/launcher=nothing
 hydra/sweeper=nothing
 """
+# configs/calibration/<algo>/tiny-flux.json of a stranger.
+CALIBRATIONS = """
+magcache
+magcache []
+magcache null
+magcache 5
+magcache {
+magcache {"ratios": [1.0, 0.9
+magcache {"ratios": null}
+magcache {"ratios": 5}
+magcache {"ratios": "1.0"}
+magcache {"ratios": []}
+magcache {"ratios": [1]}
+magcache {"ratios": [1, 1, 1, 1], "steps": 50}
+magcache {"ratios": [1, 1, 1, NaN]}
+magcache {"ratios": [1, 1, 1, Infinity]}
+magcache {"ratios": [1, 1, 1, 1e308]}
+magcache {"ratios": [1, 1, 1, 1e999]}
+magcache {"ratios": [1, 1, 1, -1]}
+magcache {"ratios": [1, 1, 1, true]}
+magcache {"ratios": [1, 1, 1, "1"]}
+magcache {"ratios": [1, 1, 1, null]}
+magcache {"ratios": [[1], [1], [1], [1]]}
+magcache {"ratios": [1, 1, 1, 1], "ratios": [1, 1, 1, 1]}
+magcache {"ratios": [1, 1, 1, 1], "retention": "x"}
+magcache {"ratios": [1, 1, 1, 1], "retention": NaN}
+magcache {"ratios": [1, 1, 1, 1], "retention": -1}
+magcache {"ratios": [1, 1, 1, 1], "always": 5}
+magcache {"ratios": [1, 1, 1, 1], "always": ["x"]}
+magcache {"ratios": {"_target_": "os.system"}}
+teacache {"polynomial": [NaN], "first": 1, "last": 1}
+teacache {"polynomial": [1e308], "first": 1, "last": 1}
+teacache {"polynomial": "x", "first": 1, "last": 1}
+teacache {"polynomial": [1.0, 0.0], "first": "x", "last": 1}
+teacache {"polynomial": [1.0, 0.0], "first": -1, "last": 1}
+teacache {"polynomial": [1.0, 0.0], "first": 1.5, "last": 1}
+teacache {"polynomial": [1.0, 0.0], "weights": 5}
+sencache {"timesteps": [1, 0.5, 0.2, 0.1], "latent": [1, 1, 1, 1], "time": [1]}
+sencache {"timesteps": [1, 0.5, 0.2, 0.1], "latent": [1, 1, 1, NaN], "time": [1, 1, 1, 1]}
+hyca {"solvers": ["nothing"], "channels": [0]}
+hyca {"solvers": ["taylor1"], "channels": [1]}
+hyca {"solvers": [5], "channels": [0]}
+hyca {"solvers": ["taylor1"], "channels": ["0"]}
+"""
 # Of the other commands.
 BUDGET = f"""
 key=seed
@@ -499,4 +544,14 @@ def test_right_words_go_on(ground, line):
 @pytest.mark.parametrize("line", lines(WHOLE), ids=ids)
 def test_wrong_words_through_hydra(ground, line):
     outcome = attack(lambda: whole_command("base", shlex.split(line)), ground)
+    assert outcome.verdict == "refused", outcome
+
+
+@pytest.mark.parametrize("line", lines(CALIBRATIONS), ids=ids)
+def test_wrong_calibrations(ground, tmp_path, monkeypatch, line):
+    algo, _, text = line.partition(" ")
+    (tmp_path / algo).mkdir()
+    (tmp_path / algo / "tiny-flux.json").write_text(text)
+    monkeypatch.setattr(composing, "CALIBRATION", tmp_path)
+    outcome = attack(lambda: command("base", [f"algo={algo}"]), ground)
     assert outcome.verdict == "refused", outcome

@@ -18,6 +18,7 @@ from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.records import Failure
 from spectrum_bench.sampling.sampler import Sampler
+from spectrum_bench.sampling.worker import of_the_sample
 from spectrum_bench.scoring.experiments import read_experiment
 
 PROMPTS = [f"a red ring number {i}" for i in range(6)]
@@ -79,6 +80,14 @@ def test_a_sample_that_fails_is_put_on_record(compose, more_words, tmp_path, mon
     assert len(jobs.read_records(folder)) == 5
     run.main(compose(*more_words, "retry_failed=true"))
     assert len(jobs.read_records(folder)) == 6 and jobs.read_failures(folder) == []
+
+
+def test_a_cpu_out_of_memory_is_the_samples_own_error():
+    """torch has no class for it; a device that fails is another matter."""
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert of_the_sample(error.value) and of_the_sample(torch.OutOfMemoryError("")) and of_the_sample(MemoryError())
+    assert not of_the_sample(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_two_runs_never_share_a_directory(compose, more_words, tmp_path):

@@ -179,6 +179,7 @@ WITHOUT_A_MODEL = [
     "text_to_image.py algo=spectrun",
     "text_to_image.py seed=abc",
     "text_to_image.py model.repo=nobody/nothing",
+    "text_to_image.py algo=nocache ++site={_target_:torch.hub.load}",
     "calibrate.py --help",
     "../download.py --help",
     "evaluate.py --help",

@@ -94,12 +94,15 @@ def check_words(config_name: str, words: list[str]) -> DictConfig | None:
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
             cfg = hydra.compose(options.config_name or config_name, overrides, return_hydra_config=True)
+        except Exception as error:  # Hydra answers to bad words with many kinds of it
+            fail(UserError(explain(config_name, error)))
+        try:
             check_hydra(cfg)
             plugins = check_plugins(OmegaConf.to_container(cfg.plugins), overrides) if "plugins" in cfg else ()
             ours = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
             check_targets(OmegaConf.to_container(OmegaConf.create(ours), resolve=False), plugins)
-        except (HydraException, OmegaConfBaseException, UserError, ValueError) as error:
-            fail(error if isinstance(error, UserError) else UserError(explain(config_name, error)))
+        except (UserError, OmegaConfBaseException, ValueError) as error:
+            fail(error)
     return cfg
 
 
