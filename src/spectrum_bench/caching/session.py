@@ -271,6 +271,9 @@ def cached(
     networks = denoisers(pipe)
     if not networks:
         raise DoesNotFit(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
+    for name, denoiser in networks.items():
+        if site is not None and hasattr(denoiser, "_orig_mod"):
+            raise DoesNotFit(f"torch.compile(pipe.{name}) hides its modules: use pipe.{name}.compile(), or compile blocks")
     session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep)
     with ExitStack() as undo:
         for name, denoiser in networks.items():
