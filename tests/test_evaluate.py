@@ -399,3 +399,31 @@ def test_bad_input_costs_no_heavy_import(tmp_path):
 def test_help():
     found = fabricate.run_script("evaluate.py", "--help")
     assert found.returncode == 0 and "reference=<dir>" in found.stdout and "metrics.csv" in found.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Earlier scores
+
+
+def test_another_metric_is_added_to_the_scores_that_are_there(spectrum, reference):
+    score = lambda wanted: next(  # noqa: E731
+        evaluation.evaluate([read_experiment(spectrum)], read_experiment(reference), wanted)
+    )
+    both, whole = score("psnr,ssim"), rows(spectrum)
+    (spectrum / "summary.json").unlink()
+    alone = score("psnr")
+    assert list(alone["metrics"]) == ["psnr"] and "ssim" not in rows(spectrum)[0]
+    merged = score("ssim")
+    assert rows(spectrum) == whole
+    assert merged["metrics"] == both["metrics"] and merged["anchors"] == both["anchors"]
+
+
+def test_earlier_scores_of_other_records_or_another_reference_are_dropped(spectrum, reference):
+    evaluate(spectrum, reference)
+    edit_records(spectrum, lambda records: [{**r, "latency": {**r["latency"], "total": 9.0}} for r in records])
+    stale = next(evaluation.evaluate([read_experiment(spectrum)], read_experiment(reference), "ssim"))
+    assert list(stale["metrics"]) == ["ssim"] and "psnr" not in rows(spectrum)[0]
+    evaluate(spectrum, reference)
+    edit_records(reference, lambda records: [{**r, "latency": {**r["latency"], "total": 9.0}} for r in records])
+    stale = next(evaluation.evaluate([read_experiment(spectrum)], read_experiment(reference), "ssim"))
+    assert list(stale["metrics"]) == ["ssim"]

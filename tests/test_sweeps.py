@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import yaml
+from helpers import settings
 
-from spectrum_bench.commands import run, tune
+from spectrum_bench.commands import entry, run, tune
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
@@ -79,3 +80,32 @@ def test_words_of_a_sweep_are_checked_by_their_first_choice(capsys):
     with pytest.raises(SystemExit):
         check_words("base", ["-m", "algo=choice(foar,spectrum)"])
     assert "did you mean fora?" in capsys.readouterr().err
+
+
+def test_runs_of_a_sweep_are_named_apart():
+    words = ["-m", "algo=spectrum", "algo.w=0.5,1", "window_size=2,3", "seed=1"]
+    assert entry.name_apart(words) == ["-m", "exp_name=${swept:algo.w,window_size}", *words[1:]]
+    assert entry.name_apart([*words[1:], "-m"])[0] == "exp_name=${swept:algo.w,window_size}"
+    for plain in (["-m", "algo=fora,spectrum", "model=tiny-flux"], [*words, "exp_name=x"], words[1:2]):
+        assert entry.name_apart(plain) == plain
+
+
+def test_the_name_of_a_run_of_a_sweep():
+    name = lambda *words: settings(*words).exp_name  # noqa: E731
+    word = "exp_name=${swept:algo.w,window_size}"
+    assert name("algo.w=0.5", "window_size=3", word) == "tiny-flux_spectrum_algo.w=0.5,window_size=3"
+    assert name("algo=reuse", "schedule=mask", "schedule.steps=[0,3]", "exp_name=${swept:schedule,schedule.steps}") == (
+        "tiny-flux_reuse_schedule=mask,schedule.steps=-0,-3-"
+    )
+    long = "exp_name=${swept:algo.w,window_size,flex_window,algo.lam,algo.m,warmup_steps}"
+    assert len(name(long)) <= 80 and name(long) != name(long, "algo.w=0.5")
+
+
+def test_a_sweep_over_values_makes_a_folder_each(words):
+    """As one types it; one folder for all was refused from the second run on."""
+    given = [w for w in words if "exp_name" not in w and "num_inference" not in w]
+    done = sweep("text_to_image.py", *given, "num_inference_steps=2", "total_prompt_num=1", "algo.w=0.5,1")
+    assert done.returncode == 0, done.stderr
+    out = next(word.partition("=")[2] for word in words if word.startswith("output_base_path"))
+    assert len(read_records(f"{out}/tiny-flux_spectrum_algo.w=0.5")) == 1
+    assert len(read_records(f"{out}/tiny-flux_spectrum_algo.w=1")) == 1

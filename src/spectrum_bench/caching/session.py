@@ -62,6 +62,12 @@ class Branch:
         self.weights: Weights = ()
         self.output: Tensor | None = None
         self._own: dict[tuple[type, str], Any] = {}
+        self.seen: tuple[int, object] | None = None  # the newest step, and shape and dtype of its latent
+
+    def continues(self, step: int, latent: Tensor) -> bool:
+        """Whether what is remembered is of the step before and of such a latent. Guidance may end or begin in mid-run,
+        which halves or doubles a batch, or leaves a branch out; then all is remembered anew."""
+        return self.seen is not None and step - self.seen[0] <= 1 and self.seen[1] == _kind(latent)
 
     def begin(self, step: int, computing: bool) -> None:
         """Record the decision about a step, and compute the weights of a skipped step's forecast."""
@@ -108,6 +114,10 @@ class Branch:
         """Bytes of the histories and of every tensor in the states of gate and site."""
         states = {id(tensor): tensor.nbytes for tensor in tensors([self.output, self.state, self._own])}
         return sum(states.values()) + sum(history.nbytes for history in self.histories.values())
+
+
+def _kind(latent: Tensor) -> object:
+    return (latent.shape, latent.dtype) if isinstance(latent, Tensor) else None
 
 
 def tensors(node: object) -> Iterator[Tensor]:
@@ -190,9 +200,12 @@ class Session:
             )
         self.call += 1
         key = (name, self.call)
-        if key not in self.branches:
+        branch = self.branches.get(key)
+        if branch is None or not branch.continues(self.step, latent):
             self.branches[key] = self._new_branch()
+            self.branches[key].computed = branch.computed if branch else []
         self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
+        self.branch.seen = (self.step, _kind(latent))
         self._seen, self.undecided = {}, True
         self.decide_at(Call(latent, timestep, self.branch.output))
 
@@ -271,6 +284,11 @@ def cached(
     networks = denoisers(pipe)
     if not networks:
         raise DoesNotFit(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
+    for name, denoiser in networks.items():
+        if site is not None and hasattr(denoiser, "_orig_mod"):
+            raise DoesNotFit(
+                f"torch.compile(pipe.{name}) hides its modules: use pipe.{name}.compile(), or compile blocks"
+            )
     session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep)
     with ExitStack() as undo:
         for name, denoiser in networks.items():

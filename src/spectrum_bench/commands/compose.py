@@ -1,7 +1,9 @@
 """From a configuration composed by Hydra to typed settings and to the algorithm that they name."""
 
+import hashlib
 import inspect
 import pkgutil
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -42,6 +44,7 @@ class Constants(TypedDict, total=False):
 
 
 A_STEP = ("ratios", "timesteps", "latent", "time")  # one number for each step that was measured
+LONGEST = 80  # characters of a folder that is named by itself
 UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # keys of upstream, which schedules and forecasters may read
 
 
@@ -73,7 +76,20 @@ def read_calibration(path: Path) -> dict[str, Any]:
     return constants
 
 
+def swept(*keys: str, _root_: DictConfig) -> str:
+    """${swept:<key>,...}: a run of a sweep by model, algorithm and the values of these keys; beyond LONGEST characters
+    the values' hash."""
+    values = {key: OmegaConf.select(_root_, key) for key in keys}
+    choices = HydraConfig.get().runtime.choices
+    plain = {key: choices.get(key) if isinstance(value, DictConfig) else value for key, value in values.items()}
+    first = f"{_root_.model.name}_{_root_.algo.name}"
+    rest = re.sub(r"[^\w=,.+@-]", "-", ",".join(f"{key}={value}" for key, value in plain.items()))
+    name = f"{first}_{rest}"
+    return name if len(name) <= LONGEST else f"{first}_{hashlib.sha256(rest.encode()).hexdigest()[:12]}"
+
+
 OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
+OmegaConf.register_new_resolver("swept", swept, replace=True)
 
 
 def settings_of(cfg: DictConfig) -> RunSettings:

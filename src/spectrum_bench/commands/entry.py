@@ -45,6 +45,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
     def entry() -> None:
         sys.argv[1:] = without_debug(sys.argv[1:])
         check_words(config_name, sys.argv[1:])
+        sys.argv[1:] = name_apart(sys.argv[1:])
         os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # a launcher's jobs find this package by it
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra shows a sweep's end like a bug
         try:
@@ -118,6 +119,20 @@ def parsed(words: list[str]) -> Namespace:
 
 def refuse(message: str) -> NoReturn:
     raise UserError(f"{message}: options come before or after all key=value words (see --help)")
+
+
+def name_apart(words: list[str]) -> list[str]:
+    """The words of a sweep over more than model and algo, with an exp_name that tells its runs apart if it has none."""
+    options = parsed(words)
+    if not options.multirun or any(word.startswith("exp_name=") for word in options.overrides):
+        return words
+    overrides = OverridesParser.create().parse_overrides(options.overrides)
+    swept = [each.key_or_group for each in overrides if each.is_sweep_override()]
+    keys = [key for key in swept if key not in ("model", "algo") and not key.startswith("hydra")]
+    if not keys:
+        return words
+    place = words.index(options.overrides[0])  # beside the others: options stand before or after all of them
+    return [*words[:place], f"exp_name=${{swept:{','.join(keys)}}}", *words[place:]]
 
 
 def show_choices(words: list[str]) -> None:

@@ -58,7 +58,8 @@ def _compare(folder: Path, new: Mapping[str, Any], existing: Mapping[str, Any]) 
     if keys:
         raise UserError(
             f"{folder} was made with another configuration ({', '.join(keys)} differ): "
-            "choose another exp_name, or remove that folder"
+            "choose another exp_name, or remove that folder; for a sweep one that tells its runs apart, e.g. "
+            "'exp_name=${model.name}_${algo.name}_${algo.w}'"
         )
 
 

@@ -13,16 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track as rich_track
 
-from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.errors import MetricUnavailable, UserError
 from spectrum_bench.sampling.records import Record
 from spectrum_bench.sampling.settings import SCHEMA
+from spectrum_bench.scoring import results
 from spectrum_bench.scoring.anchors import sanity
 from spectrum_bench.scoring.experiments import Decoded, Experiment, check_reference, pairs
 from spectrum_bench.scoring.metrics import METRICS, chosen
 from spectrum_bench.scoring.metrics.caption import judge_facts
 from spectrum_bench.scoring.metrics.contracts import Metric, Scores
 from spectrum_bench.scoring.metrics.isolated import header
-from spectrum_bench.scoring.results import save
 from spectrum_bench.scoring.scorers import Item, Scorers, load, score, windows
 from spectrum_bench.scoring.stats import as_json, estimate
 from spectrum_bench.scoring.summary import Anchors, LatentErrors, MetricSummary, Summary
@@ -70,7 +70,8 @@ def bar(steps: Sequence[Pair], title: str) -> Iterable[Pair]:
 def evaluate(
     experiments: Sequence[Experiment], reference: Experiment, wanted: str | None = None, track: Track = bar
 ) -> Iterator[Summary]:
-    """Write metrics.csv and summary.json into each experiment's directory and yield its summary.
+    """Write metrics.csv and summary.json into each experiment's directory and yield its summary. What the same samples
+    were scored by before, against the same reference, stays.
 
     Args:
         wanted: names of metrics, separated by commas; None: those that the experiment's model lists.
@@ -90,8 +91,64 @@ def evaluate(
             scorers = load(experiment.facts, names)
             rulers[key] = Ruler(scorers, sanity(decoded, scorers))
         rows, failed = score_pairs(experiment, decoded, rulers[key], track)
-        summary = summarise(experiment, reference, names, rows, rulers[key], failed)
-        yield save(experiment.folder, summary, to_csv(rows, columns(names)))
+        ruler, before = rulers[key], earlier(experiment, reference, rows, names)
+        if before is not None:
+            names, failed = [name for name in METRICS if name in {*names, *before.names}], failed | before.missing
+            ruler = Ruler(ruler.scorers, _both(before.anchors, ruler.anchors), ruler.own)
+            for row in rows:
+                row.scores = before.scores[row.record.id] | row.scores
+        summary = summarise(experiment, reference, names, rows, ruler, failed)
+        yield results.save(experiment.folder, summary, to_csv(rows, columns(names)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Earlier scores
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an experiment was scored by before.
+
+    Attributes:
+        names: of the metrics.
+        scores: sample's id -> its scores, by column.
+        missing: metric -> why it has no score.
+    """
+
+    names: list[str]
+    scores: dict[str, Scores]
+    missing: dict[str, str]
+    anchors: Anchors
+
+
+def earlier(
+    experiment: Experiment, reference: Experiment, rows: Sequence[SampleScores], names: Sequence[str]
+) -> Earlier | None:
+    """The scores by metrics other than `names`; None where there are none, or of other records or another reference."""
+    try:
+        table, summary = results.load(experiment, reference)
+    except UserError:
+        return None
+    metrics, anchors = summary["metrics"], summary["anchors"]
+    others = [name for name in metrics if name in METRICS and name not in names]
+    kept = [name for name in columns(others)[3:-1] if name in table]
+    keys = {row.record.id: (row.record.prompt_index, row.record.seed) for row in rows}
+    if not others or set(table.index) != set(keys.values()):
+        return None
+    scores: dict[str, Scores] = {key: dict(table.loc[place, kept]) for key, place in keys.items()}
+    missing = {name: metrics[name]["unavailable"] for name in others if "unavailable" in metrics[name]}
+    of_others: Anchors = {"itself": {}, "shuffled": None}
+    of_others["itself"] = {name: score for name, score in anchors["itself"].items() if name in others}
+    if anchors["shuffled"] is not None:
+        of_others["shuffled"] = {name: score for name, score in anchors["shuffled"].items() if name in others}
+    return Earlier(others, scores, missing, of_others)
+
+
+def _both(before: Anchors, now: Anchors) -> Anchors:
+    itself = before["itself"] | now["itself"]
+    if before["shuffled"] is None or now["shuffled"] is None:  # there is one prompt only
+        return {"itself": itself, "shuffled": None}
+    return {"itself": itself, "shuffled": before["shuffled"] | now["shuffled"]}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import Anatomy, BlockIO, all_blocks, stacks
+from spectrum_bench.anatomy import Anatomy, Argument, BlockIO, all_blocks, stacks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, StandIn
 from spectrum_bench.caching.sites.unread import leave_out_unread
@@ -203,6 +203,7 @@ def bypass(
         raise DoesNotFit(
             f"{type(denoiser).__name__} has no front blocks that could run at every step: use another algo"
         )
+    _refuse_skipped_layers(denoiser, {*range(site.front + 1), len(blocks) - 1}, undo)
     entry = _Entry(blocks, session, site, anatomy, runs)
     if site.front:
         undo.callback(blocks[0].register_forward_pre_hook(entry.embed, with_kwargs=True).remove)
@@ -215,6 +216,20 @@ def bypass(
             setattr(denoiser, name, _Through(part, session, runs))
     if isinstance(first, nn.ModuleList) and len(first) > 1:
         _untouched(first[0], first[1], undo)
+
+
+def _refuse_skipped_layers(denoiser: nn.Module, needed: set[int], undo: ExitStack) -> None:
+    """Refuse skip-layer guidance that leaves out one of the blocks at which the stack begins and ends."""
+    skipped = Argument(denoiser, "skip_layers")
+
+    def check(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if named := sorted(needed & set(skipped.of(args, kwargs) or ())):
+            raise DoesNotFit(
+                f"skip_guidance_layers names block {named[0]}, where what is cached begins or ends: name none of "
+                f"{', '.join(map(str, sorted(needed)))}, or use site=modules"
+            )
+
+    undo.callback(denoiser.register_forward_pre_hook(check, with_kwargs=True).remove)
 
 
 def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
