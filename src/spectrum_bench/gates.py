@@ -1,7 +1,6 @@
 """When to compute, decided while the model runs: one function a paper, beside the state that it keeps.
 
-decisions.py describes the arguments of such a function. A YAML names it by `_target_` and gives its constants, without
-`_partial_`.
+decisions.py describes such a function's arguments. A YAML names it by `_target_`, with constants, without `_partial_`.
 """
 
 import math
@@ -124,9 +123,8 @@ class DiCacheState(Progressing):
     gamma: float | None = None  # the probe's progress at this step
 
     def progress(self) -> float | None:
-        if self.gamma is None or not math.isfinite(self.gamma):
-            return None  # the probe stood still between the two: it tells nothing
-        return self.gamma
+        still = self.gamma is None or not math.isfinite(self.gamma)  # between the two; it tells nothing
+        return None if still else self.gamma
 
     def measured(self) -> Tensor | None:
         """The probe's progress while it is still on the device."""
@@ -304,9 +302,8 @@ def speca(
 
 
 def relative(forecast: Tensor, real: Tensor) -> float:
-    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds. The floor below
-    |real| is 0 in float16, and 0 / 0 would pass every test."""
-    if real.dtype == torch.float16:
+    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds."""
+    if real.dtype == torch.float16:  # there the floor is 0, and the 0 / 0 of one element would pass every test
         forecast, real = forecast.float(), real.float()
     return float(((forecast - real).abs() / (real.abs() + 1e-10)).float().mean())
 
