@@ -10,11 +10,12 @@ from helpers import settings
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules
-from spectrum_bench.commands.compose import build, check_upstream_keys
+from spectrum_bench.commands.compose import build, check_upstream_keys, instantiate
 from spectrum_bench.commands.entry import paths
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CONFIGS
 from spectrum_bench.sampling.identity import labels
+from spectrum_bench.signals import FirstBlock, Front
 
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
 HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]
@@ -88,8 +89,9 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         with nullcontext() if alone else pytest.raises(UserError, match="alone|observes the f"):
             build(settings(*words))
         return
-    fronts = schedule in ("first_block", "dicache", "confidence") and site != "tail_residual"
-    if fronts or schedule == "accumulated" and site in ("output_residual", "shallow", "alternating"):
+    parts = [instantiate(part) for part in (settings(*words).method.schedule, settings(*words).method.site)]
+    places = {signal.place for signal in getattr(parts[0], "observes", ())}
+    if Front in places and not parts[1].front or FirstBlock in places and not parts[1].runs_blocks:
         with pytest.raises(UserError, match="observes the f"):
             build(settings(*words))
         return
