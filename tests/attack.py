@@ -1,5 +1,6 @@
 """The ground that attacks are made on: a child process for each, with limits of time and memory."""
 
+import gc
 import os
 import resource
 import signal
@@ -50,6 +51,7 @@ def attack(work: Callable[[], object], folder: Path, home: Path | None = None) -
     watched = [folder, *([home] if home else [])]
     before = frozenset().union(*map(files, watched))
     with tempfile.TemporaryFile() as errors:
+        gc.freeze()  # a collection in the child would copy all that it walks over
         pid = os.fork()
         if not pid:
             _child(work, folder, errors.fileno())
