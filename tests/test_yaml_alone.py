@@ -1,5 +1,6 @@
 """Pipelines that the repository has no word of, run by a model's YAML and nothing else: tiny, random, from a folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -108,7 +109,7 @@ def test_a_new_pipeline_runs_by_a_yaml(name, tmp_path):
         found[exp] = jobs.read_records(tmp_path / "out" / exp)
         assert len(found[exp]) == 2
     assert found["full"][0].nfe == 12 > found["spectrum"][0].nfe and found["spectrum"][0].cache_bytes > 0
-    pipe = load_pipeline(model, "cpu")
+    pipe = load_pipeline(ModelSettings.from_config(model), "cpu")
     record = found["full"][0]
     generator = torch.Generator().manual_seed(record.seed)
     with torch.no_grad():
@@ -138,4 +139,4 @@ def test_weights_of_a_variant_are_loaded_by_its_name(random_pipe, tmp_path):
     assert loaded.scheduler.config.shift == 5.0 != random_pipe.scheduler.config.shift
     assert torch.equal(loaded.transformer.x_embedder.weight, random_pipe.transformer.x_embedder.weight)
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_pipeline(model, "cpu")
+        load_pipeline(replace(model, variant=None), "cpu")

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 from spectrum_bench.errors import BadValue
 
 MOST = 10**6  # the largest whole number: beyond any use, but within a machine's memory
-LARGEST = 1e9  # the largest number
+LARGEST = 1e100  # the largest number
 
 
 def is_number(value: object) -> TypeGuard[float]:

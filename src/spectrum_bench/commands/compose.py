@@ -161,7 +161,7 @@ def instantiate(part: Part) -> Any:
 
     check_constants(part)
     try:
-        made = hydra_instantiate(_without_revision(part.to_node()))
+        made = hydra_instantiate(_without_revision(part.to_node()), _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
