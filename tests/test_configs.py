@@ -89,18 +89,18 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         with nullcontext() if alone else pytest.raises(UserError, match="alone|observes the f"):
             build(settings(*words))
         return
-    parts = [instantiate(part) for part in (settings(*words).method.schedule, settings(*words).method.site)]
-    places = {signal.place for signal in getattr(parts[0], "observes", ())}
-    if Front in places and not parts[1].front or FirstBlock in places and not parts[1].runs_blocks:
+    given = settings(*words)
+    gate_or_mask, where = (instantiate(part) for part in (given.method.schedule, given.method.site))
+    places = {signal.place for signal in getattr(gate_or_mask, "observes", ())}
+    if Front in places and not where.front or FirstBlock in places and not where.runs_blocks:
         with pytest.raises(UserError, match="observes the f"):
-            build(settings(*words))
+            build(given)
         return
     if site in ("tokens", "alternating") and algo != "reuse":
         with pytest.raises(UserError, match="token-wise caching reuses"):
-            build(settings(*words))
+            build(given)
         return
-    cfg = settings(*words)
-    check_parts(cfg.method, build(cfg))
+    check_parts(given.method, build(given))
 
 
 @pytest.mark.parametrize(
