@@ -75,7 +75,7 @@ def test_a_trial_is_worth_what_a_run_scores(compose, words, tmp_path):
         tune.main(compose(*words, "passes=0", config_name="tune"))
 
 
-def test_words_of_a_sweep_are_checked_by_their_first_choice(capsys):
+def test_words_of_a_sweep_are_checked(capsys):
     check_words("base", ["-m", "algo=fora,spectrum", "seed=range(0,3)", "algo.w=interval(0,1)", "schedule=glob(*)"])
     with pytest.raises(SystemExit):
         check_words("base", ["-m", "algo=choice(foar,spectrum)"])

@@ -67,11 +67,11 @@ def call(main: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
 
 
 def check_words(config_name: str, words: list[str]) -> DictConfig | None:
-    """Compose once before Hydra does, to say in one line what is wrong with the words of the command line, and to
+    """Compose before Hydra does, to say in one line what is wrong with the words of the command line, and to
     refuse code before Hydra calls it.
 
     Returns:
-        The configuration, Hydra's own nodes included; None for words that run nothing.
+        The configuration, that of the first run of a sweep; None for words that run nothing.
     """
     show_choices(words)
     options = parsed(words)
@@ -90,11 +90,19 @@ def check_words(config_name: str, words: list[str]) -> DictConfig | None:
         if any("hydra.searchpath" in word for word in overrides):
             fail(UserError("--config-dir and hydra.searchpath are one and the same: give one of them"))
         overrides.append(f"hydra.searchpath=['file://{os.path.abspath(options.config_dir)}']")
-    if options.multirun:
-        overrides = [word for each in overrides for word in first_choice(config_name, each)]
+    if not options.multirun:
+        return composed(options.config_name or config_name, overrides)
+    swept = [found for each in overrides if (found := choices(config_name, each))]
+    first = [each[0] for each in swept]
+    others = [[*first[:at], word, *first[at + 1 :]] for at, each in enumerate(swept) for word in each[1:]]
+    return [composed(options.config_name or config_name, each) for each in (first, *others)][0]
+
+
+def composed(config_name: str, overrides: list[str]) -> DictConfig:
+    """The configuration of these words, Hydra's own nodes included; it calls no code that is not ours."""
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
-            cfg = hydra.compose(options.config_name or config_name, overrides, return_hydra_config=True)
+            cfg = hydra.compose(config_name, overrides, return_hydra_config=True)
         except Exception as error:  # Hydra answers to bad words with many kinds of it
             fail(UserError(explain(config_name, error)))
         try:
@@ -144,8 +152,9 @@ def show_choices(words: list[str]) -> None:
             raise SystemExit(0)
 
 
-def first_choice(config_name: str, word: str) -> list[str]:
-    """The word with the first value of its sweep. Intervals and patterns, whose values Hydra finds, give no word."""
+def choices(config_name: str, word: str) -> list[str]:
+    """The words a sweep makes of one: all choices of a group, of which a missing one would end the whole sweep, and the
+    first of other values. Intervals and patterns, whose values Hydra finds, give none."""
     try:
         override = OverridesParser.create().parse_override(word)
     except OverrideParseException as error:
@@ -154,7 +163,9 @@ def first_choice(config_name: str, word: str) -> list[str]:
         return [word]
     if override.is_interval_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
         return []
-    return [f"{override.get_key_element()}={next(override.sweep_string_iterator())}"]
+    values = override.sweep_string_iterator()
+    chosen = values if override.key_or_group in GROUPS.values() else [next(values)]
+    return [f"{override.get_key_element()}={value}" for value in chosen]
 
 
 def explain(config_name: str, error: Exception) -> str:
