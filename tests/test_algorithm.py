@@ -10,6 +10,7 @@ from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.session import Branch
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.errors import BadValue, DoesNotFit
 
 ADAPTIVE = partial(schedules.adaptive_window, window=2, flex=0.75, warmup=5)
@@ -30,7 +31,7 @@ def test_a_forecaster_that_reads_a_forgotten_row_is_refused(schedule):
 
 def test_it_would_have_been_another_method():
     """The forecast of a session is not the function's own: what the check is for."""
-    branch, times, wrong = Branch(hesitant), [], 0
+    branch, times, wrong = Branch(Remembered(hesitant)), [], 0
     for step, computing in enumerate(ADAPTIVE(50)):
         branch.begin(step, bool(computing))
         if computing:

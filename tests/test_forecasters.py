@@ -158,11 +158,12 @@ def test_senseless_constants_raise(call):
 def test_forgetting_rows_of_weight_zero_changes_no_forecast(rng):
     """A session keeps only what the next step would read; every later forecast must be the same as from all rows."""
     from spectrum_bench.caching.session import Branch
+    from spectrum_bench.caching.weights import Remembered
 
     for name in KEPT:
         forecaster = ALL[name]
         mask = schedules.adaptive_window(T, window=2, flex=0.75, warmup=5)
-        branch = Branch(forecaster)
+        branch = Branch(Remembered(forecaster))
         H, times, most = rng.standard_normal((T, 6)), [], 0
         for step in range(T):
             branch.begin(step, bool(mask[step]))
@@ -309,8 +310,9 @@ def test_each_channel_follows_its_own_solver(dtype, rng):
 
 def test_rows_that_no_channel_reads_are_forgotten():
     from spectrum_bench.caching.session import Branch
+    from spectrum_bench.caching.weights import Remembered
 
-    branch = Branch(partial(forecasters.hyca, solvers=["taylor2", "reuse"], channels=[0, 1, 1]))
+    branch = Branch(Remembered(partial(forecasters.hyca, solvers=["taylor2", "reuse"], channels=[0, 1, 1])))
     for step in range(6):
         branch.begin(step, True)
         branch.store("x", torch.full((1, 2, 3), float(step) ** 2))

@@ -15,13 +15,29 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether the value is a whole number. True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def boolean(name: str, value: object) -> bool:
+    """The value as true or false.
+
+    Raises:
+        BadValue: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise BadValue(f"{name}={brief(value)} is neither true nor false")
+    return value
+
+
 def whole(name: str, value: object, least: int = 1, most: int = MOST) -> int:
     """The value as a whole number from `least` to `most`.
 
     Raises:
         BadValue: it is no such number.
     """
-    if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+    if not (is_whole(value) and value >= least):
         raise BadValue(f"{name} must be a whole number of at least {least}, not {brief(value)}")
     if value > most:
         raise BadValue(f"{name} must be a whole number from {least} to {most}, not {brief(value)}")

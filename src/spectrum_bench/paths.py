@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = (PACKAGE.parents[1] / "configs" / "base.yaml").is_file()
 ROOT = PACKAGE.parents[1] if CHECKOUT else PACKAGE / "data"
 CONFIGS = str(ROOT / "configs")
+MODELS = ROOT / "configs" / "model"
 CALIBRATION = ROOT / "configs" / "calibration"
 PROMPTS = ROOT / "prompts"
 CITED = ROOT / "results" / "paper"  # published numbers

@@ -50,7 +50,7 @@ def mask(T: int, *, steps: Sequence[int]) -> Mask:
     """Exactly the steps of a list, to replay the computed steps of another method or implementation."""
     if isinstance(steps, str) or not isinstance(steps, Sequence):
         raise BadValue(f"steps must be a list of whole numbers, e.g. [0,1,5], not {steps}")
-    wrong = [s for s in steps if isinstance(s, bool) or not (isinstance(s, int) and 0 <= s < T)]
+    wrong = [s for s in steps if not (checks.is_whole(s) and 0 <= s < T)]
     if wrong:
         raise BadValue(f"steps must be whole numbers from 0 to {T - 1}, not {checks.brief(wrong)}")
     out = np.zeros(T, bool)

@@ -48,13 +48,11 @@ class Branch:
 
     def __init__(
         self,
-        forecaster: Forecaster,
+        remembered: Remembered,
         state: State | None = None,
         progress: Callable[[], float | None] | None = None,
-        remembered: Remembered | None = None,
     ):
-        self.state, self._progress = state, progress
-        self._remembered = remembered or Remembered(forecaster)
+        self._remembered, self.state, self._progress = remembered, state, progress
         self.computing = True
         self.computed: list[int] = []
         self.times: list[int] = []
@@ -65,8 +63,8 @@ class Branch:
         self.seen: tuple[int, object] | None = None  # the newest step, and shape and dtype of its latent
 
     def continues(self, step: int, latent: Tensor) -> bool:
-        """Whether what is remembered is of the step before and of such a latent. Guidance may end or begin in mid-run,
-        which halves or doubles a batch, or leaves a branch out; then all is remembered anew."""
+        """Whether this branch ran at the step before, on a latent of the same shape and dtype. If guidance ends or
+        begins in mid-run, the batch changes or a branch is left out, and the branch must start anew."""
         return self.seen is not None and step - self.seen[0] <= 1 and self.seen[1] == _kind(latent)
 
     def begin(self, step: int, computing: bool) -> None:
@@ -212,7 +210,7 @@ class Session:
     def _new_branch(self) -> Branch:
         state = self._gate.start(self.num_steps) if self._gate else None
         progress = state.progress if self._follows_gate and isinstance(state, Progressing) else None
-        return Branch(self.forecaster, state, progress, self._remembered)
+        return Branch(self._remembered, state, progress)
 
     @not_compiled
     def decide_at(self, place: Place) -> None:

@@ -14,15 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.session import Session, denoisers
-from spectrum_bench.commands.compose import build, resolved
+from spectrum_bench.commands.compose import UPSTREAM, build, resolved
 from spectrum_bench.commands.entry import explain
 from spectrum_bench.commands.list_ import choices, describe
 from spectrum_bench.commands.words import nearest
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import CONFIGS, ROOT, locate
-from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.paths import CONFIGS, MODELS, locate
+from spectrum_bench.sampling.architectures import FOLDER, architecture
+from spectrum_bench.sampling.settings import DESCRIBED, RunSettings
 
-UPSTREAM = ("window_size", "flex_window", "warmup_steps")  # keys of configs/base.yaml that schedules read
 UNKNOWN = "your-model"  # under this name no algorithm has constants
 
 
@@ -131,7 +131,7 @@ def recognise(pipe: Any) -> str | None:
     part, network = next(iter(networks.items()))
     config: Any = network.config
     given = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    for path in sorted((ROOT / "configs" / "model").glob("*.yaml")):
+    for path in sorted(MODELS.glob("*.yaml")):
         known = _denoiser_config(yaml.safe_load(path.read_text(encoding="utf-8")), part)
         if known.get("_class_name") == type(network).__name__ and all(
             _plain(given[key]) == _plain(value) for key, value in known.items() if key in given
@@ -146,9 +146,8 @@ def _denoiser_config(model: Mapping[str, Any], part: str) -> dict[str, Any]:
     if file.is_file():
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return config
-    path = ROOT / "configs" / "architectures" / f"{model['name']}.json"
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
-    return dict(parts.get(part) or {})
+    known = (FOLDER / f"{model['name']}.json").is_file()
+    return dict(architecture(model["name"])["parts"].get(part) or {}) if known else {}
 
 
 def _plain(value: Any) -> Any:
@@ -176,14 +175,14 @@ def _composing() -> Iterator[Callable[[list[str]], DictConfig]]:
 
 def _key(cfg: DictConfig, name: str) -> str:
     """The dotted key of a constant: the algorithm's, its schedule's, its site's, or one of upstream's keys."""
-    groups = {group: list(cfg[group] or {}) for group in ("algo", "schedule", "site") if group in cfg}
-    for group, keys in groups.items():
-        if name in keys and name not in ("name", "forecaster") and not name.startswith("_"):
-            return f"{group}.{name}"
-    if name in UPSTREAM:
-        return name
-    known = [key for keys in groups.values() for key in keys if not key.startswith("_")]
-    known = [key for key in [*known, *UPSTREAM] if key not in ("name", "forecaster", "paper", "fidelity")]
+    places = {key: key for key in UPSTREAM}
+    # A key of the algorithm hides one of its schedule, and that one hides one of its site.
+    for group in ("site", "schedule", "algo"):
+        keys = [key for key in cfg.get(group) or {} if key not in DESCRIBED and not key.startswith("_")]
+        places |= {key: f"{group}.{key}" for key in keys}
+    if name in places:
+        return places[name]
+    known = list(places)
     raise UserError(f"algo={cfg.algo.name} has no {name}{nearest(name, known)}; it has {', '.join(known)}")
 
 

@@ -80,6 +80,6 @@ def write(settings: RunSettings, constants: dict[str, Any]) -> Path:
     from spectrum_bench.sampling.records import write_atomically
 
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in constants.items()]
-    path = Path(CALIBRATION) / settings.method.name / f"{settings.model.name}.json"
+    path = CALIBRATION / settings.method.name / f"{settings.model.name}.json"
     write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return path

@@ -52,7 +52,7 @@ def calibrated(method: str, key: str, default: Any = None, *, _root_: DictConfig
     """${calibrated:<method>,<key>}: a constant measured for the composed model, or the default."""
     model = _root_.model.name
     check_name("model.name", model)
-    return read_calibration(Path(CALIBRATION) / method / f"{model}.json").get(key, default)
+    return read_calibration(CALIBRATION / method / f"{model}.json").get(key, default)
 
 
 def read_calibration(path: Path) -> dict[str, Any]:

@@ -56,10 +56,10 @@ def config_of(name: str, given: list[str]) -> str:
         return name
     import yaml
 
-    from spectrum_bench.paths import ROOT
+    from spectrum_bench.paths import MODELS
 
     model = next((word.removeprefix("model=") for word in given if word.startswith("model=")), "")
     if not re.fullmatch(r"[\w.-]{1,200}", model):
         return "base"  # which says what is wrong with it
-    path = ROOT / "configs" / "model" / f"{model}.yaml"
+    path = MODELS / f"{model}.yaml"
     return "video" if path.is_file() and "fps" in yaml.safe_load(path.read_text(encoding="utf-8")) else "base"

@@ -12,7 +12,7 @@ import yaml
 from scipy.stats import kendalltau
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import CALIBRATION, CITED, RESULTS, ROOT
+from spectrum_bench.paths import CALIBRATION, CITED, MODELS, RESULTS, ROOT
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.cells import DASH
 from spectrum_bench.reporting.formats import pipe_table
@@ -67,7 +67,7 @@ def read_plans(name: str, model: str | None = None) -> list[Plan]:
     """
     if name not in names():
         raise UserError(f"there is no experiment {name}: choose of {', '.join(names())}")
-    models = sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
+    models = sorted(path.stem for path in MODELS.glob("*.yaml"))
     if model and model not in models:
         raise UserError(f"there is no model={model}: choose of {', '.join(models)}")
     node = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))

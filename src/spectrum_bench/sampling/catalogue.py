@@ -11,9 +11,8 @@ import yaml
 from huggingface_hub import constants, try_to_load_from_cache
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import PROMPTS, ROOT, locate
+from spectrum_bench.paths import MODELS, PROMPTS, ROOT, locate
 
-MODELS = ROOT / "configs" / "model"
 PROMPT_LISTS = ROOT / "configs" / "downloads.yaml"
 
 

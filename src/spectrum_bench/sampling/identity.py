@@ -32,10 +32,8 @@ def identity(settings: RunSettings) -> Identity:
 
     `settings.model.weights` must be known.
     """
-    method = settings.method
-    parts = {"schedule": method.schedule, "forecaster": method.forecaster, "site": method.site}
     named: Identity = {"schema": SCHEMA, "model": _model(settings.model)}
-    named |= {key: part and _part(part) for key, part in parts.items()}
+    named |= {key: part and _part(part) for key, part in settings.method.parts.items()}
     named |= {"num_inference_steps": settings.num_inference_steps, "runtime": asdict(settings.runtime)}
     return {key: canonical(value) for key, value in named.items()}
 
@@ -73,9 +71,13 @@ def labels(settings: RunSettings) -> dict[str, str]:
         arguments = ", ".join(f"{k}={v}" for k, v in plain.items() if v != default.get(k, k))
         return f"{part.name}({arguments})" if arguments else part.name
 
-    method = settings.method
-    parts = {"schedule": method.schedule, "forecaster": method.forecaster, "site": method.site}
-    return {"algo": method.name} | {key: label(part) for key, part in parts.items()}
+    return {"algo": settings.method.name} | {key: label(part) for key, part in settings.method.parts.items()}
+
+
+def headline(settings: RunSettings) -> str:
+    """The model and the labels in one line for a person."""
+    words = labels(settings)
+    return f"{settings.model.name}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
 
 
 def defaults(part: Part) -> dict[str, Any]:

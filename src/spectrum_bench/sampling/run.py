@@ -13,7 +13,7 @@ from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
 from spectrum_bench.sampling.claim import claim
-from spectrum_bench.sampling.identity import identity, labels
+from spectrum_bench.sampling.identity import headline, identity
 from spectrum_bench.sampling.jobs import Job, Prompts, make_jobs
 from spectrum_bench.sampling.pool import run_jobs
 from spectrum_bench.sampling.records import (
@@ -141,8 +141,7 @@ def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], No
 
 def describe(settings: RunSettings, algorithm: Algorithm) -> str:
     """Name the schedule, the forecaster and the site, and show the mask if the schedule is one."""
-    steps, words = settings.num_inference_steps, labels(settings)
-    head = f"{settings.model.name}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
+    steps, head = settings.num_inference_steps, headline(settings)
     mask = schedules.plan(algorithm.schedule, steps)
     if mask is None:
         return f"{head}\n{steps} steps; which are computed is decided while it runs"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from spectrum_bench.checks import brief, is_number, one_of, whole
+from spectrum_bench.checks import boolean, brief, is_number, is_whole, one_of, whole
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling import limits
 
@@ -17,6 +17,7 @@ SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 the
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 DESCRIPTIVE = {"repo", "judge", "note", "metrics", "dev_prompts"}  # model settings that decide no pixel: `weights` does
+DESCRIBED = ("name", "forecaster", "paper", "fidelity")  # keys of an algorithm's YAML that are no constants of its own
 # Old import paths of parts that have moved. Users' own configurations may still name them.
 MOVED = {
     "spectrum_bench.sites.LastBlock": "spectrum_bench.caching.sites.stack.LastBlock",
@@ -93,18 +94,22 @@ class MethodSettings:
     site: Part | None
     constants: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def parts(self) -> dict[str, Part | None]:
+        """The parts by their names in ids, labels and records."""
+        return {"schedule": self.schedule, "forecaster": self.forecaster, "site": self.site}
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MethodSettings":
         algo, site = config["algo"], config.get("site")
         limits.check_mapping("algo", algo)
         limits.check_name("algo.name", algo.get("name"))
-        described = ("name", "forecaster", "paper", "fidelity")
         return cls(
             name=str(algo["name"]),
             schedule=Part.from_node(config["schedule"]),
             forecaster=Part.from_node(algo["forecaster"]) if algo.get("forecaster") else None,
             site=Part.from_node(site) if site else None,
-            constants={key: value for key, value in algo.items() if key not in described},
+            constants={key: value for key, value in algo.items() if key not in DESCRIBED},
         )
 
 
@@ -175,11 +180,10 @@ class ModelSettings:
                 raise BadValue(f"model.{key}={brief(node[key])} is no text")
             if node.get(key) is not None and key in ("repo", "judge", "dev_prompts"):
                 limits.check_path(f"model.{key}", node[key])
-        if not isinstance(self.vae_tiling, bool):
-            raise BadValue(f"model.vae_tiling={brief(self.vae_tiling)} is neither true nor false")
+        boolean("model.vae_tiling", self.vae_tiling)
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))
-            if not (isinstance(value, int) and not isinstance(value, bool) and value > 0 and value % 16 == 0):
+            if not (is_whole(value) and value > 0 and value % 16 == 0):
                 raise BadValue(f"model.{key} must be a positive multiple of 16 pixels, not {brief(value)}")
             whole(f"model.{key}", value, *limits.MODEL[key])
         whole("model.frame_stride", self.frame_stride, *limits.MODEL["frame_stride"])
@@ -187,8 +191,7 @@ class ModelSettings:
 
     def _check_clip(self) -> None:
         frames = self.num_frames if self.num_frames is not None else 1
-        is_count = isinstance(frames, int) and not isinstance(frames, bool)
-        if not (is_count and frames > 0 and (frames - 1) % self.frame_stride == 0):
+        if not (is_whole(frames) and frames > 0 and (frames - 1) % self.frame_stride == 0):
             raise BadValue(
                 f"model.num_frames must be 1 more than a multiple of {self.frame_stride} (the VAE's step in time; "
                 f"another one's is model.frame_stride), not {brief(frames)}"
@@ -228,8 +231,7 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         whole("runtime.batch_size", self.batch_size, most=4096)
-        if not isinstance(self.compile, bool):
-            raise BadValue(f"runtime.compile={self.compile} is neither true nor false")
+        boolean("runtime.compile", self.compile)
         if self.attention is not None:  # imported only when asked for: it takes seconds
             from diffusers.models.attention_dispatch import AttentionBackendName
 
@@ -246,8 +248,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.address, str | None):
             raise BadValue(f"engine.address={brief(self.address)} is no address: write auto or <host>:<port>")
-        if not isinstance(self.dashboard, bool):
-            raise BadValue(f"engine.dashboard={brief(self.dashboard)} is neither true nor false")
+        boolean("engine.dashboard", self.dashboard)
 
 
 @dataclass(frozen=True)
@@ -278,8 +279,7 @@ class RunSettings:
                 whole(key, value, least, most)
         if self.seed + self.samples_per_prompt > 2**63:
             raise BadValue(f"seed={self.seed} is too large: keep it below 2^63")
-        if not isinstance(self.retry_failed, bool):
-            raise BadValue(f"retry_failed={brief(self.retry_failed)} is neither true nor false")
+        boolean("retry_failed", self.retry_failed)
         limits.check_folder_name(self.exp_name)
         _check_device(self.device)
 

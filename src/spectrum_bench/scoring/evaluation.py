@@ -70,8 +70,8 @@ def bar(steps: Sequence[Pair], title: str) -> Iterable[Pair]:
 def evaluate(
     experiments: Sequence[Experiment], reference: Experiment, wanted: str | None = None, track: Track = bar
 ) -> Iterator[Summary]:
-    """Write metrics.csv and summary.json into each experiment's directory and yield its summary. What the same samples
-    were scored by before, against the same reference, stays.
+    """Write metrics.csv and summary.json into each experiment's directory and yield its summary. Earlier scores
+    by other metrics stay, if they belong to the same samples and the same reference.
 
     Args:
         wanted: names of metrics, separated by commas; None: those that the experiment's model lists.
@@ -107,7 +107,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an experiment was scored by before.
+    """The scores of an earlier evaluation.
 
     Attributes:
         names: of the metrics.
@@ -124,18 +124,19 @@ class Earlier:
 def earlier(
     experiment: Experiment, reference: Experiment, rows: Sequence[SampleScores], names: Sequence[str]
 ) -> Earlier | None:
-    """The scores by metrics other than `names`; None where there are none, or of other records or another reference."""
+    """The earlier scores by metrics other than `names`. None if there are none, or if they belong to other records or
+    to another reference."""
     try:
         table, summary = results.load(experiment, reference)
     except UserError:
         return None
     metrics, anchors = summary["metrics"], summary["anchors"]
     others = [name for name in metrics if name in METRICS and name not in names]
-    kept = [name for name in columns(others)[3:-1] if name in table]
+    scored = [name for name in columns(others)[3:-1] if name in table]
     keys = {row.record.id: (row.record.prompt_index, row.record.seed) for row in rows}
     if not others or set(table.index) != set(keys.values()):
         return None
-    scores: dict[str, Scores] = {key: dict(table.loc[place, kept]) for key, place in keys.items()}
+    scores: dict[str, Scores] = {key: dict(table.loc[place, scored]) for key, place in keys.items()}
     missing = {name: metrics[name]["unavailable"] for name in others if "unavailable" in metrics[name]}
     of_others: Anchors = {"itself": {}, "shuffled": None}
     of_others["itself"] = {name: score for name, score in anchors["itself"].items() if name in others}

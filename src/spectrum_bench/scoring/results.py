@@ -1,8 +1,8 @@
 """An experiment's scores on disk: metrics.csv and summary.json, which are one result and stay one.
 
-summary.json holds the hash of metrics.csv and of everything that was scored. A new metrics.csv comes into its place
-last: until summary.json is replaced the old two are the result, from then on the new two, one of which may still have
-its other name.
+summary.json holds the hashes of metrics.csv and of everything that was scored. A new evaluation first writes
+metrics.csv.new, then replaces summary.json, then renames metrics.csv.new. Replacing summary.json is the moment at which
+the new result counts: a process that dies earlier leaves the old result, and one that dies later leaves the new one.
 """
 
 import csv
@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +74,11 @@ def load(experiment: Experiment, reference: Experiment) -> tuple[pd.DataFrame, S
 
 
 def read_summary(path: Path) -> Summary:
-    """summary.json, of this schema or an older one.
+    """Read summary.json of this schema or an older one.
 
     Raises:
-        FileNotFoundError: there is none.
-        Damaged: it is none that this version can read.
+        FileNotFoundError: the file does not exist.
+        Damaged: this version cannot read the file.
     """
     summary: Summary = parse_json(read_text(path, reading.RECORD))
     try:
@@ -102,11 +101,12 @@ HASHES = ("config_sha256", "samples_sha256")  # beside records_sha256, which sch
 
 
 def _is_of(summary: Summary, experiment: Experiment, reference: Experiment) -> bool:
-    """Whether what was scored is what is there now."""
-    pairs: Iterator[tuple[dict[str, object], Experiment]] = iter(
-        [({**summary}, experiment), ({**summary["reference"]}, reference)]
-    )
-    return all(found[key] == value for found, e in pairs for key, value in e.digests.items() if key in found)
+    """Whether the experiment and its reference are the ones that were scored."""
+    scored: list[tuple[dict[str, object], Experiment]] = [
+        ({**summary}, experiment),
+        ({**summary["reference"]}, reference),
+    ]
+    return all(hashes[key] == value for hashes, e in scored for key, value in e.digests.items() if key in hashes)
 
 
 def _metrics(folder: Path, summary: Summary) -> bytes | None:
@@ -173,7 +173,7 @@ def _check_columns(scores: pd.DataFrame, summary: Summary) -> None:
 
 
 def _check_means(scores: pd.DataFrame, experiment: Experiment, summary: Summary) -> None:
-    """Of schema 1 no hash ties the two files; the means of one are those of the other."""
+    """Check that the means of metrics.csv are those in summary.json. Schema 1 has no hash that ties the two files."""
     prompts = [experiment.by_key[key].prompt for key in scores.index]
     for name, metric in summary["metrics"].items():
         mean = metric.get("mean")
