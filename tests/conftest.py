@@ -1,4 +1,5 @@
 import os
+import signal
 from functools import cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,7 @@ import torch
 from helpers import composed, denoiser, no_identity, recipe
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children too
 
 
 @pytest.hookimpl(tryfirst=True)

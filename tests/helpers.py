@@ -1,6 +1,7 @@
 """What several test files share: configurations, entry scripts in processes, calls of small random pipelines."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -38,6 +39,15 @@ def composed(*words: str, config_name: str = "base") -> DictConfig:
 def settings(*words: str, config_name: str = "base") -> RunSettings:
     """The typed settings of such a configuration."""
     return settings_of(composed(*words, config_name=config_name))
+
+
+def examples() -> dict[str, str]:
+    """The code of docs/extend.md: what the first line of a block names -> the code, of all its blocks together."""
+    page = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
+    code: dict[str, str] = {}
+    for name, block in re.findall(r"^```\w+\n# ([^\n]*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        code[name] = code.get(name, "") + block
+    return code
 
 
 def recipe(name: str) -> dict:

@@ -9,49 +9,14 @@ import sys
 import fabricate
 import numpy as np
 import pytest
+from helpers import examples
 
 from spectrum_bench.paths import ROOT
 
 PROMPTS = fabricate.captions(3)
 
-MODULE = '''
-"""How much brighter a sample is than its reference."""
-
-import numpy as np
-
-
-def make_brightness(model):
-    def score(sample, reference):
-        return abs(float(np.mean(sample, dtype=float) - np.mean(reference, dtype=float)))
-
-    return score
-'''
-ENTRY = """
-        Metric(
-            "brightness", "paired", "Brightness", False, "brightness:make_brightness", perfect=0.0, unrelated=1e-9,
-            packages=("rich",),
-        ),
-"""
-
-SCRIPT = '''
-"""The number of letters of each prompt, by a package that cannot live beside ours."""
-
-# /// script
-# dependencies = []
-# ///
-
-import json
-import sys
-
-manifest, results = sys.argv[1:]
-with open(manifest) as lines, open(results, "a") as out:
-    for line in lines:
-        sample = json.loads(line)
-        print(json.dumps({"id": sample["id"], "letters": len(sample["prompt"])}), file=out)
-'''
-SCRIPT_ENTRY = """
-        Metric("letters", "files", "Letters", True, environment="letters", only="pictures"),
-"""
+PLACE = "src/spectrum_bench/scoring/metrics"
+EXAMPLES = examples()
 
 
 @pytest.fixture
@@ -63,13 +28,13 @@ def checkout(tmp_path):
     return folder
 
 
-def add(checkout, path, text, entry):
-    """The two files that a metric needs."""
-    metrics = checkout / "src/spectrum_bench/scoring/metrics"
-    (metrics / path).write_text(text)
+def add(checkout, path, entry):
+    """The two files that a metric needs, as docs/extend.md has them."""
+    metrics = checkout / PLACE
+    (metrics / path).write_text(EXAMPLES[f"{PLACE}/{path}"])
     listed = (metrics / "__init__.py").read_text()
     assert listed.count("    for metric in (\n") == 1
-    (metrics / "__init__.py").write_text(listed.replace("    for metric in (\n", f"    for metric in ({entry}"))
+    (metrics / "__init__.py").write_text(listed.replace("    for metric in (\n", f"    for metric in (\n{entry}"))
 
 
 def evaluate(checkout, *words):
@@ -79,16 +44,16 @@ def evaluate(checkout, *words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path,text,entry,name", [
-    ("brightness.py", MODULE, ENTRY, "brightness"),
-    ("isolated/score_letters.py", SCRIPT, SCRIPT_ENTRY, "letters"),
+@pytest.mark.parametrize("path,name", [
+    ("brightness.py", "brightness"),
+    ("isolated/score_letters.py", "letters"),
 ], ids=["in-process", "isolated"])  # fmt: skip
-def test_a_metric_is_two_files(checkout, tmp_path, path, text, entry, name):
+def test_a_metric_is_two_files(checkout, tmp_path, path, name):
     pictures = fabricate.pictures(PROMPTS)
     reference = fabricate.experiment(tmp_path / "nocache", PROMPTS, pictures)
     brighter = np.minimum(pictures, 250) + 5
     experiment = fabricate.experiment(tmp_path / "brighter", PROMPTS, brighter.astype(np.uint8), "fora", 14)
-    add(checkout, path, text, entry)
+    add(checkout, path, EXAMPLES[f"entry of {name} in {PLACE}/__init__.py"])
 
     done = evaluate(checkout, experiment, f"reference={reference}", f"metrics=psnr,{name}")
     assert done.returncode == 0, done.stderr

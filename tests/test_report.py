@@ -13,6 +13,7 @@ import fabricate
 import numpy as np
 import pandas
 import pytest
+from helpers import examples
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import cells, formats, frames, plots, tables
@@ -348,9 +349,15 @@ def test_columns_of_csv_keep_their_names(home):
 
 
 def test_a_new_format_is_one_function(home, monkeypatch):
-    monkeypatch.setitem(formats.FORMATS, "toy", lambda table: {"table.toy": f"{len(table.rows)} rows"})
+    place, code = "src/spectrum_bench/reporting/formats.py", examples()
+    scope = dict(vars(formats))
+    exec(code[f"function in {place}"], scope)
+    for name, function in eval(f"{{{code[f'entry in FORMATS of {place}']}}}", scope).items():
+        monkeypatch.setitem(formats.FORMATS, name, function)
     files = formats.render(build(home))
-    assert files["table.toy"] == b"6 rows" and {"table.md", "table.csv", "table.tex", "plot.svg"} < files.keys()
+    assert {"table.md", "table.csv", "table.tex", "plot.svg"} < files.keys()
+    lines = re.findall(r"<tr>(.*?)</tr>", files["table.html"].decode(), re.DOTALL)
+    assert len(lines) == 6 and all("<td>50/50</td>" in line for line in lines[:2])  # the head has a style
 
 
 def test_markdown_is_as_narrow_as_it_can_be():

@@ -1,0 +1,84 @@
+"""The examples of docs/extend.md run as they are printed there. Those of metrics: test_new_metric.py, of a format:
+test_report.py."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import composed, examples
+from safetensors.numpy import load_file
+
+from spectrum_bench.commands.entry import check_words
+from spectrum_bench.paths import ROOT
+from spectrum_bench.reporting import paper
+
+SHORT = ["total_prompt_num=1", "warmup_samples=0", "num_inference_steps=12", "output_base_path=out", "device=cpu"]
+COMMAND = re.search(r"^PYTHONPATH=\. python (src/text_to_image.py .*)$", (ROOT / "docs/extend.md").read_text(), re.M)[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files of the examples, in a folder that otherwise holds what a checkout has."""
+    place = tmp_path_factory.mktemp("mine")
+    for name in ("src", "configs", "assets", "prompts"):
+        (place / name).symlink_to(ROOT / name)
+    for name, code in examples().items():
+        if name.startswith(("my_", "record.py")):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(code)
+    return place
+
+
+def python(folder, *words):
+    environment = os.environ | {"PYTHONPATH": f".{os.pathsep}src"}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_files_of_your_own(folder):
+    """The forecaster by the command that is printed; then mask, gates, site and model in one sweep."""
+    python(folder, *shlex.split(COMMAND), *SHORT, "exp_name=printed")
+    sweep = ["schedule=power_law,moved,spreads", "site=gain", "model=my_flux"]
+    python(folder, *shlex.split(COMMAND), *SHORT, *sweep, "exp_name=${hydra:runtime.choices.schedule}", "-m")
+    records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("out/*/records.jsonl")}
+    assert records["printed"]["forecaster"] == "halfway(share=0.5)" and records["printed"]["site"] == "LastBlock"
+    assert records["power_law"]["computed_steps"] == [0, 1, 2, 4, 7, 9]
+    assert 1 < records["moved"]["nfe"] < 12 and 1 < records["spreads"]["nfe"] < 12
+    swept = [records[name] for name in ("power_law", "moved", "spreads")]
+    assert {(record["model"], record["site"]) for record in swept} == {("my_flux", "Gain")}
+
+
+@pytest.mark.slow
+def test_an_observer_keeps_features(folder):
+    python(folder, "record.py")
+    kept = load_file(folder / "features.safetensors")
+    assert len(kept) == 20 and {feature.shape for feature in kept.values()} == {(1, 64, 128)}
+
+
+def test_a_launchers_preset(folder):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install hydra-joblib-launcher==1.2.0")
+    words = [f"hydra.searchpath=[file://{folder}/my_configs]", "hydra/launcher=four_at_once"]
+    check_words("base", words)
+    composed(*words)
+    preset = yaml.safe_load((folder / "my_configs/hydra/launcher/four_at_once.yaml").read_text())
+    assert preset["n_jobs"] == 4
+
+
+def test_a_papers_table(tmp_path, monkeypatch):
+    code = examples()
+    for name in ("configs/experiment/table1_mine.yaml", "results/paper/mine/table1.csv"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(code[name])
+    monkeypatch.setattr(paper, "EXPERIMENTS", tmp_path / "configs/experiment")
+    monkeypatch.setattr(paper, "CITED", tmp_path / "results/paper")
+    (plan,) = paper.read_plans("table1_mine", "tiny-flux")
+    assert [run.name for run in plan.runs] == ["nocache", "halfway"] and plan.source == "mine"
+    assert plan.runs[0].cited is None and plan.runs[1].cited["psnr"] == "21.3"
+    for run in plan.runs:
+        check_words("base", [f"model={plan.model}", *run.words])
