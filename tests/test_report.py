@@ -68,6 +68,19 @@ def test_rows_and_their_order(home):
     assert [r.passes for r in rows] == ["50/50", "50/50", "25/25", "14/50", "14/50", "14/50"]
 
 
+def test_a_run_that_computes_every_step_through_a_site_is_no_method(home, tmp_path):
+    """It measures the harness, takes no bold from the methods, and is no point of the plot."""
+    pictures, reference = fabricate.pictures(PROMPTS), read_experiment(home / "nocache")
+    for name, schedule in {"session": "full", "peer": "observed"}.items():  # a peer that never skips is a method
+        fabricate.experiment(tmp_path / name, PROMPTS, pictures, "reuse", 50, schedule=schedule, site="LastBlock")
+    added = [read_experiment(tmp_path / name) for name in ("session", "peer")]
+    list(evaluation.evaluate(added, reference))
+    table = tables.build([*added, read_experiment(home / "fora")], reference)
+    assert [(r.experiment.name, r.role) for r in table.rows[1:3]] == [("session", "harness"), ("peer", "method")]
+    assert "harness" not in plots.quality_speed(table.rows, ["psnr"])["svg"].decode()
+    assert "through a session" in formats.markdown(table)
+
+
 def test_figures_follow_from_the_records(home):
     rows = {row.experiment.name: row for row in build(home).rows}
     seconds = [0.1 + 0.02 * 14 + 0.001 * i for i in range(len(PROMPTS))]  # as fabricate.py makes them

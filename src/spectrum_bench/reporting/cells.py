@@ -9,6 +9,11 @@ from spectrum_bench.reporting.rows import Comparison, Difference, Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
 DASH = "—"
+NAMES = {  # of rows that are no methods
+    "reference": "reference",
+    "noise floor": "reference re-run (noise floor)",
+    "harness": "reference through a session (the harness itself)",
+}
 BEFORE, AFTER = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup"), ("Skipped step ms", "Cache")
 
 
@@ -52,7 +57,7 @@ def runtime(row: Row) -> str:
 
 def _setup(row: Row) -> list[Cell]:
     """Method, schedule, granularity and passes."""
-    name = {"reference": "reference", "noise floor": "reference re-run (noise floor)"}.get(row.role)
+    name = NAMES.get(row.role)
     detail = row.algo if name else "" if row.forecaster in ("-", row.algo) else row.forecaster
     (schedule, _, arguments), (site, _, parts) = (text.partition("(") for text in (row.schedule, row.site))
     return [

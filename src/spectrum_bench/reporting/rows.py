@@ -10,7 +10,7 @@ from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.stats import Estimate
 
-Role = Literal["reference", "noise floor", "method"]
+Role = Literal["reference", "noise floor", "harness", "method"]
 Verdict = Literal["better", "worse", "tie", "within the noise floor"]
 
 
@@ -156,7 +156,7 @@ class Comparison:
 
 @dataclass
 class Table:
-    """The rows (the reference first, then noise floors, then methods), the notes, and the differences if there is a
+    """The rows (the reference first, then noise floors and the harness itself, then methods), the notes, and the differences if there is a
     baseline."""
 
     rows: list[Row]

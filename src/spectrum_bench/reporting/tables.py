@@ -121,10 +121,13 @@ def _samples_with(scores: pd.DataFrame, metric: Metric) -> frozenset[Key]:
 
 
 def role(experiment: Experiment, reference: Experiment) -> Role:
-    """A repetition of the reference's own algorithm is a noise floor: it shows how much two equal runs differ."""
-    again = experiment.is_full and experiment.steps == reference.steps
-    same = {r.algo for r in experiment.records} == {r.algo for r in reference.records}
-    return "noise floor" if again and same else "method"
+    """A repetition of the reference's own algorithm is a noise floor: it shows how much two equal runs differ. A run
+    that computes every step through a site shows the cost of the harness itself."""
+    if not (experiment.is_full and experiment.steps == reference.steps):
+        return "method"
+    if {r.algo for r in experiment.records} == {r.algo for r in reference.records}:
+        return "noise floor"
+    return "harness" if {r.schedule for r in experiment.records} == {"full"} else "method"
 
 
 def make_row(scored: Scored, role: Role, keys: list[Key]) -> Row:
@@ -155,7 +158,7 @@ NAME_PARTS: tuple[Callable[[Row], str], ...] = (
 def give_names(rows: list[Row]) -> None:
     """Name each method by its algorithm, and by the arguments that distinguish it from others of that name."""
     for row in rows:
-        row.name = row.role if row.role == "noise floor" else row.algo
+        row.name = row.role if row.role in ("noise floor", "harness") else row.algo
     for part in NAME_PARTS:
         namesakes: dict[str, list[Row]] = {}
         for row in rows:
