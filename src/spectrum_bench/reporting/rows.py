@@ -156,8 +156,8 @@ class Comparison:
 
 @dataclass
 class Table:
-    """The rows (the reference first, then noise floors and the harness itself, then methods), the notes, and the differences if there is a
-    baseline."""
+    """The rows (the reference first, then noise floors and the harness itself, then methods), the notes, and the
+    differences if there is a baseline."""
 
     rows: list[Row]
     notes: list[str]
