@@ -13,6 +13,7 @@ from PIL import Image
 
 from spectrum_bench.miniature import world
 from spectrum_bench.sampling.jobs import make_jobs
+from spectrum_bench.sampling.prompts import Prompt
 from spectrum_bench.sampling.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,7 @@ def experiment(
     (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     skipped = None if nfe == steps else 0.002
     records = []
-    for job, image in zip(make_jobs(prompts, seed, {"algo": algo}), images, strict=True):
+    for job, image in zip(make_jobs([Prompt(prompt) for prompt in prompts], seed, {"algo": algo}), images, strict=True):
         total = 0.1 + 0.02 * nfe + 0.001 * job.prompt_index
         latency = {
             "text": 0.01,
@@ -81,7 +82,7 @@ def experiment(
         sample = f"samples/{job.id}.png"
         Image.fromarray(image).save(folder / sample)
         record = Record(
-            **asdict(job),
+            **asdict(job) | {"pictures": {}},
             sample=sample,
             model=model["name"],
             algo=algo,

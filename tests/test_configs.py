@@ -131,6 +131,7 @@ def test_top_level_keys_are_frozen(compose):
     assert sorted(compose()) == sorted(
         [
             "prompt_file",
+            "prompt_column",
             "total_prompt_num",
             "samples_per_prompt",
             "seed",

@@ -15,8 +15,8 @@ from spectrum_bench.miniature import world
 from spectrum_bench.miniature.judge import Seen, check, load_judge
 from spectrum_bench.miniature.world import Scene, Thing
 from spectrum_bench.paths import ROOT
-from spectrum_bench.sampling.jobs import read_prompts
 from spectrum_bench.sampling.models import load_pipeline
+from spectrum_bench.sampling.prompts import read_prompts
 from training import parts
 from training.fit import Muon, fit
 

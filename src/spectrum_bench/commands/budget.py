@@ -50,7 +50,7 @@ def passes_by(cfg: DictConfig) -> Callable[[float], float]:
     if plan(build(settings_of(cfg)).schedule, cfg.num_inference_steps) is None:
         settings, prompts = prepare(cfg)
         pipe, _ = open_pipeline(settings)
-        jobs = make_jobs(prompts.texts, settings.seed, {})
+        jobs = make_jobs(prompts.lines, settings.seed, {})
 
     def passes(threshold: float) -> float:
         settings = with_value(cfg, cfg.key, threshold)

@@ -42,8 +42,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
     fit = Fit(degree, clusters, settings.seed)
-    constants = METHODS[algo](uncached, make_jobs(prompts.texts, settings.seed, {}), fit)
-    path = write(settings, origin(settings, len(prompts.texts), device, pipe) | constants)
+    constants = METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit)
+    path = write(settings, origin(settings, len(prompts.lines), device, pipe) | constants)
     print(f"written to {path}: algo={algo} model={name} reads it")
 
 

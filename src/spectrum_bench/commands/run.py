@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from spectrum_bench.commands.compose import build, calibrated, settings_of
 from spectrum_bench.paths import locate
-from spectrum_bench.sampling.jobs import Prompts, read_prompt_file
 from spectrum_bench.sampling.models import identify
+from spectrum_bench.sampling.prompts import Prompts, read_prompt_file
 from spectrum_bench.sampling.settings import RunSettings
 
 
@@ -30,7 +30,7 @@ def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
         UserError: a value is bad, or prompts or weights are missing.
     """
     settings = settings_of(cfg)
-    prompts = read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num)
+    prompts = read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num, settings.prompt_column)
     model = replace(settings.model, weights=identify(settings.model))
     return replace(settings, model=model), prompts
 

@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> float:
     settings, prompts = prepare(cfg)
     from spectrum_bench.lab.tune import trial
 
-    jobs = make_jobs(prompts.texts, settings.seed, {})
+    jobs = make_jobs(prompts.lines, settings.seed, {})
     result = trial(references(settings, jobs), algorithm, settings, jobs, most)
     note = "" if result.value == result.quality else ", too many"
     print(f"{headline(settings)}: {result.passes:g} passes, {result.quality:.2f} dB{note}", flush=True)

@@ -4,6 +4,7 @@
 there is a small copy with loss (yuv420p) for viewing.
 """
 
+import io
 import math
 import tempfile
 from pathlib import Path
@@ -72,6 +73,22 @@ def read(path: Path) -> Pixels:
     except Exception as error:  # decoders answer to damaged files with any kind of it
         reason = str(error).split("\n")[0]
         raise Unreadable(f"is damaged ({reason})") from None
+
+
+def read_input(data: bytes) -> Image.Image:
+    """A picture that stands beside a prompt, RGB, of any format that Pillow reads.
+
+    Raises:
+        Unreadable: it cannot be decoded, or has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.width * image.height)
+            return image.convert("RGB")
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders answer to damaged files with any kind of it
+        raise Unreadable(f"is no picture ({str(error).splitlines()[0]})") from None
 
 
 def _check_size(pixels: float) -> None:

@@ -56,6 +56,7 @@ class Record:
     git_sha: str = "unknown"
     alone: bool = True  # whether no other program used the device much; otherwise the latency does not count
     sha256: str | None = None  # of the sample's file
+    pictures: dict[str, str] = field(default_factory=dict)  # beside the prompt: argument of the call -> sha256
     code: str | None = None  # hash of the package's sources, for installations without git
     schema: int = 1  # records of commit 6771973 and before have none
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from huggingface_hub.file_download import http_get
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling.jobs import read_prompts
+from spectrum_bench.sampling.prompts import read_prompts
 from spectrum_bench.sampling.records import write_atomically
 
 

@@ -14,8 +14,9 @@ from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
 from spectrum_bench.sampling.claim import claim
 from spectrum_bench.sampling.identity import headline, identity
-from spectrum_bench.sampling.jobs import Job, Prompts, make_jobs
+from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.pool import run_jobs
+from spectrum_bench.sampling.prompts import Prompts
 from spectrum_bench.sampling.records import (
     Failure,
     Record,
@@ -38,7 +39,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
     who = identity(settings)
     claim(folder, settings, who, prompts.sha256)
     with only_run(folder):
-        jobs = make_jobs(prompts.texts, settings.seed, who, settings.samples_per_prompt)
+        jobs = make_jobs(prompts.lines, settings.seed, who, settings.samples_per_prompt)
         state = look(jobs, folder, settings)
         print(describe(settings, algorithm))
         print(f"{len(jobs)} samples, {state.finished} of them finished, in {folder}")

@@ -1,5 +1,6 @@
 """From a job to a sample and its figures. This is the only place that calls a pipeline."""
 
+import inspect
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -8,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.session import Session, denoisers
-from spectrum_bench.errors import DoesNotFit, NotFinite
+from spectrum_bench.errors import DoesNotFit, NotFinite, UserError
+from spectrum_bench.sampling import media
 from spectrum_bench.sampling.clock import Laps, alone, processor_seconds
 from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.prompts import Picture
 from spectrum_bench.sampling.records import Latency
 from spectrum_bench.sampling.settings import RunSettings
 
@@ -136,9 +140,22 @@ class Sampler:
 
     def _prompt_and_noise(self, job: Job) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(job.seed + i) for i in range(self.batch_size)]
+        pictures = {picture.name: self._loaded(picture) for picture in job.pictures}
         if self.batch_size == 1:
-            return {"prompt": job.prompt, "generator": generators[0]}
-        return {"prompt": [job.prompt] * self.batch_size, "generator": generators}
+            return {"prompt": job.prompt, "generator": generators[0], **pictures}
+        many = {name: [picture] * self.batch_size for name, picture in pictures.items()}
+        return {"prompt": [job.prompt] * self.batch_size, "generator": generators, **many}
+
+    def _loaded(self, picture: Picture) -> Image.Image:
+        """The picture, which the pipeline must take.
+
+        Raises:
+            UserError: it takes none.
+        """
+        pipeline = type(self.pipe)
+        if picture.name not in inspect.signature(pipeline.__call__).parameters:
+            raise UserError(f"{pipeline.__name__} takes no {picture.name}: leave it out of the prompt file")
+        return media.read_input(picture.path.read_bytes())
 
     def _mark_end_of_text(self, laps: Laps, undo: ExitStack) -> None:
         """The text stage ends when any of the pipeline's denoisers runs for the first time."""

@@ -261,6 +261,7 @@ class RunSettings:
     seed: int = 42
     samples_per_prompt: int = 1
     prompt_file: str = ""
+    prompt_column: str | None = None
     total_prompt_num: int | None = None
     output_base_path: str = ""
     exp_name: str = "run"
@@ -280,6 +281,8 @@ class RunSettings:
         if self.seed + self.samples_per_prompt > 2**63:
             raise BadValue(f"seed={self.seed} is too large: keep it below 2^63")
         boolean("retry_failed", self.retry_failed)
+        if self.prompt_column is not None and not isinstance(self.prompt_column, str):
+            raise BadValue(f"prompt_column={brief(self.prompt_column)} is no name of a column")
         limits.check_folder_name(self.exp_name)
         _check_device(self.device)
 

@@ -79,6 +79,7 @@ class Worker:
             seed=job.seed,
             sample=sample,
             sha256=hashlib.sha256(data).hexdigest(),
+            pictures={picture.name: picture.sha256 for picture in job.pictures},
             model=self.settings.model.name,
             num_inference_steps=self.settings.num_inference_steps,
             computed_steps=figures.computed_steps,

@@ -321,4 +321,9 @@ def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, R
                 f"prompt {sample.prompt_index} is {sample.prompt[:40]!r} in {experiment.folder} but "
                 f"{target.prompt[:40]!r} in {reference.folder}: make both with the same prompt_file"
             )
+        if sample.pictures != target.pictures:
+            raise UserError(
+                f"prompt {sample.prompt_index} has other pictures beside it in {experiment.folder} than in "
+                f"{reference.folder}: make both with the same prompt_file"
+            )
     return partners

@@ -1,0 +1,185 @@
+"""Prompt lists: text in several codes, tables as others publish them, and pictures beside prompts."""
+
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+from helpers import composed, settings
+from PIL import Image
+
+from spectrum_bench.commands import run
+from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.jobs import make_jobs
+from spectrum_bench.sampling.prompts import read_prompt_file, read_prompts
+from spectrum_bench.sampling.records import read_records
+from spectrum_bench.scoring.experiments import pairs, read_experiment
+
+TWO = ["a red ring", "a blue star, \u201csmall\u201d"]
+LISTS = {  # the form in which each is published
+    "DrawBench.csv": 'Prompts,Category\na red ring,Colors\n"a blue star, \u201csmall\u201d",Colors\n',
+    "PartiPrompts.tsv": "Prompt\tCategory\tNote\na red ring\tA\t\na blue star, \u201csmall\u201d\tA\tx\n",
+    "VBench_full_info.json": json.dumps([{"prompt_en": p, "dimension": ["color"], "auxiliary_info": {}} for p in TWO]),
+    "evaluation_metadata.jsonl": "\n".join(
+        json.dumps({"tag": "single_object", "include": [], "prompt": p}) for p in TWO
+    ),
+    "captions_val2014.json": json.dumps(
+        {
+            "info": {"year": 2014},
+            "images": [],
+            "annotations": [{"image_id": 1, "id": i, "caption": p} for i, p in enumerate(TWO)],
+        }
+    ),
+    "texts.json": json.dumps(TWO),
+    "plain.txt": "\n".join(TWO),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_published_lists_are_read(name, tmp_path):
+    (tmp_path / name).write_text(LISTS[name], encoding="utf-8")
+    assert read_prompts(tmp_path / name) == TWO
+    assert read_prompts(tmp_path / name, 1) == TWO[:1]
+
+
+def test_the_column_can_be_named(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("id,what\n1,a red ring\n2,\n3,a blue star\n")
+    assert [prompt.text for prompt in read_prompt_file(path, column="what").lines] == ["a red ring", "a blue star"]
+    with pytest.raises(UserError, match="no column of prompts: name one of id, what with prompt_column="):
+        read_prompts(path)
+    with pytest.raises(UserError, match="row 1 has no who: it has id, what"):
+        read_prompt_file(path, column="who")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("list.txt", "Prompts,Category\na red ring,Colors\n", "looks like a table: rename it to list.csv"),
+        ("list.txt", "Prompt\tNote\na red ring\tx\n", "looks like a table: rename it to list.tsv"),
+        ("list.txt", '{"prompt": "a red ring"}\n', "looks like a table: rename it to list.jsonl"),
+        ("list.csv", "prompt,caption\na,b\n", "has 2 columns of prompts"),
+        ("list.csv", 'prompt\n"a red ring\n', "is no CSV file"),
+        ("list.json", "{}", "holds no list of prompts"),
+        ("list.json", "[1]", "item 1 is no object"),
+        ("list.jsonl", '{"prompt": "a"}\n{"prompt": 7}\n', "row 2 has no text as its 7 as prompt"),
+        ("list.jsonl", '{"prompt": "a"\n', "line 1: no JSON"),
+        ("list.jsonl", "", "holds no prompt"),
+        ("list.txt", "a red\0ring\n", "holds a NUL in line 1"),
+    ],
+)
+def test_other_tables_are_refused_with_the_fix(name, text, reason, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=reason):
+        read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", ["[close-up] a red ring", "a red ring, a blue star", "{warm} light"])
+def test_an_ordinary_prompt_is_no_table(line, tmp_path):
+    (tmp_path / "list.txt").write_text(line)
+    assert read_prompts(tmp_path / "list.txt") == [line]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_codes_with_a_mark_are_read(encoding, tmp_path):
+    (tmp_path / "list.txt").write_bytes("\n".join(TWO).encode(encoding))
+    assert read_prompts(tmp_path / "list.txt") == TWO
+
+
+def test_marks_in_the_middle_are_dropped(tmp_path):
+    """Two files that were joined have two of them."""
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa red ring\n\xef\xbb\xbfa blue star\n")
+    assert read_prompts(tmp_path / "list.txt") == ["a red ring", "a blue star"]
+
+
+def test_windows_code_page_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\n".join(TWO).encode("cp1252"))
+    with pytest.raises(UserError, match=r"is not UTF-8 \(line 2\): convert it, e.g. iconv -f cp1252 -t utf-8"):
+        read_prompts(tmp_path / "list.txt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures beside prompts
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A list of two prompts with a picture each."""
+    (tmp_path / "in").mkdir()
+    for name, colour in {"red": (255, 0, 0), "blue": (0, 0, 255)}.items():
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"in/{name}.png")
+    lines = [{"prompt": "a ring", "image": "red.png"}, {"prompt": "a ring", "image": "blue.png"}]
+    (tmp_path / "in/list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / "in/list.jsonl"
+
+
+def test_a_picture_enters_the_identity_by_its_bytes(listed):
+    prompts = read_prompt_file(listed)
+    ids = [job.id for job in make_jobs(prompts.lines, 0, {})]
+    assert len(set(ids)) == 2  # the same text with two pictures
+    shutil.move(listed.parent / "red.png", listed.parent / "moved.png")
+    listed.write_text(listed.read_text().replace("red.png", "moved.png"))
+    moved = read_prompt_file(listed)
+    assert [job.id for job in make_jobs(moved.lines, 0, {})] == ids
+    Image.new("RGB", (64, 64), (254, 0, 0)).save(listed.parent / "moved.png")
+    changed = read_prompt_file(listed)
+    assert changed.sha256 != moved.sha256
+    assert [
+        a.id == b.id for a, b in zip(make_jobs(changed.lines, 0, {}), make_jobs(moved.lines, 0, {}), strict=True)
+    ] == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("image", None, "row 1: there is no image .*gone.png"),
+        ("image", b"GIF89a", "row 1: image .*gone.png is no picture"),
+    ],
+)
+def test_a_wrong_picture_is_told_at_once(name, data, reason, tmp_path):
+    (tmp_path / "list.jsonl").write_text(json.dumps({"prompt": "a ring", name: "gone.png"}))
+    if data:
+        (tmp_path / "gone.png").write_bytes(data)
+    with pytest.raises(UserError, match=reason):
+        read_prompt_file(tmp_path / "list.jsonl")
+
+
+@pytest.mark.slow
+def test_an_editing_pipeline_gets_its_picture(listed, random_pipe, tmp_path):
+    """FLUX Kontext has FLUX's parts. Two pictures give two samples, equal to those of the plain pipeline."""
+    editor = diffusers.FluxKontextPipeline(**random_pipe.components)
+    editor.save_pretrained(tmp_path / "weights")
+    arguments = (
+        "{height: 64, width: 64, guidance_scale: 3.5, max_sequence_length: 16, max_area: 4096, _auto_resize: false}"
+    )
+    words = [f"model.repo={tmp_path}/weights", f"+model.arguments={arguments}", f"prompt_file={listed}", "device=cpu"]
+    words += [f"output_base_path={tmp_path}/out", "num_inference_steps=8", "warmup_samples=0"]
+    for algo in ("nocache", "spectrum"):
+        run.main(composed(*words, f"algo={algo}", f"exp_name={algo}"))
+    records = read_records(tmp_path / "out/nocache")
+    samples = [np.asarray(Image.open(tmp_path / "out/nocache" / record.sample)) for record in records]
+    assert records[0].prompt == records[1].prompt and records[0].pictures != records[1].pictures
+    assert not np.array_equal(*samples)
+    own, reference = (read_experiment(tmp_path / "out" / name) for name in ("spectrum", "nocache"))
+    assert len(pairs(own, reference)) == 2 and own.records[0].nfe < 8
+    listed.write_text("\n".join(reversed(listed.read_text().splitlines())))
+    run.main(composed(*words, "algo=fora", "exp_name=other"))
+    with pytest.raises(UserError, match="other pictures beside it"):
+        pairs(read_experiment(tmp_path / "out/other"), reference)
+
+
+@pytest.mark.slow
+def test_a_pipeline_without_pictures_says_so(listed, weights, tmp_path):
+    words = [
+        f"model.repo={weights}",
+        f"prompt_file={listed}",
+        f"output_base_path={tmp_path}/out",
+        "num_inference_steps=8",
+    ]
+    with pytest.raises(UserError, match="FluxPipeline takes no image: leave it out of the prompt file"):
+        run.main(composed(*words, "device=cpu", "exp_name=x"))
+    assert settings(*words).prompt_column is None
