@@ -51,6 +51,12 @@ def reuse(times: Floats, t: float) -> Floats:
     return weights
 
 
+def hindsight(times: Floats, t: float) -> Floats:
+    """Linear interpolation between computed steps, and the newest feature ahead of them."""
+    weights: Floats = np.array([np.interp(t, times, unit) for unit in np.eye(len(times))])
+    return weights
+
+
 def taylor(times: Floats, t: float, *, order: int, warmup: int = 1) -> Floats:
     """TaylorSeer (arXiv:2503.06923, eq. 7): finite-difference Taylor expansion round the newest computed step.
 

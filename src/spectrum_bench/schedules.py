@@ -58,6 +58,33 @@ def mask(T: int, *, steps: Sequence[int]) -> Mask:
     return out
 
 
+def power_law(T: int, *, passes: int, power: float = 1.3) -> Mask:
+    """The steps T (i / passes)^power, i = 0 .. passes - 1, rounded, each at least one behind the one before. Gaps grow
+    if power > 1."""
+    checks.whole("passes", passes, 1, T)
+    checks.number("power", power, 0)
+    steps = [0]
+    for i in range(1, passes):
+        steps.append(max(round(T * (i / passes) ** power), steps[-1] + 1))
+    latest = np.arange(T - passes, T)  # the last ones, if rounding up has left too few
+    return mask(T, steps=np.minimum(steps, latest).tolist())
+
+
+def fitted(T: int, *, steps: Sequence[int], T_fitted: int | None, method: str = "hindcast") -> Mask:
+    """The steps that a calibration has chosen for this model.
+
+    Raises:
+        BadValue: this model has none, or they are for another number of steps.
+    """
+    calibrated(method, steps)
+    if T_fitted != T:
+        raise BadValue(
+            f"the steps of {method} are chosen for num_inference_steps={T_fitted}, not {T}: measure them with python "
+            f"src/calibrate.py algo={method} model=<model> algo.passes=<passes> num_inference_steps={T}"
+        )
+    return mask(T, steps=steps)
+
+
 def magcache(
     T: int,
     *,

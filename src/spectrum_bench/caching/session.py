@@ -181,6 +181,12 @@ class Session:
         return not self.undecided and not self.branch.computing
 
     @property
+    def ends_gap(self) -> bool:
+        """Whether the mask computes the step after this one, or this is the last one."""
+        following = self.step + 1
+        return following == self.num_steps or bool(self._mask is not None and self._mask[following])
+
+    @property
     def computed_steps(self) -> list[int]:
         """Steps at which any branch ran the whole network."""
         return sorted({step for branch in self.branches.values() for step in branch.computed})
@@ -264,6 +270,8 @@ class Attachable(Protocol):
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None: ...
 
+    def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None: ...
+
 
 @contextmanager
 def cached(
@@ -296,6 +304,8 @@ def cached(
                     signal.attach(denoiser, anatomy(denoiser), partial(session.report, signal), undo)
             if site is not None:
                 site.attach(denoiser, anatomy(denoiser), session, undo)
+        if site is not None:
+            site.attach_scheduler(getattr(pipe, "scheduler", None), session, undo)
         yield session
 
 

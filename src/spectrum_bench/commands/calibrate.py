@@ -41,9 +41,11 @@ def main(cfg: DictConfig) -> None:
     if len(denoisers(pipe)) > 1:
         raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
-    fit = Fit(degree, clusters, settings.seed)
+    passes = whole("algo.passes", cfg.algo.get("passes", 14), most=settings.num_inference_steps)
+    fit = Fit(passes, degree, clusters, settings.seed)
     constants = METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit)
-    path = write(settings, origin(settings, len(prompts.lines), device, pipe) | constants)
+    folder = CALIBRATION / cfg.algo.get("calibration", algo)
+    path = write(folder, settings, origin(settings, len(prompts.lines), device, pipe) | constants)
     print(f"written to {path}: algo={algo} model={name} reads it")
 
 
@@ -75,11 +77,11 @@ def scheduler(pipe: Any) -> str:
     return ", ".join(filter(None, [type(pipe.scheduler).__name__, words]))
 
 
-def write(settings: RunSettings, constants: dict[str, Any]) -> Path:
+def write(folder: Path, settings: RunSettings, constants: dict[str, Any]) -> Path:
     """Write the constants as JSON, each key and each list in one line."""
     from spectrum_bench.sampling.records import write_atomically
 
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in constants.items()]
-    path = CALIBRATION / settings.method.name / f"{settings.model.name}.json"
+    path = folder / f"{settings.model.name}.json"
     write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return path

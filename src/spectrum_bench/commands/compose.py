@@ -40,6 +40,8 @@ class Constants(TypedDict, total=False):
     latent: list[float]
     time: list[float]
     solvers: list[str]
+    mask: list[int]
+    coefficients: list[list[float]]
     channels: list[int]
 
 

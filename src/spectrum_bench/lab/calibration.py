@@ -18,6 +18,7 @@ from spectrum_bench.decisions import Seen, gate
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import AccumulatedState, relative_change
+from spectrum_bench.lab import hindcast
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.schedules import Schedule, full
@@ -38,11 +39,13 @@ class Fit:
     """Settings of the methods' fits.
 
     Attributes:
+        passes: network passes of a sample under hindcast.
         degree: degree of TeaCache's polynomial.
         clusters: number of HyCa's clusters of channels.
         seed: seed of HyCa's k-means.
     """
 
+    passes: int = 14
     degree: int = 4
     clusters: int = 4
     seed: int = 0
@@ -244,5 +247,16 @@ def solver_errors(rows: np.ndarray) -> np.ndarray:
     return errors
 
 
+def hindcasts(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
+    """Hindcast's mask and coefficients; see lab/hindcast.py."""
+    return hindcast.calibrate(hindcast.Model(run.pipe, run.num_steps, dict(run.arguments)), jobs, fit.passes)
+
+
 Method = Callable[[Uncached, list[Job], Fit], Constants]
-METHODS: dict[str, Method] = {"teacache": teacache, "magcache": magcache, "sencache": sencache, "hyca": hyca}
+METHODS: dict[str, Method] = {
+    "teacache": teacache,
+    "magcache": magcache,
+    "sencache": sencache,
+    "hyca": hyca,
+    "hindcast": hindcasts,
+}

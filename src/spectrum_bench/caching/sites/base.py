@@ -47,6 +47,10 @@ class Site:
         """
         raise NotImplementedError
 
+    def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None:
+        """Watch the pipeline's scheduler, if this site replaces latents; called once a sample, `attach` once for each
+        denoiser."""
+
 
 class StandIn(nn.Module):
     """Takes a module's place in its parent. Attributes that the parent reads are still the module's own."""
