@@ -39,6 +39,8 @@ for budget in $BUDGETS; do
     # reuse and order-1 Taylor of the same tensor at the same steps show what the schedule alone gives
     row reuse-$budget algo=reuse flex_window=$flex
     row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
+    row hindsight-$budget algo=hindsight algo.passes=$steps
+    [ ! -f "configs/calibration/hindcast/$steps/$MODEL.json" ] || row hindcast-$budget algo=hindcast algo.passes=$steps
 done
 echo
 python src/evaluate.py "$OUT"/* reference="$OUT/nocache"

@@ -18,6 +18,7 @@ from spectrum_bench.sampling.identity import labels
 from spectrum_bench.signals import FirstBlock, Front
 
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
+HINDCAST = ["schedule.steps=[0,7]", "schedule.T_fitted=50", "site.steps=[0,7]", "site.coefficients=[[1,0],[1,0,0]]"]
 HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]
 SENCACHE = ["schedule.timesteps=[1,0]", "schedule.latent=[1,1]", "schedule.time=[1,1]"]
 UPSTREAM = [
@@ -62,6 +63,7 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
         "magcache": ["schedule.ratios=[1,1]"],
         "sencache": SENCACHE,
         "hyca": HYCA,
+        "hindcast": HINDCAST,
         "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
     cfg = settings(*words)
@@ -94,6 +96,10 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
     places = {signal.place for signal in getattr(gate_or_mask, "observes", ())}
     if Front in places and not where.front or FirstBlock in places and not where.runs_blocks:
         with pytest.raises(UserError, match="observes the f"):
+            build(given)
+        return
+    if site == "fitted_solver" and schedule != "fitted":
+        with pytest.raises(UserError, match="use algo=hindcast"):
             build(given)
         return
     if site in ("tokens", "alternating") and algo != "reuse":

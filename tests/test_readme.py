@@ -64,10 +64,11 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
     ("command", "runs"),
     [
         *((command, 7) for command in FULL_SIZE),
-        ("bash scripts/tiny_table.sh tiny-flux", 23),
-        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 13),
+        ("bash scripts/tiny_table.sh tiny-flux", 27),
+        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 14),
         ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 36),
         ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 15),
+        ("bash scripts/hindcast.sh tiny-flux", 13),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
         ("bash scripts/reproduce.sh tiny", 0),
         ("bash scripts/sweep_methods.sh model=tiny-flux total_prompt_num=8", 2),

@@ -76,11 +76,12 @@ def fitted(T: int, *, steps: Sequence[int], T_fitted: int | None, method: str = 
     Raises:
         BadValue: this model has none, or they are for another number of steps.
     """
-    calibrated(method, steps)
+    measure = f"measure it with python src/calibrate.py algo={method} model=<model> algo.passes=<passes>"
+    if not steps:
+        raise BadValue(f"this model has no constants for {method} with so many passes: {measure}")
     if T_fitted != T:
         raise BadValue(
-            f"the steps of {method} are chosen for num_inference_steps={T_fitted}, not {T}: measure them with python "
-            f"src/calibrate.py algo={method} model=<model> algo.passes=<passes> num_inference_steps={T}"
+            f"the steps of {method} are chosen for num_inference_steps={T_fitted}: {measure} num_inference_steps={T}"
         )
     return mask(T, steps=steps)
 

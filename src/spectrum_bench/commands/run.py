@@ -16,7 +16,7 @@ def main(cfg: DictConfig) -> None:
     """Run one experiment. Everything is checked before a model is loaded; finished samples are not made again."""
     settings, prompts = prepare(cfg)
     algorithm = build(settings)
-    warn_of_other_weights(cfg, settings)
+    warn_of_other_calibration(cfg, settings)
     from spectrum_bench.sampling.run import run
 
     if code := run(settings, algorithm, prompts):
@@ -35,9 +35,17 @@ def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
     return replace(settings, model=model), prompts
 
 
-def warn_of_other_weights(cfg: DictConfig, settings: RunSettings) -> None:
-    """Warn if the method's constants were measured on other weights of the model."""
+def warn_of_other_calibration(cfg: DictConfig, settings: RunSettings) -> None:
+    """Warn if the method's constants were measured on other weights, with another guidance or number of steps."""
     name, model = settings.method.name, settings.model
-    if calibrated(name, "weights", _root_=cfg) not in (None, model.weights):
-        command = f"python src/calibrate.py algo={name} model={model.name}"
-        print(f"its constants are of other weights: {command}", file=sys.stderr)
+    here = {
+        "weights": model.weights,
+        "guidance": model.arguments.get("guidance_scale"),
+        "steps": settings.num_inference_steps,
+    }
+    for key, value in here.items():
+        measured = calibrated(cfg.algo.get("calibration", name), key, _root_=cfg)
+        if measured not in (None, value):
+            what = "other weights" if key == "weights" else f"{key} {measured}, not {value}"
+            command = f"python src/calibrate.py algo={name} model={model.name}"
+            print(f"the constants of {name} were measured with {what}: {command}", file=sys.stderr)

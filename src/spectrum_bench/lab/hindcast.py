@@ -22,7 +22,7 @@ from torch import Tensor
 from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
 from spectrum_bench.caching.propagation import Matrix, propagator, watch
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.solver import Fitted
+from spectrum_bench.caching.sites.solver import FittedSolver
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import reuse
 from spectrum_bench.lab.search import IMPORTANCE, search
@@ -109,7 +109,7 @@ def trace(model: Model, job: Job) -> Trace:
 
 
 def algorithm(steps: Sequence[int], coefficients: Sequence[Sequence[float]]) -> Algorithm:
-    return Algorithm("hindcast", partial(mask, steps=list(steps)), reuse, Fitted([list(row) for row in coefficients]))
+    return Algorithm("hindcast", partial(mask, steps=steps), reuse, FittedSolver(coefficients, steps))
 
 
 def fit(model: Model, steps: list[int], jobs: Sequence[Job], traces: Sequence[Trace]) -> list[list[float]]:

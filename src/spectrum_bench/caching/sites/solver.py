@@ -22,7 +22,7 @@ from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, replace_forward
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster
-from spectrum_bench.schedules import Schedule, calibrated, is_gate
+from spectrum_bench.schedules import Schedule, calibrated
 
 
 @dataclass
@@ -116,7 +116,7 @@ def estimates(forecaster: Forecaster, computed: list[int], T: int) -> NDArray[np
 
 
 @dataclass(frozen=True)
-class Fitted(SchedulerSite):
+class FittedSolver(SchedulerSite):
     """Each gap is one step of a linear multistep solver whose coefficients were fitted for this model and these steps
     (lab/hindcast.py): x at the next computed step is a x_0 + sum_i b_i v_i.
 
@@ -125,17 +125,18 @@ class Fitted(SchedulerSite):
     Attributes:
         coefficients: for each gap a, then b of each output so far. More gaps may follow than have coefficients; there
             the scheduler's own latent stays.
+        steps: the computed steps that they were fitted for.
         method: the name of the calibration in messages.
     """
 
     coefficients: Sequence[Sequence[float]] | None
+    steps: Sequence[int] | None
     method: str = "hindcast"
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
-        if not self.coefficients:
-            calibrated(self.method, self.coefficients)
-        if is_gate(schedule):
-            raise DoesNotFit("the coefficients belong to a fixed mask, not to a gate: use algo=hindcast as it is")
+        calibrated(self.method, self.steps)
+        if getattr(schedule, "keywords", {}).get("steps") != self.steps:
+            raise DoesNotFit(f"the coefficients belong to the steps that they were fitted for: use algo={self.method}")
         for gap, row in enumerate(self.coefficients or ()):
             if len(row) != gap + 2 or not all(map(checks.is_number, row)):
                 raise BadValue(f"coefficients of gap {gap} must be {gap + 2} numbers: calibrate algo=hindcast anew")
