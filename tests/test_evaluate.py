@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import warnings
 
 import fabricate
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 from spectrum_bench.errors import UserError
+from spectrum_bench.reporting import formats, tables
 from spectrum_bench.sampling import media
 from spectrum_bench.scoring import evaluation, experiments, scorers, stats
 from spectrum_bench.scoring.experiments import Decoded, pairs, read_experiment
@@ -127,9 +129,22 @@ def test_wrapping_arithmetic_would_be_caught(spectrum, reference, monkeypatch):
         return 100.0 if mse == 0 else float(10 * np.log10(255**2 / mse))
 
     monkeypatch.setattr(pixel, "make_psnr", lambda model: wrapping)
-    with pytest.raises(UserError, match="sanity: psnr of different prompts' pictures is 2[78]"):
-        evaluate(spectrum, reference)
-    assert not (spectrum / "metrics.csv").exists()
+    (doubt,) = evaluate(spectrum, reference)["anchors"]["doubts"]
+    assert re.match(r"psnr of different prompts' pictures is 2[78].*, no worse than 25", doubt)
+
+
+def test_a_narrow_domain_is_scored_with_a_doubt(tmp_path):
+    """Pictures of different prompts that differ in one corner of a white ground are honest."""
+    pictures = np.full((6, 64, 64, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        picture[:6, 8 * i : 8 * i + 6] = 200
+    reference = fabricate.experiment(tmp_path / "nocache", PROMPTS, pictures)
+    other = fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(pictures, 4), "fora", 14)
+    anchors = evaluate(other, reference)["anchors"]
+    doubt, *_ = anchors["doubts"]
+    assert anchors["shuffled"]["psnr"] > 25 and doubt.startswith("psnr of different prompts' pictures is ")
+    lines = formats.plain(tables.build([read_experiment(other)], read_experiment(reference)))
+    assert "In doubt: psnr of different prompts' pictures is" in lines
 
 
 def test_a_metric_that_is_not_perfect_on_itself_is_caught(spectrum, reference, monkeypatch):

@@ -123,11 +123,13 @@ def _time_maps(rows: list[Row]) -> list[str]:
 
 def _anchors(row: Row) -> list[str]:
     anchors = {"itself": row.digest.itself, "shuffled prompts": row.digest.shuffled}
-    return [
+    lines = [
         f"Sanity, the reference against {what}: {', '.join(f'{name} {score:.4g}' for name, score in scores.items())}."
         for what, scores in anchors.items()
         if scores
     ]
+    reason = "Prompts that are much alike explain it, and so does a broken metric."
+    return lines + [f"In doubt: {doubt}. {reason}" for doubt in row.digest.doubts]
 
 
 def _judge(row: Row) -> list[str]:

@@ -1,7 +1,7 @@
 """The typed model of a report: rows with their costs and results, differences from a baseline, the table of both."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +31,7 @@ class Digest:
     latents: Latents | None = None
     itself: Mapping[str, float] = field(default_factory=dict)  # metric -> the reference scored against itself
     shuffled: Mapping[str, float] = field(default_factory=dict)  # metric -> against other prompts' samples
+    doubts: Sequence[str] = ()  # where these are hardly worse
     judge: Mapping[str, float] = field(default_factory=dict)  # kind of picture -> the judge's accuracy
 
 

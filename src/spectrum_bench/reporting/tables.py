@@ -93,6 +93,7 @@ def make_digest(summary: Summary) -> Digest:
         latents=Latents(latents["rmse"], latents["prompts"]) if latents else None,
         itself=anchors["itself"],
         shuffled=anchors["shuffled"] or {},
+        doubts=anchors.get("doubts", []),
         judge={kind.replace("_", " "): share for kind, share in judge.items()},
     )
 

@@ -142,6 +142,7 @@ def earlier(
     of_others["itself"] = {name: score for name, score in anchors["itself"].items() if name in others}
     if anchors["shuffled"] is not None:
         of_others["shuffled"] = {name: score for name, score in anchors["shuffled"].items() if name in others}
+    of_others["doubts"] = [doubt for doubt in anchors.get("doubts", []) if doubt.split()[0] in others]
     return Earlier(others, scores, missing, of_others)
 
 
@@ -149,7 +150,8 @@ def _both(before: Anchors, now: Anchors) -> Anchors:
     itself = before["itself"] | now["itself"]
     if before["shuffled"] is None or now["shuffled"] is None:  # there is one prompt only
         return {"itself": itself, "shuffled": None}
-    return {"itself": itself, "shuffled": before["shuffled"] | now["shuffled"]}
+    doubts = before.get("doubts", []) + now.get("doubts", [])
+    return {"itself": itself, "shuffled": before["shuffled"] | now["shuffled"], "doubts": doubts}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

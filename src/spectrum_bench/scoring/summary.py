@@ -49,6 +49,7 @@ class Anchors(TypedDict):
 
     itself: dict[str, float]
     shuffled: dict[str, float] | None
+    doubts: NotRequired[list[str]]  # where the second are hardly worse than the first
 
 
 class Summary(TypedDict):
@@ -82,6 +83,8 @@ def describe(summary: Summary) -> Iterator[str]:
         yield describe_metric(name, metric)
     yield f"sanity, reference against itself: {_listed(summary['anchors']['itself'])}"
     yield f"sanity, reference against shuffled prompts: {_listed(summary['anchors']['shuffled'])}"
+    for doubt in summary["anchors"].get("doubts", []):
+        yield f"sanity, in doubt: {doubt}: are the prompts much alike?"
 
 
 def describe_metric(name: str, metric: MetricSummary) -> str:
@@ -94,4 +97,6 @@ def describe_metric(name: str, metric: MetricSummary) -> str:
 
 
 def _listed(anchors: dict[str, float] | None) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in anchors.items()) if anchors else "n/a, one prompt only"
+    if anchors is None:
+        return "n/a, one prompt only"
+    return "  ".join(f"{name} {value:.4g}" for name, value in anchors.items()) or "n/a, no metric compares"

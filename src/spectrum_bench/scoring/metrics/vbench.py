@@ -37,7 +37,8 @@ def make_vbench(model: ModelFacts, name: str = "vbench") -> FilesScorer:
 
 
 def make_vbench_standard(model: ModelFacts) -> FilesScorer:
-    """Scores clips as published: each clip only by the dimensions that VBench measures on its prompt."""
+    """Scores each clip only by the dimensions that VBench measures on its prompt, as published scores do. VBench also
+    leaves still clips out of temporal_flickering; this does not."""
     score_all = make_vbench(model, "vbench_standard")
 
     def score(items: Sequence[tuple[Path, str]]) -> list[Scores]:
@@ -74,7 +75,7 @@ def prompts_of_dimensions() -> dict[str, set[str]]:
 
 
 def standard(clips: Sequence[Scores], asked: Sequence[Collection[str]]) -> list[Scores]:
-    """Each clip's scores by the published protocol.
+    """Each clip's scores on the prompts of its dimensions; still clips count too.
 
     `standard_<dimension>` is the clip's score in a dimension that its prompt belongs to. `vbench_standard` is the
     clip's part in the Quality Score: the mean over clips is the score. For that, dimension d counts N / N_d times on
