@@ -65,7 +65,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
     [
         *((command, 7) for command in FULL_SIZE),
         ("bash scripts/tiny_table.sh tiny-flux", 27),
-        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 14),
+        ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 15),
         ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 36),
         ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 15),
         ("bash scripts/hindcast.sh tiny-flux", 13),
