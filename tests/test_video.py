@@ -59,6 +59,14 @@ def test_a_picture_is_a_png(tmp_path):
     assert list(files) == [".png"] and np.array_equal(media.read(tmp_path / "a.png"), clip()[0])
 
 
+def test_a_picture_is_encoded_at_the_fastest_level():
+    """RFC 1950: the header of a zlib stream says in two bits how hard the encoder tried; 0 is the fastest."""
+    data = media.encode(np.arange(16 * 24 * 3, dtype=np.uint8).reshape(16, 24, 3), None)[".png"]
+    header = data.index(b"IDAT") + 4
+    assert data[header] & 15 == 8
+    assert data[header + 1] >> 6 == 0
+
+
 def test_scores_of_clips_are_means_over_frames():
     def scores(metric, *pixels):
         items = [Item(Path("a"), "", sample, reference) for sample, reference in pixels]

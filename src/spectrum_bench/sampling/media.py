@@ -22,6 +22,9 @@ from spectrum_bench.sampling.reading import Damaged, check_file
 FILE = 2**32  # bytes of a sample's file
 Pixels = NDArray[np.uint8]  # (H, W, 3) of a picture, (F, H, W, 3) of a clip
 
+# zlib's fastest level: files grow a little, and the device waits for the encoder between samples.
+PNG_LEVEL = 1
+
 # Settings of imageio's ffmpeg plugin.
 CLIP: dict[str, Any] = {
     "codec": "libx264rgb",
@@ -49,7 +52,7 @@ def encode(pixels: Pixels, fps: float | None) -> dict[str, bytes]:
         OSError: the written clip does not hold the same pixels.
     """
     if pixels.ndim == 3:
-        return {".png": iio.imwrite("<bytes>", pixels, extension=".png", plugin="pillow")}
+        return {".png": iio.imwrite("<bytes>", pixels, extension=".png", plugin="pillow", compress_level=PNG_LEVEL)}
     even = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), "edge")  # for yuv420p
     return {".mp4": _lossless(pixels, fps), ".preview.mp4": _video(even, fps, PREVIEW)}
 
