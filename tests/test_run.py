@@ -18,7 +18,7 @@ from helpers import start
 from PIL import Image
 
 from spectrum_bench.commands import run
-from spectrum_bench.commands.entry import check_words
+from spectrum_bench.commands.entry import check_words, readable
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import records as jobs
@@ -339,3 +339,14 @@ def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, ran
     assert table.rows[-1].mean("psnr") is None and table.rows[-1].costs.speedup.mean > 0
     with pytest.raises(UserError, match="model.init=maybe is none of pretrained, random"):
         run.main(compose(*words[:-3], "model.init=maybe"))
+
+
+def test_flags_and_home_folders_are_read_where_they_stand():
+    words = ["algo=fora", "-m", "seed=1,2", "prompt_file=~/mine.txt", "exp_name=a~b"]
+    home = str(Path("~").expanduser())
+    assert readable(words) == ["-m", "algo=fora", "seed=1,2", f"prompt_file={home}/mine.txt", "exp_name=a~b"]
+
+
+def test_a_folder_of_weights_that_is_not_there_is_called_a_folder():
+    with pytest.raises(UserError, match="there is no folder /folder/that/is/not/there"):
+        find_weights("/folder/that/is/not/there")

@@ -43,7 +43,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
             raise
 
     def entry() -> None:
-        sys.argv[1:] = without_debug(sys.argv[1:])
+        sys.argv[1:] = readable(without_debug(sys.argv[1:]))
         check_words(config_name, sys.argv[1:])
         sys.argv[1:] = name_apart(sys.argv[1:])
         os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # a launcher's jobs find this package by it
@@ -56,6 +56,14 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
             fail(UserError(explain(config_name, error)))
 
     return entry
+
+
+def readable(words: list[str]) -> list[str]:
+    """The words with -m in front, wherever it stands, and with the home folder in `key=~/folder`: neither Hydra nor the
+    shell puts it there."""
+    flags = [word for word in words if word in ("-m", "--multirun")]
+    others = [word for word in words if word not in flags]
+    return flags + [re.sub(r"(?<==)~(?=/|$)", lambda _: os.path.expanduser("~"), word, count=1) for word in others]
 
 
 def call(main: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:

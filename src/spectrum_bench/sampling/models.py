@@ -39,6 +39,8 @@ def find_weights(repo: str) -> Path:
                     f"{repo} is not in the installed package: work in a checkout, or set SPECTRUM_BENCH_ASSETS to the "
                     "assets/ folder of one"
                 ) from None
+            if repo.startswith(("/", ".", "~")):
+                raise UserError(f"there is no folder {repo}: model.repo names a folder or a repository") from None
             raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
