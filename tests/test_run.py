@@ -347,6 +347,12 @@ def test_flags_and_home_folders_are_read_where_they_stand():
     assert readable(words) == ["-m", "algo=fora", "seed=1,2", f"prompt_file={home}/mine.txt", "exp_name=a~b"]
 
 
+def test_options_that_exclude_each_other_are_told_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        check_words("base", ["-m", "seed=1,2", "--cfg", "job"])
+    assert capsys.readouterr().err.startswith("error: --run, --multirun, --cfg, --info and --shell_completion exclude")
+
+
 def test_a_folder_of_weights_that_is_not_there_is_called_a_folder():
     with pytest.raises(UserError, match="there is no folder /folder/that/is/not/there"):
         find_weights("/folder/that/is/not/there")

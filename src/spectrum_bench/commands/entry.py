@@ -85,6 +85,8 @@ def check_words(config_name: str, words: list[str]) -> DictConfig | None:
     options = parsed(words)
     if options.experimental_rerun or options.config_path:  # the first unpickles a file
         fail(UserError("--experimental-rerun and --config-path are not for this command: give key=value, --config-dir"))
+    if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
+        fail(UserError("--run, --multirun, --cfg, --info and --shell_completion exclude each other: give one of them"))
     if any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion)):
         return None  # they are Hydra's own, and run nothing
     overrides = list(options.overrides)
