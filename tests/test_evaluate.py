@@ -167,6 +167,14 @@ def test_duplicate_prompts_are_not_each_others_shuffle(tmp_path):
     assert summary["anchors"]["shuffled"]["psnr"] < 20 and summary["metrics"]["psnr"]["n"] == 2
 
 
+def test_prompts_that_differ_late_are_shown_where_they_differ(tmp_path):
+    long = "a very long sentence about a ring that goes on and on, "
+    for name, end in {"nocache": "red", "fora": "blue"}.items():
+        fabricate.experiment(tmp_path / name, [long + end], PICTURES[:1], name)
+    with pytest.raises(UserError, match=r"is '\.\.\..*blue' in .* but '\.\.\..*red' in"):
+        pairs(read_experiment(tmp_path / "fora"), read_experiment(tmp_path / "nocache"))
+
+
 def test_hostile_prompts(tmp_path):
     prompts = fabricate.HOSTILE
     pictures = fabricate.pictures(prompts)

@@ -23,6 +23,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.models import find_weights, fingerprint
+from spectrum_bench.sampling.run import disk_errors
 
 HOSTILE = [
     "a/b/../../etc/passwd",
@@ -356,3 +357,12 @@ def test_options_that_exclude_each_other_are_told_in_one_line(capsys):
 def test_a_folder_of_weights_that_is_not_there_is_called_a_folder():
     with pytest.raises(UserError, match="there is no folder /folder/that/is/not/there"):
         find_weights("/folder/that/is/not/there")
+
+
+def test_a_missing_program_is_not_blamed_on_the_folder(tmp_path):
+    missing = FileNotFoundError(2, "No such file or directory", "/opt/ffmpeg")
+    with pytest.raises(UserError, match="^/opt/ffmpeg: No such file"), disk_errors(tmp_path):
+        raise missing
+    full = OSError(28, "No space left on device", str(tmp_path / "samples/x.png"))
+    with pytest.raises(UserError, match=f"^{tmp_path}: No space left"), disk_errors(tmp_path):
+        raise full

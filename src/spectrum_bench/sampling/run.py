@@ -99,8 +99,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{folder}: {reason}: what is finished is kept, the same command goes on from it") from None
+        reason, name = error.strerror or error, str(error.filename or folder)
+        where = (
+            name if not name.startswith(str(folder)) else folder
+        )  # a program that is missing is not the folder's fault
+        raise UserError(f"{where}: {reason}: what is finished is kept, the same command goes on from it") from None
 
 
 @contextmanager

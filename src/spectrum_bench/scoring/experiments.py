@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -317,9 +318,10 @@ def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, R
     partners = [(experiment.by_key[key], reference.by_key[key]) for key in keys]
     for sample, target in partners:
         if sample.prompt != target.prompt:
+            own, other = _where_they_differ(sample.prompt, target.prompt)
             raise UserError(
-                f"prompt {sample.prompt_index} is {sample.prompt[:40]!r} in {experiment.folder} but "
-                f"{target.prompt[:40]!r} in {reference.folder}: make both with the same prompt_file"
+                f"prompt {sample.prompt_index} is {own!r} in {experiment.folder} but {other!r} in {reference.folder}: "
+                "make both with the same prompt_file"
             )
         if sample.pictures != target.pictures:
             raise UserError(
@@ -327,3 +329,11 @@ def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, R
                 f"{reference.folder}: make both with the same prompt_file"
             )
     return partners
+
+
+def _where_they_differ(a: str, b: str, width: int = 40) -> tuple[str, str]:
+    """The first characters of two texts; if those are equal, the characters round the first difference."""
+    at = len(os.path.commonprefix([a, b]))
+    start = 0 if at < width else at - width // 2
+    before = "..." if start else ""
+    return before + a[start : start + width], before + b[start : start + width]
