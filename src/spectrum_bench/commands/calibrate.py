@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     if len(denoisers(pipe)) > 1:
         raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
-    passes = whole("algo.passes", cfg.algo.get("passes", 14), most=settings.num_inference_steps)
+    passes = whole("algo.passes", cfg.algo.get("passes", 1), most=settings.num_inference_steps)
     fit = Fit(passes, degree, clusters, settings.seed)
     constants = METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit)
     folder = CALIBRATION / cfg.algo.get("calibration", algo)
