@@ -44,13 +44,13 @@ def python(folder, *words):
 def test_files_of_your_own(folder):
     """The forecaster by the command that is printed; then mask, gates, site and model in one sweep."""
     python(folder, *shlex.split(COMMAND), *SHORT, "exp_name=printed")
-    sweep = ["schedule=power_law,moved,spreads", "site=gain", "model=my_flux"]
+    sweep = ["schedule=growing,moved,spreads", "site=gain", "model=my_flux"]
     python(folder, *shlex.split(COMMAND), *SHORT, *sweep, "exp_name=${hydra:runtime.choices.schedule}", "-m")
     records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("out/*/records.jsonl")}
     assert records["printed"]["forecaster"] == "halfway(share=0.5)" and records["printed"]["site"] == "LastBlock"
-    assert records["power_law"]["computed_steps"] == [0, 1, 2, 4, 7, 9]
+    assert records["growing"]["computed_steps"] == [0, 1, 2, 4, 7, 9]
     assert 1 < records["moved"]["nfe"] < 12 and 1 < records["spreads"]["nfe"] < 12
-    swept = [records[name] for name in ("power_law", "moved", "spreads")]
+    swept = [records[name] for name in ("growing", "moved", "spreads")]
     assert {(record["model"], record["site"]) for record in swept} == {("my_flux", "Gain")}
 
 
