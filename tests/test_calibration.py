@@ -12,7 +12,8 @@ from helpers import settings
 from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
 from spectrum_bench.lab import calibration
-from spectrum_bench.lab.calibration import Fit, Uncached
+from spectrum_bench.lab.calibration import Fit
+from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.paths import CALIBRATION, ROOT
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import identify

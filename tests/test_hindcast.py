@@ -18,6 +18,7 @@ from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.forecasters import hindsight
 from spectrum_bench.lab import hindcast, search
+from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import load_pipeline
 from spectrum_bench.sampling.sampler import Latents
@@ -29,7 +30,7 @@ T = 12
 
 
 def model(pipe, name, steps=T):
-    return hindcast.Model(pipe, steps, dict(recipe(name)["call"]))
+    return Uncached(pipe, steps, dict(recipe(name)["call"]))
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -147,7 +148,7 @@ def test_a_fit_on_one_sample_follows_that_sample(random_pipe):
 def test_the_shipped_coefficients_beat_what_needs_none():
     """On captions and seeds that nothing was fitted on, at fourteen passes."""
     given = settings("model=tiny-flux", "algo=hindcast")
-    tiny = hindcast.Model(load_pipeline(given.model, "cpu"), 50, dict(given.model.arguments))
+    tiny = Uncached(load_pipeline(given.model, "cpu"), 50, dict(given.model.arguments))
     prompts = ["a large red ring on a gray background", "a small blue star on a navy background"]
     jobs = [Job(str(i), i, prompt, 70 + i) for i, prompt in enumerate(prompts)]
     traces = [hindcast.trace(tiny, job) for job in jobs]

@@ -150,7 +150,7 @@ def test_a_wrong_picture_is_told_at_once(name, data, reason, tmp_path):
 
 @pytest.mark.slow
 def test_an_editing_pipeline_gets_its_picture(listed, random_pipe, tmp_path):
-    """FLUX Kontext has FLUX's parts. Two pictures give two samples, equal to those of the plain pipeline."""
+    """FLUX Kontext has FLUX's parts. Two pictures give two samples, and a reference must have the same."""
     editor = diffusers.FluxKontextPipeline(**random_pipe.components)
     editor.save_pretrained(tmp_path / "weights")
     arguments = (

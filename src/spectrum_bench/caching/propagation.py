@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spectrum_bench.caching.session import replace_method
 from spectrum_bench.errors import DoesNotFit
 
 Matrix = NDArray[np.float64]
@@ -72,8 +73,4 @@ def watch(scheduler: Any, begin: Callable[[], None], advance: Advance, undo: Exi
         result.prev_sample = advance(output, latent, result.prev_sample)
         return result
 
-    if "step" in vars(scheduler):
-        undo.callback(setattr, scheduler, "step", step)
-    else:
-        undo.callback(delattr, scheduler, "step")
-    scheduler.step = watched
+    replace_method(scheduler, "step", watched, undo)

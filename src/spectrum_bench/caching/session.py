@@ -323,6 +323,15 @@ def _keep_time(name: str, denoiser: nn.Module, session: Session, undo: ExitStack
     undo.callback(denoiser.register_forward_hook(end).remove)
 
 
+def replace_method(owner: Any, name: str, function: Callable[..., Any], undo: ExitStack) -> None:
+    """Give one object another function under this name. `undo` restores what the object had of its own, or nothing."""
+    if name in vars(owner):
+        undo.callback(setattr, owner, name, getattr(owner, name))
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, function)
+
+
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The networks that a pipeline runs at every step, by attribute name."""
     names = ("transformer", "transformer_2", "unet")

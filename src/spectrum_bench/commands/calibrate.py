@@ -27,7 +27,8 @@ def main(cfg: DictConfig) -> None:
         steps = settings.num_inference_steps
         raise BadValue(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
     degree, clusters = whole("degree", cfg.degree, most=20), whole("clusters", cfg.clusters, most=256)
-    from spectrum_bench.lab.calibration import METHODS, Fit, Uncached
+    from spectrum_bench.lab.calibration import METHODS, Fit
+    from spectrum_bench.lab.uncached import Uncached
 
     algo, name = settings.method.name, settings.model.name
     if algo not in METHODS:

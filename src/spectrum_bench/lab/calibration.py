@@ -1,7 +1,7 @@
 """Measures the constants that some algorithms need for each model: configs/calibration/<algo>/<model>.json."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,19 +19,11 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import AccumulatedState, relative_change
 from spectrum_bench.lab import hindcast
+from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
-from spectrum_bench.sampling.sampler import Observer, Sampler
+from spectrum_bench.sampling.sampler import Observer
 from spectrum_bench.schedules import Schedule, full
 from spectrum_bench.signals import MODULATED
-
-
-@dataclass(frozen=True)
-class Uncached:
-    """A pipeline for uncached samples, with the number of steps and the arguments of its call."""
-
-    pipe: Any
-    num_steps: int
-    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ def trajectory(run: Uncached, job: Job, schedule: Schedule, site: Site) -> list[
     """The site's feature at every step of one uncached sample, in float32."""
     keep_all = lambda times, t: np.ones(len(times))  # noqa: E731
     algorithm, features = Algorithm("trajectory", schedule, keep_all, site), Features()
-    Sampler(run.pipe, algorithm, run.num_steps, run.arguments).watch(job, [features])
+    run.sampler(algorithm).watch(job, [features])
     return features.rows()
 
 
@@ -154,7 +146,7 @@ def sensitivities(run: Uncached, job: Job) -> list[tuple[float, float, float]]:
     """(t, sensitivity to the latent, sensitivity to the timestep) of each step but the last, in the first guidance
     branch."""
     observer = Sensitivities()
-    Sampler(run.pipe, NOCACHE, run.num_steps, run.arguments).watch(job, [observer])
+    run.sampler(NOCACHE).watch(job, [observer])
     return observer.measured
 
 
@@ -249,7 +241,7 @@ def solver_errors(rows: np.ndarray) -> np.ndarray:
 
 def hindcasts(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """Hindcast's mask and coefficients; see lab/hindcast.py."""
-    return hindcast.calibrate(hindcast.Model(run.pipe, run.num_steps, dict(run.arguments)), jobs, fit.passes)
+    return hindcast.calibrate(run, jobs, fit.passes)
 
 
 Method = Callable[[Uncached, list[Job], Fit], Constants]

@@ -26,8 +26,9 @@ from spectrum_bench.caching.sites.solver import FittedSolver
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import reuse
 from spectrum_bench.lab.search import IMPORTANCE, search
+from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
-from spectrum_bench.sampling.sampler import Latents, Observer, Sampler
+from spectrum_bench.sampling.sampler import Latents, Observer
 from spectrum_bench.schedules import mask, power_law
 
 Floats = NDArray[np.float64]
@@ -71,18 +72,6 @@ def _flat(tensor: Tensor) -> Floats:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A pipeline with the number of steps and the arguments of its call."""
-
-    pipe: Any
-    num_steps: int
-    arguments: dict[str, Any]
-
-    def sampler(self, algorithm: Algorithm) -> Sampler:
-        return Sampler(self.pipe, algorithm, self.num_steps, self.arguments)
-
-
-@dataclass(frozen=True)
 class Trace:
     """An uncached sample: the inner products of [x_0, v_0 .. v_{T-1}], the scheduler's matrix, and the latents before
     every step and after the last one, (T + 1, D)."""
@@ -92,7 +81,7 @@ class Trace:
     latents: Floats
 
 
-def trace(model: Model, job: Job) -> Trace:
+def trace(model: Uncached, job: Job) -> Trace:
     """Sample without caching.
 
     Raises:
@@ -112,7 +101,7 @@ def algorithm(steps: Sequence[int], coefficients: Sequence[Sequence[float]]) -> 
     return Algorithm("hindcast", partial(mask, steps=steps), reuse, FittedSolver(coefficients, steps))
 
 
-def fit(model: Model, steps: list[int], jobs: Sequence[Job], traces: Sequence[Trace]) -> list[list[float]]:
+def fit(model: Uncached, steps: list[int], jobs: Sequence[Job], traces: Sequence[Trace]) -> list[list[float]]:
     """The coefficients [a_j, b_j0 .. b_jj] of each gap. Takes N (N + 1) / 2 passes a prompt."""
     coefficients: list[list[float]] = []
     for gap, (step, end) in enumerate(zip(steps, [*steps[1:], model.num_steps], strict=True)):
@@ -129,7 +118,7 @@ def fit(model: Model, steps: list[int], jobs: Sequence[Job], traces: Sequence[Tr
     return coefficients
 
 
-def error_db(model: Model, found: Algorithm, jobs: Sequence[Job], traces: Sequence[Trace]) -> float:
+def error_db(model: Uncached, found: Algorithm, jobs: Sequence[Job], traces: Sequence[Trace]) -> float:
     """The squared error of the last latent relative to its size, in dB, mean over prompts: the lower the better."""
     decibels = []
     for job, reference in zip(jobs, traces, strict=True):
@@ -147,7 +136,7 @@ def candidates(traces: Sequence[Trace], passes: int) -> dict[str, list[int]]:
     return masks | {"power law": np.flatnonzero(power_law(len(matrix) - 1, passes=passes)).tolist()}
 
 
-def calibrate(model: Model, jobs: Sequence[Job], passes: int) -> dict[str, Any]:
+def calibrate(model: Uncached, jobs: Sequence[Job], passes: int) -> dict[str, Any]:
     """The mask and the coefficients for a model: each candidate is fitted on one half of the prompts and measured on
     the other, and the best one is fitted on all. Each prompt has its own seed, the job's plus its index."""
     jobs = [replace(job, seed=job.seed + job.prompt_index) for job in jobs]

@@ -100,9 +100,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason, name = error.strerror or error, str(error.filename or folder)
-        where = (
-            name if not name.startswith(str(folder)) else folder
-        )  # a program that is missing is not the folder's fault
+        where = folder if name.startswith(str(folder)) else name  # a missing program is not the folder's fault
         raise UserError(f"{where}: {reason}: what is finished is kept, the same command goes on from it") from None
 
 

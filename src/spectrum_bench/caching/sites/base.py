@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from spectrum_bench.anatomy import Anatomy, BlockIO
-from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.session import Session, replace_method
 from spectrum_bench.forecasters import Forecaster
 from spectrum_bench.schedules import Schedule
 from spectrum_bench.signals import FirstBlock
@@ -71,11 +71,7 @@ class StandIn(nn.Module):
 
 def replace_forward(denoiser: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
     """Make a denoiser run `forward`. `undo` restores the old function, which may be the wrapper of an offload hook."""
-    if "forward" in vars(denoiser):
-        undo.callback(setattr, denoiser, "forward", denoiser.forward)
-    else:
-        undo.callback(delattr, denoiser, "forward")
-    denoiser.forward = forward
+    replace_method(denoiser, "forward", forward, undo)
 
 
 def observe_first_block(block: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:

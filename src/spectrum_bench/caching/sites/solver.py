@@ -41,11 +41,13 @@ class Outputs:
         rows: x_0, and the output of each computed step.
         steps: these steps.
         skipped: whether a step has been skipped.
+        estimates: the weights of these outputs in every step's, (T, K); None until they are asked for.
     """
 
     rows: History = field(default_factory=History)
     steps: list[int] = field(default_factory=list)
     skipped: bool = False
+    estimates: NDArray[np.float64] | None = None
 
     def note(self, session: Session, output: Tensor, latent: Tensor) -> None:
         """The scheduler has made a step from `latent` with `output`."""
@@ -54,6 +56,7 @@ class Outputs:
         if session.step in session.computed_steps:
             self.steps.append(session.step)
             self.rows.append(output)
+            self.estimates = None
         else:
             self.skipped = True
 
@@ -96,8 +99,9 @@ class Solver(SchedulerSite):
             if not outputs.skipped:
                 return following  # exact until then
             row = matrix[0][session.step + 1]
-            known = estimates(session.forecaster, outputs.steps, session.num_steps)
-            return outputs.rows.combine(np.append(row[0], row[1:] @ known)).to(following.dtype)
+            if outputs.estimates is None:
+                outputs.estimates = estimates(session.forecaster, outputs.steps, session.num_steps)
+            return outputs.rows.combine(np.append(row[0], row[1:] @ outputs.estimates)).to(following.dtype)
 
         watch(scheduler, lambda: matrix.append(propagator(scheduler)), advance, undo)
 
