@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrum_bench import decisions, forecasters, gates, schedules
+from spectrum_bench import decisions, distances, forecasters, gates, schedules
 from spectrum_bench.caching.history import History
 from spectrum_bench.caching.peers import CacheDiT, DiffusersCache
 from spectrum_bench.caching.session import cached, denoisers
@@ -656,7 +656,7 @@ def first_block_passes(added: list[Tensor], limit: float) -> int:
     """How many steps the first-block gate would compute of what the first block added at each."""
     kept, count = added[0], 1
     for new in added[1:]:
-        if not gates.distance(new, kept) < limit:
+        if not distances.distance(new, kept) < limit:
             kept, count = new, count + 1
     return count
 
@@ -667,7 +667,7 @@ def teacache(model: Model, steps: int, mask, wanted: int, times: int = 1) -> Non
 
     def look(seen, state):
         before, state.modulated = state.modulated, seen[MODULATED]
-        return gates.relative_change(seen[MODULATED], before)
+        return distances.relative_change(seen[MODULATED], before)
 
     gate = recording(mask(steps), (MODULATED,), changes, look)
     recorded = model.run.attempt(

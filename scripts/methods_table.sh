@@ -38,6 +38,8 @@ for budget in $BUDGETS; do
     row taylorseer1-last-$budget algo=taylorseer site=last_block schedule.interval=$after5
     row adams-$budget algo=adams_bashforth schedule.interval=$after5
     gate teacache $budget algo=teacache
+    gate seacache $budget algo=seacache
+    gate seacache_taylor $budget algo=seacache_taylor schedule.longest=0
     gate magcache $budget algo=magcache schedule.retention=0.1 schedule.longest=10
     gate sencache $budget algo=sencache schedule.start=0.05 schedule.longest=10
     gate easycache $budget algo=easycache
@@ -69,6 +71,7 @@ for budget in $BUDGETS; do
         gate cachedit_$calibrator $budget algo=cachedit_$calibrator key=site.arguments.residual_diff_threshold \
             site.arguments.max_warmup_steps=4
     done
+    gate diffusers_seacache $budget algo=diffusers_seacache key=site.arguments.threshold site.arguments.max_consecutive_cached=0   # refused but on Wan
     [ "$MODEL" != tiny-wan ] || continue   # these two would mix its two guidance calls
     row diffusers_pab-$budget algo=diffusers_pab site.arguments.spatial_attention_block_skip_range=$after1
     row diffusers_fastercache-$budget algo=diffusers_fastercache site.arguments.spatial_attention_block_skip_range=$after1

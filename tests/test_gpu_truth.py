@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectrum_bench import gates
+from spectrum_bench import distances, gates
 from spectrum_bench.paths import ROOT
 from spectrum_bench.signals import ENTERING, MODULATED, PROBE
 
@@ -77,7 +77,7 @@ def test_an_error_or_a_lack_of_time_is_a_line_and_no_end(script, tmp_path):
 
 def test_thresholds_are_those_of_the_gates(script):
     rows = torch.rand(50, 64, generator=torch.Generator().manual_seed(0)) + 2
-    changes = [gates.distance(new, old) for old, new in zip(rows, rows[1:], strict=False)]
+    changes = [distances.distance(new, old) for old, new in zip(rows, rows[1:], strict=False)]
     limit = script.threshold(partial(script.accumulated_passes, [np.nan, *changes]), 12)
     gate = gates.accumulated(threshold=limit, polynomial=[1.0, 0.0])
     state = gate.start(50)

@@ -17,10 +17,10 @@ PACKAGE = "spectrum_bench"
 LAYERS = (  # lowest first; a part imports from itself and from layers below its own
     {"errors", "paths", "version"},
     {"checks"},
-    {"schedules", "forecasters", "anatomy"},
+    {"schedules", "forecasters", "anatomy", "distances", "frequencies"},
     {"signals"},
     {"decisions"},
-    {"gates"},
+    {"gates", "spectral_gates"},
     {"caching"},
     {"sampling", "miniature"},
     {"scoring"},

@@ -9,7 +9,7 @@ import torch
 from diffusers import WanPipeline
 from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
 
-from spectrum_bench import decisions, forecasters, gates, schedules
+from spectrum_bench import decisions, distances, forecasters, gates, schedules
 from spectrum_bench.caching.peers import DiffusersCache
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
@@ -278,7 +278,7 @@ def test_speca_verifies_with_the_last_block_alone(random_pipes, name):
     assert one.computed_steps == [0] and len(real) == each * (STEPS - 1)  # 0 computed, 1 not verified, 2 to 5 verified
     for branch in range(each):
         forecast, seen = real[branch], errors[branch::each]
-        expected = [gates.relative(forecast, out) for out in real[branch + each :: each]][:-1]
+        expected = [distances.relative(forecast, out) for out in real[branch + each :: each]][:-1]
         assert seen[:3] == [None] * 3 and seen[3:] == pytest.approx(expected, rel=1e-4)
     run(pipe, name, Modules(verify=True), gate, TAYLOR, prompts=("a blue star", "a square"), seed=7, steps=5)
     assert torch.equal(run(pipe, name, Modules(verify=True), gate, TAYLOR)[0], first)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import run, sample
 
-from spectrum_bench import decisions, forecasters, gates, signals
+from spectrum_bench import decisions, distances, forecasters, signals
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
@@ -63,7 +63,7 @@ def method(signal):
 
     @decisions.gate(observes=(signal,), state=Seen)
     def moves(step: int, T: int, seen: decisions.Seen, state: Seen, *, threshold: decisions.Threshold) -> bool:
-        if state.before is not None and gates.distance(seen[signal], state.before) < threshold:
+        if state.before is not None and distances.distance(seen[signal], state.before) < threshold:
             return False
         state.before = seen[signal]
         return True

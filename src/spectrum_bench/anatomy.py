@@ -42,6 +42,7 @@ class Anatomy:
         answer: hidden states -> the return value of the first block, if diffusers' registry does not describe it.
         image: (last block's output, first block's input) -> the image tokens, if text tokens share their stream.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
+        tokens: the same, (B, L, D), as the first block's attention gets it, where TeaCache's signal is another.
         modules: the modules of each class of block, for per-module caching.
         unread: modules of the denoiser whose output the blocks alone read, neither the epilogue nor the time embedding;
             with the names of the denoiser's arguments on which it depends, besides the shape of what the module gets.
@@ -52,6 +53,7 @@ class Anatomy:
     answer: Callable[[Tensor], object] | None = None
     image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
     modulated: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
+    tokens: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     modules: dict[str, BlockModules] = field(default_factory=dict)
     unread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     embedder: str | None = None
@@ -67,6 +69,20 @@ def _first_norm(block: nn.Module, given: dict[str, Any]) -> Tensor:
 def _time_embedding(block: nn.Module, given: dict[str, Any]) -> Tensor:
     embedding: Tensor = given["temb"]
     return embedding
+
+
+def _modulated_by_table(block: nn.Module, given: dict[str, Any]) -> Tensor:
+    """(B, L, D) normalised and modulated; the block adds a table of its own to the time embedding (B, 6, D)."""
+    own: Any = block
+    shift, scale = (own.scale_shift_table + given["temb"].float()).chunk(6, dim=1)[:2]
+    tokens: Tensor = own.norm1(given["hidden_states"].float()) * (1 + scale) + shift
+    return tokens.type_as(given["hidden_states"])
+
+
+def _pixels(block: nn.Module, given: dict[str, Any]) -> Tensor:
+    """(B, H W, D) of a U-Net's (B, D, H, W)."""
+    pixels: Tensor = given["hidden_states"]
+    return pixels.flatten(2).transpose(1, 2)
 
 
 TEXT_THEN_IMAGE = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "tail", "ff_context": "head"})
@@ -101,6 +117,7 @@ ANATOMY = {
     ),
     "WanTransformer3DModel": Anatomy(  # ali-vilab/TeaCache@7c10efc, TeaCache4Wan2.1 with use_ret_steps
         modulated=_time_embedding,
+        tokens=_modulated_by_table,
         modules={
             "WanTransformerBlock": BlockModules(
                 cached=("attn1", "attn2", "ffn"), attentions=("attn1", "attn2"), mlps={"ffn": "head"}
@@ -113,6 +130,7 @@ ANATOMY = {
         stacks=("down_blocks", "mid_block", "up_blocks"),
         answer=lambda hidden: (hidden, ()),
         modulated=_time_embedding,
+        tokens=_pixels,
     ),
     "Flux2Transformer2DModel": Anatomy(image=lambda leaving, entering: leaving[:, -entering.shape[1] :]),
     "ZImageTransformer2DModel": Anatomy(stacks=("layers",)),  # refiners have the same block; the epilogue gets text too
@@ -158,6 +176,37 @@ class Argument:
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of the argument in a call with these positional and named arguments."""
         return args[self.place] if self.place < len(args) else kwargs.get(self.name)
+
+
+class TokenGrid:
+    """The grid of the image or video tokens, (height, width) or (frames, height, width), from the first call that the
+    denoiser gets."""
+
+    def __init__(self, denoiser: nn.Module):
+        self.name = type(denoiser).__name__
+        self.latent, self.places = Argument(denoiser, 0), Argument(denoiser, "img_ids")
+        settings: Any = denoiser.config
+        patch = getattr(settings, "patch_size", 1)
+        self.patch = patch if isinstance(patch, (tuple, list)) else (getattr(settings, "patch_size_t", 1), patch, patch)
+        self.grid: tuple[int, ...] = ()
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+        """The grid in a call with these positional and named arguments.
+
+        Raises:
+            DoesNotFit: the latent is packed, and no argument says where its tokens are.
+        """
+        if not self.grid:
+            latent, places = self.latent.of(args, kwargs), self.places.of(args, kwargs)
+            if isinstance(latent, Tensor) and latent.ndim > 3:
+                sizes = latent.shape[2:]
+                self.grid = tuple(n // p for n, p in zip(sizes, self.patch[-len(sizes) :], strict=True))
+            elif places is not None:  # (..., L, axes), whole numbers from 0
+                sizes = (places.flatten(0, -2).amax(0) + 1).int().tolist()
+                self.grid = tuple(n for n in sizes if n > 1)
+            else:
+                raise DoesNotFit(f"nothing tells how the tokens of {self.name} lie: use an algo without frequencies")
+        return self.grid
 
 
 class BlockIO:

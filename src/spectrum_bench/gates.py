@@ -6,13 +6,13 @@ decisions.py describes such a function's arguments. A YAML names it by `_target_
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spectrum_bench.decisions import Gate, Progressing, Seen, Share, State, Steps, Threshold, Verifier, gate, measured
+from spectrum_bench.distances import distance, read, relative, relative_change, size, waiting_change
 from spectrum_bench.forecasters import taylor
 from spectrum_bench.schedules import Schedule
 from spectrum_bench.signals import ENTERING, LATENT, MODULATED, OUTPUT, PROBE, TIMESTEP
@@ -152,7 +152,8 @@ def dicache(
     computed too, as in the code for FLUX; that for HunyuanVideo and Wan may skip it. The forecaster `aligned` asks the
     state for the probe's progress."""
     state.residual = seen[PROBE] - seen[ENTERING]
-    probe, entering = _change(seen[PROBE], state.probe), _change(seen[ENTERING], state.entering) if minus else None
+    probe = waiting_change(seen[PROBE], state.probe)
+    entering = waiting_change(seen[ENTERING], state.entering) if minus else None
     change, moved, state.gamma = read(probe, entering, state.measured())
     state.probe = seen[PROBE]
     if minus:
@@ -296,43 +297,3 @@ def speca(
     state.skipped = 0 if full else state.skipped + 1
     state.limit = limit if state.verifying and immediate else math.inf
     return full
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def relative(forecast: Tensor, real: Tensor) -> float:
-    """SpeCa's error: mean |forecast - real| / |real|, element by element, hence its large thresholds."""
-    if real.dtype == torch.float16:  # there the floor is 0, and the 0 / 0 of one element would pass every test
-        forecast, real = forecast.float(), real.float()
-    return float(((forecast - real).abs() / (real.abs() + 1e-10)).float().mean())
-
-
-def relative_change(new: Tensor, old: Tensor | None) -> float:
-    """The distance to the tensor of the step before; nan at the first step."""
-    return math.nan if old is None else distance(new, old)
-
-
-def distance(new: Tensor, old: Tensor) -> float:
-    """mean |new - old| / mean |old|; inf where that is 0 / 0 or nan: nobody can tell, and the step is computed."""
-    ratio = float(size(new - old) / size(old))
-    return math.inf if math.isnan(ratio) else ratio
-
-
-def _change(new: Tensor, old: Tensor | None) -> Tensor | None:
-    """The relative change from the step before while it is still on the device; None at the first step."""
-    return None if old is None else size(new - old) / size(old)
-
-
-def size(tensor: Tensor) -> Tensor:
-    """mean |tensor|."""
-    return tensor.abs().mean()
-
-
-def read(*scalars: Tensor | None) -> list[Any]:
-    """The values of tensors with one element; None stays None. However many there are, this waits for the device
-    once."""
-    tensors = [scalar for scalar in scalars if scalar is not None]
-    together = torch.stack([scalar.to(tensors[0].device) for scalar in tensors]) if tensors else torch.empty(0)
-    values = iter(together.tolist())
-    return [None if scalar is None else float(next(values)) for scalar in scalars]

@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import Anatomy
+from spectrum_bench.anatomy import Anatomy, TokenGrid
 from spectrum_bench.errors import DoesNotFit
 
 
@@ -34,12 +35,14 @@ class Call(Place):
         timestep: the noise level, in the denoiser's own units.
         output: the denoiser's output at this branch's newest computed step; None before that, or if no gate observes
             it.
+        noise: returns the latent's noise divided by its signal, by the pipeline's scheduler.
     """
 
     order: ClassVar[int] = 0
     latent: Tensor
     timestep: Tensor
     output: Tensor | None
+    noise: Callable[[], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,28 @@ def _modulated(at: FirstBlock) -> Tensor:
     return at.anatomy.modulated(at.block, at.arguments)
 
 
+def _tokens(at: FirstBlock) -> Tensor:
+    modulate = at.anatomy.tokens or at.anatomy.modulated
+    if modulate is None:
+        raise DoesNotFit(f"no modulated tokens are known for {type(at.block).__name__}: add them to ANATOMY")
+    return modulate(at.block, at.arguments)
+
+
+def _attach_grid(denoiser: nn.Module, anatomy: Anatomy, report: Report, undo: ExitStack) -> None:
+    grid = TokenGrid(denoiser)
+
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        report(torch.tensor(grid.of(args, kwargs)))
+
+    undo.callback(denoiser.register_forward_pre_hook(look, with_kwargs=True).remove)
+
+
 LATENT = Signal("latent", Call, lambda at: at.latent)
 TIMESTEP = Signal("timestep", Call, lambda at: at.timestep)
+NOISE = Signal("noise", Call, lambda at: at.noise())  # () sigma / alpha of the latent
+GRID = Signal("grid", FirstBlock, attach=_attach_grid)  # of the tokens: (height, width) or (frames, height, width)
 OUTPUT = Signal("output", Call, lambda at: at.output)  # at the newest computed step; missing before that
 ENTERING = Signal("entering", FirstBlock, lambda at: at.arguments["hidden_states"])  # the embedded latent
 MODULATED = Signal("modulated", FirstBlock, _modulated)  # normalised and modulated by the timestep
+TOKENS = Signal("tokens", FirstBlock, _tokens)  # (B, L, D), as the first block's attention gets them
 PROBE = Signal("probe", Front, lambda at: at.hidden)  # the embedded latent after the front blocks

@@ -76,7 +76,7 @@ def check_arguments(function: object, *arguments: Any) -> None:
 
 
 def check_gate(gate: Gate[Any], site: Site, T: int) -> None:
-    """Refuse a gate that observes a place which the site does not run. Calls the gate once, with tensors of one zero.
+    """Refuse a gate that observes a place which the site does not run. Calls the gate once, with tensors of a single 1.
 
     Raises:
         DoesNotFit: the gate and the site do not fit; the message names the fix.
@@ -92,7 +92,7 @@ def check_gate(gate: Gate[Any], site: Site, T: int) -> None:
         raise DoesNotFit(
             f"{gate.name} observes the first block, and this site does not run it: use site=stack_residual"
         )
-    gate.decide(0, {signal: torch.zeros(1) for signal in gate.observes}, gate.start(T))
+    gate.decide(0, {signal: torch.ones(1, 1, 1) for signal in gate.observes}, gate.start(T))
 
 
 def plausible(T: int) -> list[Mask]:

@@ -155,6 +155,20 @@ class DiffusersCache(Peer):
         arguments = {k: tuple(v) if isinstance(v, list) and len(v) == 2 else v for k, v in self.arguments.items()}
         mixin.enable_cache(getattr(diffusers, self.config)(**arguments, **filled))
         undo.callback(mixin.disable_cache)
+        undo.callback(denoiser.register_forward_hook(_refuse_open).remove)
+
+
+def _refuse_open(denoiser: nn.Module, *_: Any) -> None:
+    """Hook after each call of a denoiser under diffusers' SeaCache, which computes every step if it lacks something:
+    refuse such a run in its own words.
+
+    Raises:
+        DoesNotFit: SeaCache has warned that it runs in full.
+    """
+    registry: Any = vars(denoiser).get("_diffusers_hook")
+    sea = registry.get_hook("sea_cache_root") if registry is not None else None
+    for warning in sea.shared_state._warned_messages if sea is not None else ():
+        raise DoesNotFit(f"diffusers' SeaCache would skip no step of this pipeline, so use algo=seacache: {warning}")
 
 
 @dataclass(frozen=True)

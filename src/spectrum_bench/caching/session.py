@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, anatomy
 from spectrum_bench.caching.history import History
+from spectrum_bench.caching.noise import noise_ratio
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Progressing, State
 from spectrum_bench.errors import DoesNotFit
@@ -152,8 +153,10 @@ class Session:
         forecaster: Forecaster,
         num_steps: int,
         timestep: Callable[[], object] = lambda: None,
+        noise: Callable[[int], Tensor | None] = lambda step: None,
     ):
         self.schedule, self.forecaster, self.num_steps, self.timestep = schedule, forecaster, num_steps, timestep
+        self._noise = noise
         self._mask, self._gate = plan(schedule, num_steps), schedule if isinstance(schedule, Gate) else None
         self._follows_gate, self._remembered = follows_gate(forecaster), Remembered(forecaster)
         if self._mask is not None:
@@ -211,7 +214,7 @@ class Session:
         self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
         self.branch.seen = (self.step, _kind(latent))
         self._seen, self.undecided = {}, True
-        self.decide_at(Call(latent, timestep, self.branch.output))
+        self.decide_at(Call(latent, timestep, self.branch.output, partial(self._noise, self.step)))
 
     def _new_branch(self) -> Branch:
         state = self._gate.start(self.num_steps) if self._gate else None
@@ -295,7 +298,8 @@ def cached(
             raise DoesNotFit(
                 f"torch.compile(pipe.{name}) hides its modules: use pipe.{name}.compile(), or compile blocks"
             )
-    session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep)
+    noise = partial(noise_ratio, getattr(pipe, "scheduler", None))
+    session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep, noise)
     with ExitStack() as undo:
         for name, denoiser in networks.items():
             _keep_time(name, denoiser, session, undo)

@@ -12,7 +12,7 @@ from spectrum_bench.checks import brief
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling.settings import MOVED
 
-METHODS = r"spectrum_bench\.(schedules|gates|forecasters|caching\.peers|caching\.sites\.[a-z]\w*)\.[A-Za-z]\w*"
+METHODS = r"spectrum_bench\.(schedules|(\w+_)?gates|forecasters|caching\.peers|caching\.sites\.[a-z]\w*)\.[A-Za-z]\w*"
 LAUNCHERS = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",

@@ -15,9 +15,10 @@ from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.caching.sites.base import Site, replace_forward
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.decisions import Seen, gate
+from spectrum_bench.distances import relative_change
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
-from spectrum_bench.gates import AccumulatedState, relative_change
+from spectrum_bench.gates import AccumulatedState
 from spectrum_bench.lab import hindcast
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
