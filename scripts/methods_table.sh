@@ -37,6 +37,7 @@ for budget in $BUDGETS; do
     row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
     row taylorseer1-last-$budget algo=taylorseer site=last_block schedule.interval=$after5
     row adams-$budget algo=adams_bashforth schedule.interval=$after5
+    row freqca-$budget algo=freqca schedule.interval=$after3
     gate teacache $budget algo=teacache
     gate seacache $budget algo=seacache
     gate seacache_taylor $budget algo=seacache_taylor schedule.longest=0

@@ -55,8 +55,8 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
             check(kernels.weighted_sum(rows, by_channel), exact, scale, dtype, K, what)
 
 rows = rows_of(3, (2, 6, 8), torch.float32)
-assert kernels.fits(rows) and not kernels.fits([row.mT for row in rows])
-assert not kernels.fits([row.double() for row in rows]) and not kernels.fits(rows * 30)
+assert kernels.fits(rows, ()) and not kernels.fits([row.mT for row in rows], ())
+assert not kernels.fits([row.double() for row in rows], ()) and not kernels.fits(rows * 30, ())
 print("checked")
 """
 

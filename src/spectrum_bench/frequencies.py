@@ -1,4 +1,6 @@
-"""Spatial frequencies of tokens on their grid: SeaCache's filter."""
+"""Spatial frequencies of tokens on their grid: SeaCache's filter and FreqCa's bands."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -32,3 +34,32 @@ def wiener(x: Tensor, noise: float) -> Tensor:
     spectrum = torch.fft.fftn(x.float(), dim=axes)
     filtered: Tensor = torch.fft.ifftn(spectrum * (gain / gain.mean()), dim=axes).real
     return filtered.to(x.dtype)
+
+
+def low_band(x: Tensor, cutoff: float) -> Tensor:
+    """The low frequencies of (B, *grid, C), by the cosine transform along the grid's axes (FreqCa, arXiv:2510.08669):
+    those whose distance from the mean is at most `cutoff` times the largest. In fp32, returned in the dtype of x."""
+    low = x.float()
+    waves = [_cosines(n, x.device) for n in x.shape[1:-1]]
+    for axis, cosines in enumerate(waves, 1):
+        low = _along(cosines, low, axis)
+    index = torch.meshgrid(*(torch.arange(n, device=x.device) for n in x.shape[1:-1]), indexing="ij")
+    frequency = torch.stack(index).float().norm(dim=0)
+    low = low * (frequency <= cutoff * frequency.max())[..., None]
+    for axis, cosines in enumerate(waves, 1):
+        low = _along(cosines.T, low, axis)
+    return low.to(x.dtype)
+
+
+def _cosines(n: int, device: torch.device) -> Tensor:
+    """(n, n) the orthonormal cosine transform (DCT-II) of n points, one wave a row."""
+    wave, place = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)
+    cosines = math.sqrt(2 / n) * torch.cos(math.pi * wave * (2 * place + 1) / (2 * n))
+    cosines[0] /= math.sqrt(2)
+    return cosines
+
+
+def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
+    """A matrix applied to one axis."""
+    product: Tensor = torch.tensordot(matrix, x, dims=([1], [axis]))
+    return product.movedim(0, axis)

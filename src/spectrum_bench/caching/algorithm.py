@@ -51,7 +51,8 @@ class Algorithm:
             return
         if isinstance(self.schedule, Gate):
             check_gate(self.schedule, self.site, T)
-        self.forecaster(np.arange(3.0), 4.0)
+        if self.forecaster(np.arange(3.0), 4.0).ndim > 2 and not self.site.bands:
+            raise DoesNotFit(f"the forecaster of algo={self.name} weighs frequency bands apart: use site=bands")
         self.site.check(self.schedule, self.forecaster)
         if not self.site.decides:
             check_forgetting(self.forecaster, plausible(T) if mask is None else [mask])

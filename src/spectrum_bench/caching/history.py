@@ -68,20 +68,21 @@ class History:
         GPU one kernel reads every row once (kernels.py says how it rounds).
 
         Args:
-            weights: (K,), or for (B, L, D) rows (K, D), a weight for each channel.
+            weights: (K,), or (K, ...) with a weight for each part of a row, over which it broadcasts: (K, D) for the
+                channels of (B, L, D), (K, 2, 1, 1) for the frequency bands of (B, 2, L, D).
 
         Raises:
-            DoesNotFit: the number of channels differs.
+            DoesNotFit: the number of parts differs.
         """
         newest, weights = self._rows[-1], numbers(weights)
         if _reuses(weights):
             return newest  # no arithmetic, no copy
         if len(weights) != len(self._rows):
             raise ValueError(f"{len(weights)} weights for {len(self._rows)} rows")
-        if not isinstance(weights, tuple) and (newest.ndim != 3 or newest.shape[2] != weights.shape[1]):
-            raise DoesNotFit(f"weights for {weights.shape[1]} channels do not fit a {tuple(newest.shape)} feature")
+        if not (isinstance(weights, tuple) or _broadcasts(weights.shape[1:], newest.shape)):
+            raise DoesNotFit(f"weights for {weights.shape[1:]} parts do not fit a {tuple(newest.shape)} feature")
         kernels = _kernels() if newest.is_cuda else None
-        if kernels is not None and kernels.fits(self._rows):
+        if kernels is not None and kernels.fits(self._rows, weights):
             total: Tensor = kernels.weighted_sum(self._rows, weights)
             return total
         return weighted_sum(self._rows, weights)
@@ -103,6 +104,12 @@ def _reuses(weights: Weights) -> bool:
     return bool((weights[-1] == 1).all()) and not weights[:-1].any()
 
 
+def _broadcasts(parts: tuple[int, ...], row: tuple[int, ...]) -> bool:
+    """Whether weights for these parts fit a row: for channels (D,), or for bands (2, 1, 1)."""
+    fits = (a in (1, b) for a, b in zip(reversed(parts), reversed(row), strict=False))
+    return len(row) == max(3, len(parts) + 1) and all(fits)
+
+
 def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
     """sum_k weights[k] * rows[k] by torch's own operations, for rows on any device and of any dtype."""
     newest = rows[-1]
@@ -111,8 +118,8 @@ def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
         for w, row in zip(weights, rows, strict=True):  # w is an immediate argument: no copy, no sync
             total.add_(row, alpha=w)
     else:
-        for channels, row in zip(torch.from_numpy(weights).to(total), rows, strict=True):
-            total.addcmul_(row, channels)
+        for parts, row in zip(torch.from_numpy(weights).to(total), rows, strict=True):
+            total.addcmul_(row, parts)
     return total.to(newest.dtype)
 
 

@@ -49,9 +49,10 @@ def _by_channel(rows, weights, out, tokens, channels, TOKENS: tl.constexpr, CHAN
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-def fits(rows: Sequence[Tensor]) -> bool:
-    """Whether the kernels can read these rows, which have one shape and dtype."""
-    return len(rows) <= MOST and rows[0].dtype in DTYPES and all(row.is_contiguous() for row in rows)
+def fits(rows: Sequence[Tensor], weights: Weights) -> bool:
+    """Whether the kernels can read these rows, which have one shape and dtype, and know such weights."""
+    known = isinstance(weights, tuple) or weights.ndim == 2
+    return known and len(rows) <= MOST and rows[0].dtype in DTYPES and all(row.is_contiguous() for row in rows)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]

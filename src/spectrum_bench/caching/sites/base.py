@@ -28,6 +28,11 @@ class Site:
         return 0
 
     @property
+    def bands(self) -> bool:
+        """Whether the feature is split into frequency bands, (B, 2, L, D)."""
+        return False
+
+    @property
     def decides(self) -> bool:
         """Whether other people's code decides which steps are computed (peers.py)."""
         return False

@@ -123,13 +123,12 @@ class _Entry(StandIn):
             self.entering = entering
             return self.module(*args, **kwargs)
         self.embedded = None
-        forecast = self.session.branch.forecast("stack")
-        if forecast.shape != entering.shape:
+        hidden = self.site.restore(embedded, entering, self.session.branch.forecast("stack"))
+        if hidden.shape != entering.shape:
             raise DoesNotFit(
-                f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(forecast.shape)} to "
+                f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(hidden.shape)} to "
                 f"{tuple(entering.shape)} in a run"
             )
-        hidden = self.site.restore(embedded, entering, forecast)
         if self.anatomy.answer is not None:
             return self.anatomy.answer(hidden)
         return self.io.outputs(hidden, arguments)
