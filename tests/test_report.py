@@ -300,7 +300,7 @@ def test_markdown_keeps_its_columns(home):
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 8 and {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {len(cells.head(table)) + 1}
     assert "<b>" not in "".join(lines)
-    assert r"a\_b & 100% \$x\$ #1 {y} ~ ^ \\ \| \<b\>\*\[z\]\*\`" in lines[4]
+    assert r"a\_b \& 100% \$x\$ #1 {y} \~ ^ \\ \| \<b\>\*\[z\]\*\`" in lines[4]
 
 
 def test_latex_is_escaped_and_balanced(home):

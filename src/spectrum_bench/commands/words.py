@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from spectrum_bench.errors import INTERRUPTED, UserError
+from spectrum_bench.sampling.text import printable
 
 DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: show the traceback of a UserError too
 
@@ -79,7 +80,7 @@ def fail(error: Exception) -> NoReturn:
     """Print the error as one line and exit with 1. With debug=true also print the traceback."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {' '.join(printable(str(error)).split())}", file=sys.stderr)
     raise SystemExit(1)
 
 

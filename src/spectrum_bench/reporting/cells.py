@@ -1,6 +1,8 @@
 """The cells of a table: rounded numbers with small print beside them, and dashes with reasons."""
 
-from collections.abc import Callable
+import itertools
+import string
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -47,7 +49,13 @@ def frame(table: Table) -> pd.DataFrame:
 def marks(table: Table) -> dict[str, str]:
     """Reason for a dash -> footnote mark, in order of appearance."""
     reasons = dict.fromkeys(cell.reason for cells in body(table) for cell in cells if cell.reason)
-    return {reason: chr(ord("a") + i) for i, reason in enumerate(reasons)}
+    return dict(zip(reasons, _letters(), strict=False))
+
+
+def _letters() -> Iterator[str]:
+    """a, b, ..., z, aa, ab, ..."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
 
 
 def runtime(row: Row) -> str:

@@ -13,6 +13,7 @@ from tabulate import DataRow, TableFormat, tabulate
 from spectrum_bench.reporting import cells, frames, notes, plots
 from spectrum_bench.reporting.cells import DASH, Cell
 from spectrum_bench.reporting.rows import Comparison, Row, Table
+from spectrum_bench.sampling.text import to_cell
 from spectrum_bench.scoring.metrics import METRICS
 
 Files = dict[str, str | bytes]  # name -> content
@@ -41,15 +42,16 @@ def markdown_files(table: Table) -> Files:
 def markdown(table: Table) -> str:
     marks = cells.marks(table)
     text = pipe_table(cells.frame(table).map(lambda cell: _md_cell(cell, marks)), text_columns=3)
-    footnotes = [*(f"<sup>{mark}</sup> {_md(reason)}" for reason, mark in marks.items()), *map(_md, table.notes)]
+    footnotes = [f"<sup>{mark}</sup> {md(reason)}" for reason, mark in marks.items()]
+    footnotes += [BLOCK.sub(r"\1\\\2", md(note)) for note in table.notes]
     return text + "\n\n" + "\n".join(f"- {note}" for note in footnotes) + "\n"
 
 
 def differences(table: Table, comparison: Comparison) -> str:
     """Markdown: every method's difference from the baseline."""
-    titles = [f"Difference from {_md(comparison.baseline.name)}", "Passes", *(METRICS[m].title for m in table.metrics)]
+    titles = [f"Difference from {md(comparison.baseline.name)}", "Passes", *(METRICS[m].title for m in table.metrics)]
     compared = cells.differences(table, comparison)
-    lines = [[_md(row.name), row.passes, *(_md_cell(cell) for cell in line)] for row, line in compared]
+    lines = [[md(row.name), row.passes, *(_md_cell(cell) for cell in line)] for row, line in compared]
     return f"{pipe_table(pd.DataFrame(lines, columns=titles))}\n\n{notes.DIFFERENCES}\n"
 
 
@@ -59,7 +61,7 @@ def latents(table: Table) -> str:
     last = max(len(errors) for _, errors in pairs)
     steps = [*range(10, last, 10), last]
     lines = [
-        [_md(row.name), row.passes, *(f"{errors[s - 1]:.4f}" if s <= len(errors) else DASH for s in steps)]
+        [md(row.name), row.passes, *(f"{errors[s - 1]:.4f}" if s <= len(errors) else DASH for s in steps)]
         for row, errors in pairs
     ]
     text = pipe_table(pd.DataFrame(lines, columns=["Latents' RMSE after step", "Passes", *map(str, steps)]))
@@ -81,14 +83,17 @@ def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:
 
 
 def _md_cell(cell: Cell, marks: dict[str, str] | None = None) -> str:
-    body = (f"**{_md(cell.text)}**" if cell.bold else _md(cell.text)) + notes.FRONT * cell.front
+    body = (f"**{md(cell.text)}**" if cell.bold else md(cell.text)) + notes.FRONT * cell.front
     mark = (marks or {}).get(cell.reason or "")
-    return body + (f" <sub>{_md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
+    return body + (f" <sub>{md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")
 
 
-def _md(text: str) -> str:
+BLOCK = re.compile(r"^(\d*)([#+.)=-])")  # what would begin a heading or a list in a line of its own
+
+
+def md(text: str) -> str:
     """Escape text for Markdown, which tabulate does not do."""
-    return re.sub(r"([\\`*_|\[\]<>$])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_|\[\]<>$&~])", r"\\\1", " ".join(text.split()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,8 +108,9 @@ def csv_files(table: Table) -> Files:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """A data frame as CSV, without its index. A missing number is blank."""
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    """A data frame as CSV, without its index. A missing number is blank, and no text is a formula."""
+    texts = frame.map(lambda value: to_cell(value) if isinstance(value, str) else value)
+    return str(texts.to_csv(index=False, lineterminator="\n"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,14 +172,15 @@ TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciici
 TEX |= {notes.FRONT: r"\textdagger{}"}
 TEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 TEX |= {c: rf"\{c}" for c in "&%$#_{}"}
-LATIN = {*map(chr, range(0xA1, 0x100)), *"–‘’“”…€"} - {*"«»ÐÞðþ"}  # these characters need no package
+# Characters that need no package.
+PLAIN = {*map(chr, [*range(0x20, 0x7F), *range(0xA1, 0x100)]), *"–‘’“”…€"} - {*"«»ÐÞðþ"}
 TEX |= {"[": "{[}", "]": "{]}"}  # otherwise "\\ [" would begin an optional argument
 
 
 def _tex(text: str) -> str:
     """Escape text for LaTeX. A character that pdflatex cannot set without further packages becomes its code point."""
     text = " ".join(text.split())
-    return "".join(TEX.get(c, c if c.isascii() or c in LATIN else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
+    return "".join(TEX.get(c, c if c in PLAIN else rf"\texttt{{U+{ord(c):04X}}}") for c in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,11 +199,12 @@ def plain(table: Table) -> str:
 
     lines = [[text(i, cell) for i, cell in enumerate(line)] for line in cells.body(table)]
     lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]
+    lines = [[" ".join(words.split()) for words in line] for line in lines]
     # the titles are passed as a row, because tabulate makes columns two letters wider than headers
     head, *rows = tabulate(lines, tablefmt="plain", disable_numparse=True).splitlines()
     rule = "-" * max(map(len, [head, *rows]))
     footnotes = [*(f"({mark}) {reason}" for reason, mark in marks.items()), *table.notes]
-    return "\n".join([head, rule, *rows, "", *footnotes])
+    return "\n".join([head, rule, *rows, "", *(" ".join(note.split()) for note in footnotes)])
 
 
 FORMATS: dict[str, Callable[[Table], Files]] = {

@@ -15,7 +15,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CALIBRATION, CITED, MODELS, RESULTS, ROOT
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.cells import DASH
-from spectrum_bench.reporting.formats import pipe_table
+from spectrum_bench.reporting.formats import md, pipe_table
 from spectrum_bench.reporting.rows import Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 
@@ -168,12 +168,12 @@ def side_by_side(table: Table, plan: Plan) -> str:
     titles += ["Speedup printed", "recomputed", "ours"] if speedups else []
     lines = []
     for row, printed in pairs:
-        line = [f"{row.name} ({_run_name(row)})", *(cell for c in columns for cell in _compare(printed[c], row, c))]
+        line = [md(f"{row.name} ({_run_name(row)})"), *(cell for c in columns for cell in _compare(printed[c], row, c))]
         lines.append([*line, *(_speedups(printed, row, reference) if speedups else [])])
     grid = pipe_table(pd.DataFrame(lines, columns=titles))
     uncited = [run.name for run in plan.runs if run.cited is None]
     below = notes.beside_paper(plan.source, plan.model, _agreement(pairs, columns), uncited)
-    return "\n\n".join([f"# {plan.title}", grid, *below]) + "\n"
+    return "\n\n".join([f"# {plan.title}", grid, *map(md, below)]) + "\n"
 
 
 def _speedups(printed: Cited, row: Row, reference: float | None) -> list[str]:

@@ -26,6 +26,7 @@ COLOURS = (
 )  # Okabe and Ito, for all eyes
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
+LABEL = 60  # characters of a name in a drawing
 Style = dict[str, Any]  # keywords that matplotlib takes
 STYLE: dict[Any, str] = {
     "svg.hashsalt": "spectrum_bench",
@@ -212,5 +213,8 @@ def _interval(row: Row, name: str) -> tuple[float, float, float]:
 
 
 def _name(row: Row) -> str:
-    """A label for the legend: a $ would begin mathematics, and matplotlib hides labels that begin with _."""
-    return f"{row.name}  {row.passes}".replace("$", r"\$").lstrip("_")
+    """A label for the legend: a $ would begin mathematics, and matplotlib hides labels that begin with _. A label wider
+    than the drawing would leave no room for it."""
+    name = " ".join(row.name.split())
+    name = name if len(name) <= LABEL else f"{name[:LABEL]}…"
+    return f"{name}  {row.passes}".replace("$", r"\$").lstrip("_")

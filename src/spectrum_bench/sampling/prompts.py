@@ -17,6 +17,7 @@ from spectrum_bench.checks import brief
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import media
 from spectrum_bench.sampling.reading import Damaged, parse_json, read_bytes
+from spectrum_bench.sampling.text import from_cell, printable
 
 # A tokenizer's 77 to 512 tokens are some 2 KB; one line of 10 MB took 107 s of tokenizing a sample.
 LONGEST = 2**16  # bytes of a prompt
@@ -106,7 +107,8 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None, col
 
 
 def decoded(path: Path, data: bytes) -> str:
-    """The text of a prompt file: UTF-8, or what its mark says; marks at the beginning of lines are dropped.
+    """The text of a prompt file: UTF-8, or what its mark says. Marks at the beginning of lines and control characters
+    are removed.
 
     Raises:
         UserError: it is other bytes. The message names the line and the command that converts it.
@@ -126,7 +128,7 @@ def decoded(path: Path, data: bytes) -> str:
     if "\0" in whole:
         line = whole[: whole.index("\0")].count("\n") + 1
         raise UserError(f"{path} holds a NUL in line {line}: it is no text, or UTF-16 without its mark")
-    return whole
+    return printable(whole)
 
 
 def _is_cp1252(data: bytes) -> bool:
@@ -176,7 +178,10 @@ def _kind_of(line: str) -> str | None:
 def _delimited(delimiter: str) -> Callable[[Path, str], Iterator[Row]]:
     def rows(path: Path, text: str) -> Iterator[Row]:
         try:
-            yield from csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+            table = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+            ours = "prompt_index" in (table.fieldnames or ())  # prompts.csv of a report
+            for row in table:
+                yield {key: from_cell(cell) if ours and isinstance(cell, str) else cell for key, cell in row.items()}
         except csv.Error as error:
             raise UserError(f"{path} is no {path.suffix[1:].upper()} file: {error}") from None
 

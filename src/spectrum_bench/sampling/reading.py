@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 import yaml
 
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.text import cleaned
 
 RECORD = 2**20  # bytes of a JSON file of one sample or one model: a prompt of 64 KiB and a thousand steps fit
 CONFIG = 2**18  # bytes of a config.yaml, which has some 5 KB and which PyYAML reads at 200 KB/s
@@ -89,13 +90,13 @@ def read_text(path: Path, most: int) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value without NaN, infinities and repeated keys.
+    """A JSON value without NaN, infinities and repeated keys. Control characters in its texts are removed.
 
     Raises:
         Damaged: it is no such value. The message continues a sentence that begins with the file's name.
     """
     try:
-        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
+        return cleaned(json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"no JSON: {str(error)[:80]}") from None
 
@@ -122,7 +123,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml ships no types
 
 
 def parse_yaml(text: str) -> Any:
-    """A YAML value.
+    """A YAML value. Control characters in its texts are removed.
 
     Raises:
         Damaged: it is none, or has aliases; the message goes on from the file's name.
@@ -132,7 +133,7 @@ def parse_yaml(text: str) -> Any:
         json.dumps(value, ensure_ascii=False, default=str).encode()  # half a surrogate pair cannot be printed
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError, RecursionError) as error:
         raise Damaged(f"is not YAML ({' '.join(str(error).split())[:80]})") from None
-    return value
+    return cleaned(value)
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

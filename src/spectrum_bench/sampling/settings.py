@@ -12,6 +12,7 @@ from typing import Any
 from spectrum_bench.checks import boolean, brief, is_number, is_whole, one_of, whole
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling import limits
+from spectrum_bench.sampling.text import cleaned
 
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
@@ -293,6 +294,7 @@ class RunSettings:
         Raises:
             BadValue: a value is of the wrong kind. Without this check the error would come after the model is loaded.
         """
+        config = cleaned(config)
         given = {entry.name: config[entry.name] for entry in fields(cls) if entry.name in config}
         for key in ("exp_name", "output_base_path", "prompt_file"):
             if key in given:

@@ -16,6 +16,7 @@ from rich.progress import track as rich_track
 from spectrum_bench.errors import MetricUnavailable, UserError
 from spectrum_bench.sampling.records import Record
 from spectrum_bench.sampling.settings import SCHEMA
+from spectrum_bench.sampling.text import to_cell
 from spectrum_bench.scoring import results
 from spectrum_bench.scoring.anchors import sanity
 from spectrum_bench.scoring.experiments import Decoded, Experiment, check_reference, pairs
@@ -43,8 +44,10 @@ class SampleScores:
 
     def cell(self, column: str) -> str | int | float:
         """The value of a column of metrics.csv."""
-        if column in ("id", "prompt_index", "seed"):
-            value: str | int = getattr(self.record, column)
+        if column == "id":
+            return to_cell(self.record.id)
+        if column in ("prompt_index", "seed"):
+            value: int = getattr(self.record, column)
             return value
         if column == "identical":
             return int(self.identical)

@@ -21,6 +21,7 @@ from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.sampling.reading import Damaged, check_file, misfits, parse_yaml, read_bytes, read_text
 from spectrum_bench.sampling.records import Record, read_records, sample_file
 from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, RuntimeSettings
+from spectrum_bench.sampling.text import printable
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 
 # Defaults of model settings. A newer config.yaml leaves them out; an older one may have them.
@@ -55,7 +56,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return str(self.config.get("exp_name") or self.folder.resolve().name)
+        return printable(str(self.config.get("exp_name") or self.folder.resolve().name))
 
     @property
     def model(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.reading import Damaged, check, parse_json, read_bytes, read_text, shown
 from spectrum_bench.sampling.records import write_atomically
 from spectrum_bench.sampling.settings import SCHEMA
+from spectrum_bench.sampling.text import from_cell
 from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.stats import by_prompt
@@ -145,7 +146,7 @@ def _parse(data: bytes, experiment: Experiment) -> pd.DataFrame:
 
 
 def _key(line: list[str], experiment: Experiment) -> tuple[int, int]:
-    identity, prompt, seed = line[:3]
+    identity, prompt, seed = from_cell(line[0]), *line[1:3]
     if not (prompt.isdecimal() and seed.isdecimal() and len(prompt + seed) < 40):
         raise Damaged(f"no sample {shown(prompt)}, {shown(seed)}")
     key = int(prompt), int(seed)
