@@ -17,7 +17,7 @@ from spectrum_bench.commands import run
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.forecasters import hindsight
-from spectrum_bench.lab import hindcast, search
+from spectrum_bench.lab import hindcast, search, traces
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import load_pipeline
@@ -36,7 +36,7 @@ def model(pipe, name, steps=T):
 @pytest.mark.parametrize("name", MINIATURES)
 def test_the_matrix_leads_to_the_pipelines_own_latents(random_pipes, name):
     """At every step, for each miniature's scheduler: Euler, flow matching, and UniPC with its corrector."""
-    pipe, guided, latents = random_pipes(name), hindcast.Guided(), Latents()
+    pipe, guided, latents = random_pipes(name), traces.Guided(), Latents()
     model(pipe, name).sampler(NOCACHE).watch(JOB, [guided, latents])
     led = guided.matrix @ np.array(guided.rows)
     for x, real in zip(led[1:], latents.steps, strict=True):
@@ -71,7 +71,7 @@ def test_outputs_behind_are_interpolated_and_outputs_ahead_reused():
 def test_a_skipped_step_runs_nothing_and_the_latent_follows_the_definition(random_pipes, name):
     """Against the definition in float64: v~ = interpolated outputs, x = A [x_0, v~]. Wan has two calls a step."""
     pipe, steps = random_pipes(name), [0, 3, 4, 9]
-    guided, latents = hindcast.Guided(), Latents()
+    guided, latents = traces.Guided(), Latents()
     algorithm = Algorithm("x", partial(mask, steps=steps), hindsight, Solver())
     _, figures = model(pipe, name).sampler(algorithm).sample(JOB, [guided, latents])
     assert figures.computed_steps == steps
@@ -131,16 +131,16 @@ def test_the_search_finds_the_best_mask(problem, kind):
         return float((weight[[*steps[1:], 8]] * search.gap_errors(gram, matrix, list(steps))).sum())
 
     best = min(score((0, *rest)) for rest in itertools.combinations(range(1, 8), 3))
-    assert score(search.search(gram, matrix, 4, search.IMPORTANCE[kind])) == pytest.approx(best)
+    assert score(search.for_solver(gram, matrix, 4, search.IMPORTANCE[kind])) == pytest.approx(best)
 
 
 def test_a_fit_on_one_sample_follows_that_sample(random_pipe):
     """With 4 of 12 outputs a gap's fit is nearer to the reference's latent than the scheduler's own steps lead."""
     flux, steps = model(random_pipe, "flux"), [0, 2, 5, 8]
-    traces = [hindcast.trace(flux, JOB)]
-    fitted = hindcast.algorithm(steps, hindcast.fit(flux, steps, [JOB], traces))
+    references = [traces.trace(flux, JOB)]
+    fitted = hindcast.algorithm(steps, hindcast.fit(flux, steps, [JOB], references))
     plain = Algorithm("x", partial(mask, steps=steps), hindsight, Solver())
-    assert hindcast.error_db(flux, fitted, [JOB], traces) < hindcast.error_db(flux, plain, [JOB], traces)
+    assert hindcast.error_db(flux, fitted, [JOB], references) < hindcast.error_db(flux, plain, [JOB], references)
     assert hindcast.cost(8, 14, 50) == 8 * 50 + 4 * (4 * 105 + 4 * 14) + 8 * 105
 
 
@@ -151,9 +151,9 @@ def test_the_shipped_coefficients_beat_what_needs_none():
     tiny = Uncached(load_pipeline(given.model, "cpu"), 50, dict(given.model.arguments))
     prompts = ["a large red ring on a gray background", "a small blue star on a navy background"]
     jobs = [Job(str(i), i, prompt, 70 + i) for i, prompt in enumerate(prompts)]
-    traces = [hindcast.trace(tiny, job) for job in jobs]
+    references = [traces.trace(tiny, job) for job in jobs]
     words = ("algo=taylorseer site=last_block schedule=adaptive_window", "algo=hindsight", "algo=hindcast")
-    errors = [hindcast.error_db(tiny, build(settings("model=tiny-flux", *w.split())), jobs, traces) for w in words]
+    errors = [hindcast.error_db(tiny, build(settings("model=tiny-flux", *w.split())), jobs, references) for w in words]
     assert errors[2] < min(errors[:2]) - 3
 
 

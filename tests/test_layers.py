@@ -188,6 +188,9 @@ WITHOUT_A_MODEL = [
     "reproduce.py nothing",
     "budget.py --help",
     "tune.py --help",
+    "trace.py --help",
+    "search.py --help",
+    "replay.py trace=/nowhere/t",
     "-m spectrum_bench list algos",
 ]
 # May be missing, and are asked for only where they are used.

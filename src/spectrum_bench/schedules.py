@@ -86,6 +86,22 @@ def fitted(T: int, *, steps: Sequence[int], T_fitted: int | None, method: str = 
     return mask(T, steps=steps)
 
 
+def searched(T: int, *, passes: int, steps: Sequence[int], T_searched: int | None) -> Mask:
+    """The steps that were found for this model, algorithm and number of passes.
+
+    Raises:
+        BadValue: none were searched, or for another number of steps.
+    """
+    find = f"python src/search.py algo=<algorithm> model=<model> passes={passes}"
+    if not steps:
+        raise BadValue(f"no steps were searched for this model and algorithm with {passes} passes: {find}")
+    if T_searched != T:
+        raise BadValue(
+            f"these steps were searched with num_inference_steps={T_searched}: {find} num_inference_steps={T}"
+        )
+    return mask(T, steps=steps)
+
+
 def magcache(
     T: int,
     *,

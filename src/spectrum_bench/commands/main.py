@@ -1,4 +1,4 @@
-"""One command for all: spectrum-bench run|evaluate|report|reproduce|download|calibrate|budget|tune|list.
+"""One command for all: spectrum-bench <command>.
 
 usage: spectrum-bench <command> [words]
 
@@ -10,6 +10,9 @@ usage: spectrum-bench <command> [words]
   calibrate   measure a model for an algorithm that needs it
   budget      the threshold for a number of network passes
   tune        one trial of a search for a method's settings
+  trace       sample without caching, and keep what replay needs
+  replay      a schedule and a forecaster from traces, without the network
+  search      the best steps for a forecaster and a number of network passes
   list        the available algos, models, schedules, sites or metrics
 
 `spectrum-bench <command> --help` says more of each. In a checkout python src/<command>.py does the same;
@@ -24,7 +27,7 @@ from spectrum_bench.commands import words
 from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
-COMPOSED = ("run", "calibrate", "budget", "tune")  # Hydra composes their words
+COMPOSED = ("run", "calibrate", "budget", "tune", "trace", "replay", "search")  # Hydra composes their words
 PLAIN = ("evaluate", "report", "reproduce", "download", "list")
 
 

@@ -10,105 +10,39 @@ Non-Stationary solvers (arXiv:2403.01329), whose coefficients are trained by gra
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
-from spectrum_bench.caching.propagation import Matrix, propagator, watch
-from spectrum_bench.caching.session import Session
+from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.sites.solver import FittedSolver
-from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import reuse
-from spectrum_bench.lab.search import IMPORTANCE, search
+from spectrum_bench.lab.search import IMPORTANCE, for_solver
+from spectrum_bench.lab.traces import Guided, Reference, Stop, Trace, flat, seeded, trace
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
-from spectrum_bench.sampling.sampler import Latents, Observer
+from spectrum_bench.sampling.sampler import Latents
 from spectrum_bench.schedules import mask, power_law
 
 Floats = NDArray[np.float64]
 RIDGE = 1e-8  # of the mean diagonal of the normal equations
-AGREES = 1e-3  # relative error of the last latent that the scheduler's matrix may have on a real sample
-
-
-class _Stop(Exception):
-    """The outputs that are needed are there."""
-
-
-@dataclass
-class Guided(Observer):
-    """Keeps x_0 and the guided output of each computed step, float64 and flat, up to step `last`; there it ends the
-    sample."""
-
-    last: int | None = None
-    rows: list[Floats] = field(default_factory=list)
-    matrix: Matrix | None = None
-
-    def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
-        def begin() -> None:
-            if self.last is None:
-                self.matrix = propagator(pipe.scheduler)
-
-        def advance(output: Tensor, latent: Tensor, following: Tensor) -> Tensor:
-            if not self.rows:
-                self.rows.append(_flat(latent))
-            if session.step in session.computed_steps:
-                self.rows.append(_flat(output))
-            if session.step == self.last:
-                raise _Stop
-            return following
-
-        watch(pipe.scheduler, begin, advance, undo)
-
-
-def _flat(tensor: Tensor) -> Floats:
-    flat: Floats = tensor.detach().flatten().double().cpu().numpy()
-    return flat
-
-
-@dataclass(frozen=True)
-class Trace:
-    """An uncached sample: the inner products of [x_0, v_0 .. v_{T-1}], the scheduler's matrix, and the latents before
-    every step and after the last one, (T + 1, D)."""
-
-    gram: Floats
-    matrix: Matrix
-    latents: Floats
-
-
-def trace(model: Uncached, job: Job) -> Trace:
-    """Sample without caching.
-
-    Raises:
-        DoesNotFit: the scheduler's matrix does not lead to the latent that the pipeline ended with.
-    """
-    guided, latents = Guided(), Latents()
-    model.sampler(NOCACHE).watch(job, [guided, latents])
-    assert guided.matrix is not None  # the pipeline has made steps
-    rows = np.array(guided.rows)
-    led, ended = guided.matrix @ rows, _flat(latents.steps[-1])
-    if not np.linalg.norm(led[-1] - ended) <= AGREES * np.linalg.norm(ended):
-        raise DoesNotFit(f"{type(model.pipe).__name__} changes its latents outside its scheduler: use another algo")
-    return Trace(rows @ rows.T / rows.shape[1], guided.matrix, led)
 
 
 def algorithm(steps: Sequence[int], coefficients: Sequence[Sequence[float]]) -> Algorithm:
     return Algorithm("hindcast", partial(mask, steps=steps), reuse, FittedSolver(coefficients, steps))
 
 
-def fit(model: Uncached, steps: list[int], jobs: Sequence[Job], traces: Sequence[Trace]) -> list[list[float]]:
+def fit(model: Uncached, steps: list[int], jobs: Sequence[Job], traces: Sequence[Reference]) -> list[list[float]]:
     """The coefficients [a_j, b_j0 .. b_jj] of each gap. Takes N (N + 1) / 2 passes a prompt."""
     coefficients: list[list[float]] = []
     for gap, (step, end) in enumerate(zip(steps, [*steps[1:], model.num_steps], strict=True)):
         normal, right = np.zeros((gap + 2, gap + 2)), np.zeros(gap + 2)
         for job, reference in zip(jobs, traces, strict=True):
             guided = Guided(last=step)
-            with suppress(_Stop):
+            with suppress(Stop):
                 model.sampler(algorithm(steps, coefficients)).watch(job, [guided])
             rows = np.array(guided.rows)
             normal += rows @ rows.T / rows.shape[1]
@@ -118,13 +52,13 @@ def fit(model: Uncached, steps: list[int], jobs: Sequence[Job], traces: Sequence
     return coefficients
 
 
-def error_db(model: Uncached, found: Algorithm, jobs: Sequence[Job], traces: Sequence[Trace]) -> float:
+def error_db(model: Uncached, found: Algorithm, jobs: Sequence[Job], traces: Sequence[Reference]) -> float:
     """The squared error of the last latent relative to its size, in dB, mean over prompts: the lower the better."""
     decibels = []
     for job, reference in zip(jobs, traces, strict=True):
         latents = Latents()
         model.sampler(found).watch(job, [latents])
-        wrong = _flat(latents.steps[-1]) - reference.latents[-1]
+        wrong = flat(latents.steps[-1]) - reference.latents[-1]
         decibels.append(20 * np.log10(np.linalg.norm(wrong) / np.linalg.norm(reference.latents[-1])))
     return float(np.mean(decibels))
 
@@ -132,14 +66,14 @@ def error_db(model: Uncached, found: Algorithm, jobs: Sequence[Job], traces: Seq
 def candidates(traces: Sequence[Trace], passes: int) -> dict[str, list[int]]:
     """Masks to choose from: one searched for each kind of importance, and slowly growing gaps."""
     gram, matrix = np.mean([each.gram for each in traces], axis=0), traces[0].matrix
-    masks = {name: search(gram, matrix, passes, importance) for name, importance in IMPORTANCE.items()}
+    masks = {name: for_solver(gram, matrix, passes, importance) for name, importance in IMPORTANCE.items()}
     return masks | {"power law": np.flatnonzero(power_law(len(matrix) - 1, passes=passes)).tolist()}
 
 
 def calibrate(model: Uncached, jobs: Sequence[Job], passes: int) -> dict[str, Any]:
     """The mask and the coefficients for a model: each candidate is fitted on one half of the prompts and measured on
     the other, and the best one is fitted on all. Each prompt has its own seed, the job's plus its index."""
-    jobs = [replace(job, seed=job.seed + job.prompt_index) for job in jobs]
+    jobs = seeded(jobs)
     half = max(len(jobs) // 2, 1)
     print(f"{len(jobs)} prompts: {cost(len(jobs), passes, model.num_steps)} network passes in all", flush=True)
     traces = [trace(model, job) for job in jobs]

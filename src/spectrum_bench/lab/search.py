@@ -1,16 +1,21 @@
 """Which steps to compute: masks found from one Gram matrix, without running the network."""
 
+import itertools
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spectrum_bench.forecasters import Forecaster, forgotten
 from spectrum_bench.schedules import power_law
 
 Floats = NDArray[np.float64]
 Importance = Callable[[Floats], Floats]  # from t / T in [0, 1] to a weight
+Score = Callable[[list[int]], float]  # of a mask: the lower the better
 
 JITTER = 1e-9  # of the mean diagonal: outputs of neighbouring steps are nearly equal
+MEMORY = 2  # rows of a forecaster for which the best mask is found exactly; with more it takes minutes
 # An error early in a sample is carried through all later network passes. How much it grows depends on the model; on the
 # miniatures the ramp ranked random masks as well as measured sensitivities did.
 IMPORTANCE: dict[str, Importance] = {
@@ -20,9 +25,35 @@ IMPORTANCE: dict[str, Importance] = {
 }
 
 
-def search(gram: Floats, matrix: Floats, passes: int, importance: Importance) -> list[int]:
-    """The mask with the smallest weighted error of `gap_errors`, by coordinate exchange: the best move of one computed
-    step, until none helps, from several starts.
+def search(T: int, passes: int, score: Score) -> list[int]:
+    """The mask with the best score, by coordinate exchange: the best move of one computed step, until none helps, from
+    several starts."""
+    return min((_exchanged(start, T, score) for start in starts(T, passes)), key=score)
+
+
+def starts(T: int, passes: int) -> Iterable[list[int]]:
+    """Even gaps, slowly growing ones and quickly growing ones."""
+    for power in (1.0, 1.3, 1.8):
+        yield np.flatnonzero(power_law(T, passes=passes, power=power)).tolist()
+
+
+def _exchanged(steps: list[int], T: int, score: Score) -> list[int]:
+    best = score(steps)
+    while True:
+        free = sorted(set(range(1, T)) - set(steps))
+        moves = (sorted([*steps[:i], *steps[i + 1 :], t]) for i in range(1, len(steps)) for t in free)
+        value, move = min(((score(move), move) for move in moves), default=(best, steps))
+        if value >= best * (1 - 1e-9):
+            return steps
+        best, steps = value, move
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For the best linear solver (Hindcast)
+
+
+def for_solver(gram: Floats, matrix: Floats, passes: int, importance: Importance) -> list[int]:
+    """The mask with the smallest weighted error of `gap_errors`.
 
     Args:
         gram: (T + 1, T + 1) inner products of x_0, v_0 .. v_{T-1}, mean over prompts.
@@ -34,24 +65,7 @@ def search(gram: Floats, matrix: Floats, passes: int, importance: Importance) ->
     def score(steps: list[int]) -> float:
         return float((weight[[*steps[1:], T]] * gap_errors(gram, matrix, steps)).sum())
 
-    return min((_exchanged(list(start), T, score) for start in starts(T, passes)), key=score)
-
-
-def starts(T: int, passes: int) -> Iterable[list[int]]:
-    """Even gaps, slowly growing ones and quickly growing ones."""
-    for power in (1.0, 1.3, 1.8):
-        yield np.flatnonzero(power_law(T, passes=passes, power=power)).tolist()
-
-
-def _exchanged(steps: list[int], T: int, score: Callable[[list[int]], float]) -> list[int]:
-    best = score(steps)
-    while True:
-        free = sorted(set(range(1, T)) - set(steps))
-        moves = (sorted([*steps[:i], *steps[i + 1 :], t]) for i in range(1, len(steps)) for t in free)
-        value, move = min(((score(move), move) for move in moves), default=(best, steps))
-        if value >= best * (1 - 1e-9):
-            return steps
-        best, steps = value, move
+    return search(T, passes, score)
 
 
 def gap_errors(gram: Floats, matrix: Floats, steps: list[int]) -> Floats:
@@ -67,3 +81,60 @@ def gap_errors(gram: Floats, matrix: Floats, steps: list[int]) -> Floats:
     explained = np.cumsum(np.linalg.solve(np.linalg.cholesky(known), targets) ** 2, axis=0)
     errors: Floats = np.maximum(sizes - explained[np.arange(1, len(steps) + 1), np.arange(len(steps))], 0)
     return errors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# For a forecaster
+
+
+def for_forecaster(
+    gram: Floats, matrix: Floats, passes: int, importance: Importance, forecaster: Forecaster
+) -> list[int]:
+    """The mask with the smallest weighted sum of the errors that the forecasts of each gap make in the latent at its
+    end, if all outputs before it were the reference's own. Exact where the forecaster reads at most MEMORY rows, else
+    by coordinate exchange."""
+    T, rows = len(gram) - 1, memory(forecaster, len(gram) - 1)
+    weight = importance(np.arange(T + 1) / T)
+
+    @cache
+    def cost(known: tuple[int, ...], end: int) -> float:
+        """Of the gap from the newest of the known computed steps to `end`."""
+        error = np.zeros(T + 1)  # in x at `end`: weights of x_0 and the outputs
+        for step in range(known[-1] + 1, end):
+            forecast = forecaster(np.array(known, float), float(step))
+            error[[1 + k for k in known]] += matrix[end, step + 1] * forecast
+            error[step + 1] -= matrix[end, step + 1]
+        return float(weight[end] * (error @ gram @ error))
+
+    def score(steps: list[int]) -> float:
+        ends = itertools.chain(steps[1:], [T])
+        return sum(cost(tuple(steps[max(0, n - rows) : n]), end) for n, end in enumerate(ends, 1))
+
+    return exact(T, passes, rows, cost) if rows <= MEMORY else search(T, passes, score)
+
+
+def exact(T: int, passes: int, rows: int, cost: Callable[[tuple[int, ...], int], float]) -> list[int]:
+    """The mask with the smallest sum of costs, by dynamic programming over the newest `rows` computed steps.
+
+    Args:
+        cost: from the newest computed steps and the next one, or T, to the cost of the gap between them.
+    """
+    best: dict[tuple[int, ...], tuple[float, list[int]]] = {(0,): (0.0, [0])}
+    for _ in range(passes - 1):
+        longer: dict[tuple[int, ...], tuple[float, list[int]]] = {}
+        for known, (value, steps) in best.items():
+            for step in range(known[-1] + 1, T):
+                key, total = (*known, step)[-rows:], value + cost(known, step)
+                if key not in longer or total < longer[key][0]:
+                    longer[key] = total, [*steps, step]
+        best = longer
+    return min((value + cost(known, T), steps) for known, (value, steps) in best.items())[1]
+
+
+def memory(forecaster: Forecaster, T: int) -> int:
+    """How many of the newest rows a forecast reads: those that are not forgotten after computing every second step."""
+    times: list[int] = []
+    for step in range(0, T, 2):
+        times.append(step)
+        del times[: forgotten(forecaster, times)]
+    return len(times)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,6 +115,18 @@ def latent_errors(rows: list[Row]) -> dict[str, bytes]:
         axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel("RMSE of the latents to the reference's")
+        return finish(figure, axes)
+
+
+def errors_by_step(lines: Mapping[str, Any]) -> dict[str, bytes]:
+    """{"png", "svg"}: errors in dB by step, a line for each name; the one with the smallest last error first."""
+    with drawing() as (figure, (axes,)):
+        for i, (name, values) in enumerate(sorted(lines.items(), key=lambda pair: float(pair[1][-1]))):
+            shown = [value if value > -120 else math.nan for value in values]  # exact while all steps are computed
+            style: Style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i // len(COLOURS) % len(LINES)]}
+            axes.plot(range(1, len(shown) + 1), shown, lw=1.4, label=name.replace("$", r"\$").lstrip("_"), **style)
+        axes.set_xlabel("step")
+        axes.set_ylabel("replayed error of the latent (dB)")
         return finish(figure, axes)
 
 

@@ -68,6 +68,7 @@ def labels(settings: RunSettings) -> dict[str, str]:
             return "-"
         default = defaults(part)
         plain = {k: v for k, v in part.constants.items() if isinstance(v, (int, float, str))}
+        plain |= {k: v.name for k, v in part.constants.items() if isinstance(v, Part) and k == "site"}
         arguments = ", ".join(f"{k}={v}" for k, v in plain.items() if v != default.get(k, k))
         return f"{part.name}({arguments})" if arguments else part.name
 

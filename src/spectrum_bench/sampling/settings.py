@@ -102,14 +102,16 @@ class MethodSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MethodSettings":
-        algo, site = config["algo"], config.get("site")
+        algo, site, correct = config["algo"], config.get("site"), config.get("correct")
         limits.check_mapping("algo", algo)
         limits.check_name("algo.name", algo.get("name"))
+        if correct and not site:
+            raise BadValue(f"algo={algo['name']} caches nothing that could be corrected: leave correct= out")
         return cls(
             name=str(algo["name"]),
             schedule=Part.from_node(config["schedule"]),
             forecaster=Part.from_node(algo["forecaster"]) if algo.get("forecaster") else None,
-            site=Part.from_node(site) if site else None,
+            site=Part.from_node({**correct, "site": site} if correct else site) if site else None,
             constants={key: value for key, value in algo.items() if key not in DESCRIBED},
         )
 

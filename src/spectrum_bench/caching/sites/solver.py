@@ -51,14 +51,20 @@ class Outputs:
 
     def note(self, session: Session, output: Tensor, latent: Tensor) -> None:
         """The scheduler has made a step from `latent` with `output`."""
-        if not self.steps:
-            self.rows.append(latent)
         if session.step in session.computed_steps:
             self.steps.append(session.step)
-            self.rows.append(output)
+            keep(self.rows, output, latent)
             self.estimates = None
         else:
             self.skipped = True
+
+
+def keep(rows: History, output: Tensor, latent: Tensor) -> None:
+    """Append a step's output; before the first one, the latent x_0. All have the latent's dtype: some pipelines hold
+    float32 latents beside a bfloat16 network."""
+    if not len(rows):
+        rows.append(latent)
+    rows.append(output.to(latent.dtype))
 
 
 class SchedulerSite(Site):
