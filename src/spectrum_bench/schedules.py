@@ -58,6 +58,20 @@ def mask(T: int, *, steps: Sequence[int]) -> Mask:
     return out
 
 
+def published(T: int, *, of: str, steps: Sequence[int], T_published: int) -> Mask:
+    """A mask that somebody has published for `T_published` steps: configs/schedule/published/<of>.yaml.
+
+    Raises:
+        BadValue: the run has another number of steps, of which nobody has said which to compute.
+    """
+    if T_published != T:
+        raise BadValue(
+            f"{of} is a mask for num_inference_steps={T_published}, not {T}: give that, or schedule=mask with steps of "
+            "your own"
+        )
+    return mask(T, steps=steps)
+
+
 def power_law(T: int, *, passes: int, power: float = 1.3) -> Mask:
     """The steps T (i / passes)^power, i = 0 .. passes - 1, rounded, each at least one behind the one before. Gaps grow
     if power > 1."""

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
-from spectrum_bench.commands.list_ import GROUPS, print_choices
+from spectrum_bench.commands import list_
+from spectrum_bench.commands.list_ import GROUPS
 from spectrum_bench.commands.targets import check_hydra, check_plugins, check_targets
 from spectrum_bench.commands.words import fail, nearest, without_debug
 from spectrum_bench.errors import INTERRUPTED, UserError
@@ -158,7 +159,7 @@ def show_choices(words: list[str]) -> None:
     for word in words:
         group, _, value = word.partition("=")
         if value == "?" and group in GROUPS.values():
-            print_choices(group)
+            list_.print_choices(group)
             raise SystemExit(0)
 
 
@@ -190,6 +191,8 @@ def explain(config_name: str, error: Exception) -> str:
     if choice := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
         group, name = choice.groups()
         names = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
+        if "/" in name:  # Hydra names the folder's neighbours alone
+            names = [each.name for each in list_.choices(group) if "/" in each.name]
         return f"there is no {group}={name}{nearest(name, names)}; choose of {', '.join(names)}"
     if key := re.search(r"Could not override '([^']+)'", text):
         default = OmegaConf.to_container(hydra.compose(config_name), resolve=False)

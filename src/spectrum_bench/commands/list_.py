@@ -61,13 +61,15 @@ def describe(choice: Choice) -> str:
 
 
 def choices(group: str) -> list[Choice]:
-    """The choices in configs/<group>, ordered by name."""
-    return [_read(path) for path in sorted((ROOT / "configs" / group).glob("*.yaml"))]
+    """The choices in configs/<group> and its folders, ordered by name."""
+    folder = ROOT / "configs" / group
+    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return [_read(name, paths[name]) for name in sorted(paths)]
 
 
-def _read(path: Path) -> Choice:
+def _read(name: str, path: Path) -> Choice:
     text = path.read_text(encoding="utf-8")
     comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     node: dict[str, Any] = yaml.safe_load(text) or {}
     about = comments[0] if comments else ""
-    return Choice(path.stem, about, str(node.get("paper", "")), str(node.get("fidelity", "")))
+    return Choice(name, about, str(node.get("paper", "")), str(node.get("fidelity", "")))
