@@ -80,9 +80,13 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
 @pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
 def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site):
     words = [f"algo={algo}", f"schedule={schedule}", f"site={site}"]
-    words += {"mask": ["schedule.steps=[0,1,9]"], "magcache": ["schedule.ratios=[1,1]"], "sencache": SENCACHE}.get(
-        schedule, []
-    )
+    words += {
+        "mask": ["schedule.steps=[0,1,9]"],
+        "frozen": ["schedule.steps=[0,1,9]", "of=nowhere"],
+        "searched": ["schedule.steps=[0,1,9]", "schedule.T_searched=50"],
+        "magcache": ["schedule.ratios=[1,1]"],
+        "sencache": SENCACHE,
+    }.get(schedule, [])
     if site == "diffusers_magcache":
         words.append("site.arguments.mag_ratios=[1,1]")
     peer = site.startswith(("diffusers_", "cachedit_"))

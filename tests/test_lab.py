@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fabricate import experiment, pictures
+from fabricate import experiment, pictures, run_script
 from helpers import recipe
 from safetensors.numpy import save_file
 
@@ -25,6 +25,7 @@ from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.forecasters import hindsight, reuse, spectrum, taylor
 from spectrum_bench.lab import against, replay, search, traces
 from spectrum_bench.lab.uncached import Uncached
+from spectrum_bench.sampling.identity import identity
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import find_experiments, read_experiment
@@ -309,3 +310,35 @@ def test_replay_is_ranked_beside_real_runs_and_runs_no_code_of_theirs(flux, tmp_
     for name, strength in (("linear", 0.5), ("reused", 0.0)):
         assumed = replay.forecast(LINEAR if name == "linear" else reuse, STEPS, T, strength)
         assert np.allclose(runs.errors[name], replay.latent_errors(traces.trace(flux, JOB), assumed))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frozen gates
+
+
+@pytest.mark.parametrize(
+    ("masks", "frozen"),
+    [
+        ([[0, 1, 4], [0, 2, 5], [0, 2, 5]], [0, 2, 5]),
+        ([[0], [0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]], [0, 1, 2]),  # four steps in the mean
+        ([[0, 5], [0, 4]], [0, 4]),
+    ],
+)
+def test_a_frozen_gate_computes_what_it_chose_most_often(compose, tmp_path, masks, frozen):
+    prompts = [f"prompt {i}" for i in range(len(masks))]
+    folder = experiment(tmp_path / "run", prompts, pictures(prompts), steps=T, nfe=3)
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    lines = [line | {"computed_steps": steps, "nfe": len(steps)} for line, steps in zip(lines, masks, strict=True)]
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["algo=fbcache", f"num_inference_steps={T}"]
+    given = composing.settings_of(compose(*words, "schedule=frozen", f"of={folder}"))
+    same = composing.settings_of(compose(*words, "schedule=mask", f"schedule.steps={frozen}"))
+    assert identity(given) == identity(same) and np.flatnonzero(build(given).schedule(T)).tolist() == frozen
+
+
+def test_a_gate_is_frozen_from_a_run_that_exists():
+    done = run_script("text_to_image.py", "algo=fbcache", "schedule=frozen", "of=/nowhere")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: /nowhere is no experiment directory (no records.jsonl): name a folder that a run has made\n"
+    )

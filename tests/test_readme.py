@@ -37,7 +37,7 @@ def check(words: list[str]) -> None:
     assert (ROOT / script).is_file()
     if script in ("src/text_to_image.py", "src/text_to_video.py"):
         check_words("video" if "video" in script else "base", words)
-    elif script in ("src/calibrate.py", "src/tune.py", "src/budget.py"):
+    elif script[4:-3] in ("calibrate", "tune", "budget", "trace", "replay", "search"):
         check_words(script[4:-3], words)
     elif script == "src/evaluate.py" and words != ["--check"]:
         arguments.parse(words, "", evaluate.OPTIONS)
@@ -69,6 +69,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
         ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 36),
         ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 15),
         ("bash scripts/hindcast.sh tiny-flux", 13),
+        ("bash scripts/schedules.sh tiny-flux", 25),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
         ("bash scripts/reproduce.sh tiny", 0),
         ("bash scripts/sweep_methods.sh model=tiny-flux total_prompt_num=8", 2),

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import pkgutil
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from spectrum_bench.commands.targets import check_plugins, check_targets
 from spectrum_bench.commands.words import nearest
 from spectrum_bench.errors import BadValue, UserError
-from spectrum_bench.paths import CALIBRATION
+from spectrum_bench.paths import CALIBRATION, locate
 from spectrum_bench.sampling import reading
-from spectrum_bench.sampling.limits import check_name
+from spectrum_bench.sampling.limits import check_name, check_path
 from spectrum_bench.sampling.reading import Damaged, check, parse_json, read_text
+from spectrum_bench.sampling.records import read_records
 from spectrum_bench.sampling.settings import Part, RunSettings
 
 if TYPE_CHECKING:  # composing and refusing a configuration need no torch
@@ -78,6 +80,19 @@ def read_calibration(path: Path) -> dict[str, Any]:
     return constants
 
 
+def most_frequent(folder: str) -> list[int]:
+    """${most_frequent:<folder>}: the computed steps that most samples of a run have; of those that equally many have,
+    the ones whose number is nearest to the mean.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    masks = Counter(tuple(record.computed_steps) for record in read_records(locate(check_path("of", folder))))
+    mean = sum(len(mask) * count for mask, count in masks.items()) / masks.total()
+    ordered = sorted(masks, key=lambda mask: (-masks[mask], abs(len(mask) - mean), mask))
+    return list(ordered[0])
+
+
 def swept(*keys: str, _root_: DictConfig) -> str:
     """${swept:<key>,...}: a run of a sweep by model, algorithm and the values of these keys; beyond LONGEST characters
     the values' hash."""
@@ -91,6 +106,7 @@ def swept(*keys: str, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
+OmegaConf.register_new_resolver("most_frequent", most_frequent, replace=True)
 OmegaConf.register_new_resolver("swept", swept, replace=True)
 
 

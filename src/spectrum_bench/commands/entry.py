@@ -72,7 +72,7 @@ def call(main: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         return main(cfg)
     except (UserError, OmegaConfBaseException) as error:
-        fail(error.__cause__ if isinstance(error.__cause__, UserError) else error)
+        fail(of_resolver(error) or error)
 
 
 def check_words(config_name: str, words: list[str]) -> DictConfig | None:
@@ -179,12 +179,19 @@ def choices(config_name: str, word: str) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in chosen]
 
 
+def of_resolver(error: BaseException | None) -> UserError | None:
+    """The error of a resolver such as ${calibrated:...}, which OmegaConf and Hydra wrap in their own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def explain(config_name: str, error: Exception) -> str:
     """Hydra's error in one line, with the nearest existing name."""
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' as key=value: put quotes round special characters"
-    if isinstance(error.__cause__, UserError):  # of a resolver
-        return str(error.__cause__)
+    if reason := of_resolver(error):
+        return str(reason)
     text = str(error)
     if "Config group override must be" in text:
         return "a choice such as site= or algo= cannot be null: leave it out (algo=nocache has no site)"
