@@ -38,6 +38,7 @@ for budget in $BUDGETS; do
     row taylorseer1-last-$budget algo=taylorseer site=last_block schedule.interval=$after5
     row adams-$budget algo=adams_bashforth schedule.interval=$after5
     row freqca-$budget algo=freqca schedule.interval=$after3
+    row meancache-$budget algo=meancache algo.passes=$budget
     gate teacache $budget algo=teacache
     gate seacache $budget algo=seacache
     gate seacache_taylor $budget algo=seacache_taylor schedule.longest=0

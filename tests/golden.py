@@ -36,7 +36,7 @@ CAP = 100.0  # dB, of identical pixels
 # Defaults, but where they would skip none of so few steps, or rounding decides: SpeCa's error is a mean of ratios,
 # and its smallest denominators move it manifold. Here its forecasts pass the test up to step 9 and fail from then on.
 WORDS = {"sencache": ["schedule.threshold=1"], "speca": ["schedule.threshold=1e40", "schedule.decay=1e-80"]}
-WORDS["hindsight"] = ["algo.passes=8"]
+WORDS |= {algo: ["algo.passes=8"] for algo in ("hindsight", "meancache")}
 WORDS |= {("fbcache", m): ["schedule.threshold=0.12"] for m in ("tiny-flux", "tiny-sd3")}
 WORDS |= {("easycache", m): ["schedule.threshold=0.12"] for m in ("tiny-hunyuan", "tiny-sd3")}
 WORDS |= {("diffusers_fbcache", m): ["site.arguments.threshold=0.12"] for m in ("tiny-flux", "tiny-hunyuan")}

@@ -29,7 +29,7 @@ UNSUPPORTED = {
     if "refused" in line
 }
 # at its authors' threshold SenCache skips none of so few steps, and 14 passes are all of them
-WORDS = {"sencache": ["schedule.threshold=1"], "hindsight": ["algo.passes=6"]}
+WORDS = {"sencache": ["schedule.threshold=1"], "hindsight": ["algo.passes=6"], "meancache": ["algo.passes=6"]}
 SITES = sorted(
     p.stem
     for p in Path(CONFIGS, "site").glob("*.yaml")

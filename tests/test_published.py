@@ -3,6 +3,7 @@
 import re
 
 import cache_dit
+import numpy as np
 import pytest
 import yaml
 from helpers import composed, settings
@@ -37,6 +38,12 @@ def test_a_file_says_whose_it_is_and_holds_as_many_steps_as_its_name(name):
     for fact in ("model", "source", "licence"):
         assert re.search(rf"^# {fact}: \S", text, re.MULTILINE), fact
     assert mask[-1] or name.startswith(WITHOUT_THE_LAST)
+    spans = re.search(r"^# span: (\[.*\])", text, re.MULTILINE)
+    assert bool(spans) == family.startswith("meancache")
+    if spans:  # one a gap; 0 only where the next step is computed
+        listed = yaml.safe_load(spans[1])
+        assert len(listed) == len(node["steps"]) - 1
+        assert all(gap == 1 for gap, span in zip(np.diff(node["steps"]), listed, strict=True) if span == 0)
 
 
 @pytest.mark.parametrize("steps", [28, 50])

@@ -13,11 +13,21 @@ def noise_ratio(scheduler: Any, step: int) -> Tensor:
     Raises:
         DoesNotFit: the scheduler has no noise levels.
     """
+    sigma = sigma_before(scheduler, step)
+    return sigma / (1 - sigma) if _is_flow(scheduler) else sigma
+
+
+def sigma_before(scheduler: Any, step: int) -> Tensor:
+    """The scheduler's own noise level before a step, () float. Step T is the end.
+
+    Raises:
+        DoesNotFit: the scheduler has no noise levels.
+    """
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is None:
-        raise DoesNotFit(f"{type(scheduler).__name__} has no noise levels (sigmas): use an algo that observes none")
+        raise DoesNotFit(f"{type(scheduler).__name__} has no noise levels (sigmas): use an algo that needs none")
     sigma: Tensor = sigmas[step]
-    return sigma / (1 - sigma) if _is_flow(scheduler) else sigma
+    return sigma
 
 
 def _is_flow(scheduler: Any) -> bool:
