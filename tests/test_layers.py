@@ -187,6 +187,7 @@ WITHOUT_A_MODEL = [
     "report.py --help",
     "reproduce.py nothing",
     "budget.py --help",
+    "cost.py --help",
     "tune.py --help",
     "trace.py --help",
     "search.py --help",

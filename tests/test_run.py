@@ -328,6 +328,7 @@ def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, ran
         return random_pipe
 
     monkeypatch.setattr(architectures, "random_pipeline", build)
+    monkeypatch.setattr("spectrum_bench.sampling.run.foresee", lambda *_: None)  # no architecture has this name
     monkeypatch.setattr("spectrum_bench.sampling.clock.CROWD", 1.0)  # other tests run beside this one
     words = [*words, "model.init=random", "model.repo=nowhere/at-all", "+model.vae_dtype=float16", "device=cpu"]
     for algo in ("nocache", "spectrum"):

@@ -9,6 +9,7 @@ usage: spectrum-bench <command> [words]
   download    weights of models, lists of prompts, weights of metrics
   calibrate   measure a model for an algorithm that needs it
   budget      the threshold for a number of network passes
+  cost        operations, cache and memory of a sample, without weights and GPU
   tune        one trial of a search for a method's settings
   trace       sample without caching, and keep what replay needs
   replay      a schedule and a forecaster from traces, without the network
@@ -27,7 +28,7 @@ from spectrum_bench.commands import words
 from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
-COMPOSED = ("run", "calibrate", "budget", "tune", "trace", "replay", "search")  # Hydra composes their words
+COMPOSED = ("run", "calibrate", "budget", "cost", "tune", "trace", "replay", "search")  # Hydra composes their words
 PLAIN = ("evaluate", "report", "reproduce", "download", "list")
 
 

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
 from spectrum_bench.sampling.claim import claim
+from spectrum_bench.sampling.cost import check_memory, lines, read_cost, write_cost
+from spectrum_bench.sampling.counting import count
 from spectrum_bench.sampling.identity import headline, identity
 from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.pool import run_jobs
@@ -42,6 +45,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
         jobs = make_jobs(prompts.lines, settings.seed, who, settings.samples_per_prompt)
         state = look(jobs, folder, settings)
         print(describe(settings, algorithm))
+        foresee(settings, algorithm, folder, jobs[0])
         print(f"{len(jobs)} samples, {state.finished} of them finished, in {folder}")
         with disk_errors(folder):
             try:
@@ -70,6 +74,30 @@ def look(jobs: list[Job], folder: Path, settings: RunSettings) -> State:
     failed = set() if settings.retry_failed else {failure.id for failure in read_failures(folder)}
     missing = [job for job in jobs if job.id not in done and job.id not in failed]
     return State(len(done & {job.id for job in jobs}), missing)
+
+
+def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job) -> None:
+    """Print what a sample costs, and keep it in the folder for tables.
+
+    Raises:
+        UserError: the algorithm does not fit the model, or weights and cache do not fit the GPU.
+    """
+    cost, steps = read_cost(folder), settings.num_inference_steps
+    if cost is None:
+        try:
+            cost = count(settings, algorithm, job)
+        except UserError:
+            raise
+        except Exception as error:  # somebody's own pipeline may need numbers, which the meta device has not
+            print(f"the cost is not known beforehand: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return
+        write_cost(folder, cost)
+    mask = schedules.plan(algorithm.schedule, steps)
+    print("\n".join(lines(cost, None if mask is None else mask.nonzero()[0].tolist(), steps)))
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu":
+        card = torch.cuda.get_device_properties(device)
+        check_memory(cost, card.total_memory, card.name)
 
 
 def make(jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path) -> int:

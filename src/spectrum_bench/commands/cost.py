@@ -1,0 +1,72 @@
+"""cost: count what a sample computes and holds, without weights and without a GPU."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from spectrum_bench.checks import number, whole
+from spectrum_bench.commands.compose import build, settings_of
+from spectrum_bench.paths import locate
+from spectrum_bench.sampling.prompts import read_prompt_file
+from spectrum_bench.sampling.settings import RunSettings
+
+if TYPE_CHECKING:
+    from spectrum_bench.sampling.cost import Cost
+
+
+def main(cfg: DictConfig) -> None:
+    """Print the cost of a sample.
+
+    Raises:
+        UserError: the algorithm does not fit the model, or weights and cache do not fit `card` GB.
+    """
+    settings = settings_of(cfg)
+    T = settings.num_inference_steps
+    passes = None if cfg.passes is None else whole("passes", cfg.passes, 1, T)
+    if cfg.card is not None:
+        number("card", cfg.card, 0.1, 1e6)
+    algorithm = build(settings)
+    from spectrum_bench.sampling.cost import lines
+    from spectrum_bench.sampling.counting import count
+    from spectrum_bench.sampling.identity import headline
+    from spectrum_bench.sampling.jobs import make_jobs
+    from spectrum_bench.schedules import plan
+
+    prompts = read_prompt_file(locate(settings.prompt_file), 1, settings.prompt_column)
+    cost = count(settings, algorithm, make_jobs(prompts.lines, settings.seed, {})[0], passes)
+    mask = plan(algorithm.schedule, T)
+    print(headline(settings), size_of(settings), sep=", ")
+    if mask is None and passes is None and cost.skipped_steps:
+        print(f"which of {T} steps are computed is decided on the way: passes=14 counts with 14 of them")
+    computed = spread(passes, T) if mask is None else mask.nonzero()[0].tolist()
+    if computed is not None:
+        print(f"{len(computed)} of {T} steps computed, {T / len(computed):.2f}x fewer")
+    print("\n".join(lines(cost, computed, T)))
+    if cfg.card is not None:
+        fit(cost, cfg.card)
+
+
+def fit(cost: "Cost", card: float) -> None:
+    """Tell whether a sample fits a card of so many GB.
+
+    Raises:
+        UserError: not even weights and cache do.
+    """
+    from spectrum_bench.sampling.cost import check_memory
+
+    check_memory(cost, int(card * 1e9), "the card")
+    tight = cost.peak_bytes is not None and cost.peak_bytes > card * 1e9
+    print(f"weights and cache fit {card:g} GB" + (", the denoiser's other tensors do not" if tight else ""))
+
+
+def spread(passes: int | None, T: int) -> Sequence[int] | None:
+    """So many computed steps at even distances, for a sum over steps; None if their number is unknown."""
+    return None if passes is None else [step * T // passes for step in range(passes)]
+
+
+def size_of(settings: RunSettings) -> str:
+    """The size of a sample in words."""
+    model = settings.model
+    frames = f", {model.num_frames} frames" if model.num_frames is not None else ""
+    return f"{model.width} x {model.height}{frames}, {settings.num_inference_steps} steps, {model.dtype}"

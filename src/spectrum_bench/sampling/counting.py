@@ -1,0 +1,187 @@
+"""Counts the cost of a sample: a few steps of the real pipeline run on the meta device (shapes.py), under the
+algorithm's own site and forecaster. The first two are computed, the next two are skipped, and what more steps would
+hold follows from the mask."""
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectrum_bench import schedules
+from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
+from spectrum_bench.caching.history import History
+from spectrum_bench.caching.session import Branch, Session, denoisers, tensors
+from spectrum_bench.caching.weights import Remembered
+from spectrum_bench.decisions import Gate, Seen
+from spectrum_bench.forecasters import Forecaster
+from spectrum_bench.sampling.cost import Cost
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.sampler import Observer, Sampler
+from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.sampling.shapes import Counted, meta_pipeline, module_bytes
+from spectrum_bench.schedules import Mask, plan
+from spectrum_bench.signals import OUTPUT
+
+COMPUTED, SKIPPED = 2, 2  # steps of a trial
+FAR, NEAR = 1e9, 0.0  # what a gate reads of its tensors where it shall compute, and where it shall skip
+
+
+def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | None = None) -> Cost:
+    """The cost of a sample, without weights and without a GPU.
+
+    Args:
+        passes: how many steps a gate computes, if that is known. A mask tells it by itself.
+
+    Raises:
+        UserError: the algorithm does not fit the model, or nothing is known of the model.
+    """
+    peer = algorithm.site is not None and algorithm.site.decides
+    ours, T = NOCACHE if peer else algorithm, settings.num_inference_steps
+    pipe = meta_pipeline(settings.model)
+    counted = Counted(pipe)
+    trial = Trial(counted, ours, T)
+    with torch.no_grad(), counted:
+        with suppress(Enough):
+            Sampler.of(pipe, trial.algorithm, settings).watch(job, [trial])
+        mask = plan(ours.schedule, T)
+        held = trial.cache_bytes(np.arange(T) < (passes or T) if mask is None else mask)
+    flops = [each // settings.runtime.batch_size for each in trial.flops]
+    return Cost(
+        full_step=flops[0],
+        skipped_steps=None if peer else flops[trial.computed :],
+        cache_bytes=None if peer else held,
+        weights_bytes=module_bytes(pipe),
+        working_bytes=trial.working_bytes,
+    )
+
+
+class Enough(Exception):
+    """The trial has seen all of its steps."""
+
+
+class Trial(Observer):
+    """The beginning of a sample, with a few computed and a few skipped steps.
+
+    Attributes:
+        algorithm: the algorithm, with a schedule that decides so.
+        computed: the number of computed steps; the others follow.
+        flops: of each step.
+        working_bytes: see Cost.
+    """
+
+    def __init__(self, counted: Counted, algorithm: Algorithm, T: int):
+        self.counted, self.T = counted, T
+        self.computed = min(COMPUTED, T if algorithm.site is None else max(1, T - 1))
+        self.length = min(T, self.computed + (0 if algorithm.site is None else SKIPPED))
+        self.gate = algorithm.schedule if isinstance(algorithm.schedule, Gate) else None
+        schedule: Any = schedules.full
+        if self.gate is not None:
+            schedule = Forced(self.gate.method, self.gate.constants, self)
+        elif algorithm.site is not None:
+            schedule = partial(schedules.mask, steps=list(range(self.computed)))
+        self.algorithm = replace(algorithm, schedule=schedule)
+        self.flops: list[int] = []
+        self.working_bytes = 0
+        self.seen: Seen = {}  # by the gate
+        self.session: Session
+        self._begun = 0  # operations before this step
+        self._beside: dict[tuple[str, int], int] = {}  # the most bytes that are no row and not the gate's
+        self._elsewhere: list[int] = []  # bytes that are held outside all branches after each step
+
+    def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
+        self.session = session
+
+        def begin(*_: Any) -> None:
+            if not self.flops:  # what came before was the text
+                self._begun, self.counted.answer = self.counted.flops, FAR
+            hook.remove()
+
+        hook = next(iter(denoisers(pipe).values())).register_forward_pre_hook(begin)
+
+    def step_done(self, session: Session, step: int, latents: Tensor) -> None:
+        self.flops.append(self.counted.flops - self._begun)
+        for key, branch in session.branches.items():
+            beside = branch.nbytes - gate_bytes(branch) - sum(map(rows_bytes, branch.histories.values()))
+            self._beside[key] = max(beside, self._beside.get(key, 0))
+        self._elsewhere.append(sum(nbytes() for nbytes in session.held_elsewhere))
+        if step == self.computed - 1:
+            held = self._elsewhere[-1] + sum(branch.nbytes for branch in session.branches.values())
+            self.working_bytes = max(0, self.counted.most - held)
+        if step == self.length - 1:
+            raise Enough
+        self._begun, self.counted.most = self.counted.flops, self.counted.held
+        self.counted.answer = FAR if step + 1 < self.computed else NEAR
+
+    def cache_bytes(self, mask: Mask) -> int:
+        """The most bytes at the end of a step of a sample with this mask."""
+        total, rows = 0, most_rows(self.session.forecaster, mask)
+        for key, branch in self.session.branches.items():
+            total += self._beside[key]
+            total += sum(rows * rows_bytes(history) // max(len(history), 1) for history in branch.histories.values())
+            if self.gate is not None:
+                follows = self.gate.shared and key[1] > 0  # the first guidance branch of the step
+                total += gate_bytes(branch) if follows else most_gate_bytes(self.gate, self.T, self.seen, self.counted)
+        return total + self._outside(int(mask.sum()))
+
+    def _outside(self, passes: int) -> int:
+        """What is held outside the branches grows by as much at every computed step."""
+        grown = np.diff(self._elsewhere[: self.computed])
+        return self._elsewhere[0] + (int(grown[0]) * (passes - 1) if len(grown) else 0)
+
+
+@dataclass(frozen=True)
+class Forced(Gate[Any]):
+    """A gate that observes and remembers as ever, and decides as the trial wants."""
+
+    trial: Trial
+
+    def decide(self, step: int, seen: Seen, state: Any) -> bool:
+        self.trial.seen = {**self.trial.seen, **seen}
+        super().decide(step + self.trial.T // 2 if step else 0, seen, state)  # far from the ends, which it may compute
+        return step < self.trial.computed
+
+
+def most_rows(forecaster: Forecaster, mask: Mask) -> int:
+    """The most rows that are remembered of a history."""
+    remembered = Remembered(forecaster)
+    times: list[int] = []
+    most = 0
+    for step in np.flatnonzero(mask).tolist():
+        remembered.append(times, step)
+        most = max(most, len(times))
+    return most
+
+
+def most_gate_bytes(gate: Gate[Any], T: int, seen: Seen, counted: Counted) -> int:
+    """The most bytes of a gate's state and of the output that it observes, if it computes every third of T steps.
+
+    Args:
+        seen: the signals, for their shapes.
+    """
+    state, most = gate.start(T), 0
+    output: Tensor | None = None  # at the newest computed step
+    for step in range(T):
+        counted.answer = NEAR if step % 3 else FAR
+        new = {signal: torch.empty_like(tensor) for signal, tensor in seen.items()}
+        known = {signal: tensor for signal, tensor in new.items() if signal is not OUTPUT}
+        computing = gate.decide(step, known if output is None else known | {OUTPUT: output}, state)
+        output = new.get(OUTPUT) if computing else output
+        most = max(most, unique_bytes([output, state]))
+    return most
+
+
+def rows_bytes(history: History) -> int:
+    return sum(row.nbytes for row in history.features())
+
+
+def gate_bytes(branch: Branch) -> int:
+    return unique_bytes([branch.output, branch.state])
+
+
+def unique_bytes(node: object) -> int:
+    """Bytes of all tensors in a node, each of them once."""
+    return sum({id(tensor): tensor.nbytes for tensor in tensors(node)}.values())

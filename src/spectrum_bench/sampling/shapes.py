@@ -1,0 +1,164 @@
+"""A pipeline without weights, on the meta device, where tensors have shapes and no memory: what it would compute and
+hold is counted without a GPU and without a download."""
+
+import functools
+import json
+import weakref
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from spectrum_bench.caching.session import denoisers
+from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.architectures import FOLDER, _build, random_pipeline
+from spectrum_bench.sampling.models import find_weights, parts
+from spectrum_bench.sampling.settings import ModelSettings
+
+aten = torch.ops.aten
+CPU = torch.device("cpu")
+
+
+def meta_pipeline(model: ModelSettings) -> Any:
+    """The pipeline of a model on the meta device, from the configurations beside its weights, or where there are none
+    from configs/architectures. It runs with `Counted` alone.
+
+    Its scheduler stays on the CPU, where its tables hold numbers.
+
+    Raises:
+        UserError: there are neither weights nor an architecture of this name.
+    """
+    pipe = _without_weights(model)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    set_timesteps = pipe.scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def on_cpu(*args: Any, **kwargs: Any) -> None:
+        set_timesteps(*args, **kwargs | {"device": "cpu"})
+
+    pipe.scheduler.set_timesteps = on_cpu
+    for denoiser in denoisers(pipe).values():
+        denoiser.register_forward_pre_hook(_to_meta, with_kwargs=True)
+    return pipe
+
+
+def _without_weights(model: ModelSettings) -> Any:
+    try:
+        folder = None if model.init == "random" or model.repo is None else find_weights(model.repo)
+    except UserError:
+        if not (FOLDER / f"{model.name}.json").is_file():
+            raise
+        folder = None
+    if folder is None:
+        return random_pipeline(model.name, dtype=model.dtype, device="meta", vae_dtype=model.vae_dtype)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    made = {part: _part(folder / part, index[part], model) for part in parts(index)}
+    options = {key: value for key, value in index.items() if not key.startswith("_") and key not in made}
+    absent = {key: None if isinstance(value, list) else value for key, value in options.items()}
+    return getattr(diffusers, index["_class_name"])(**made, **absent)
+
+
+def _part(folder: Path, of: Sequence[str], model: ModelSettings) -> Any:
+    """A part of a pipeline: on the meta device, or as it is if it has no weights, as a tokenizer.
+
+    Args:
+        of: the library and the class.
+    """
+    (library, kind), path = of, folder / "config.json"
+    if not path.is_file():
+        return getattr(import_module(library), kind).from_pretrained(folder)
+    config = json.loads(path.read_text(encoding="utf-8")) | {"_class_name": kind}
+    dtype = model.vae_dtype if folder.name == "vae" and model.vae_dtype else model.dtype
+    return _build(config, dtype=getattr(torch, dtype), device="meta")
+
+
+def _to_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A hook before a denoiser: timesteps come from the scheduler, on the CPU."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+
+
+def module_bytes(pipe: Any) -> int:
+    """Bytes of the parameters and buffers of all parts."""
+    return sum(tensor.nbytes for tensor in _stored(pipe))
+
+
+def _stored(pipe: Any) -> list[Tensor]:
+    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+class Counted(TorchDispatchMode):
+    """Counts what runs on the meta device.
+
+    Attributes:
+        flops: floating-point operations of matrix products, convolutions and attention so far, by torch's formulas (a
+            multiply-add is two). Element-wise operations are not counted, as usual.
+        held: bytes of the tensors that are alive, those of `pipe`'s parts left out.
+        most: the most of `held` since it was set last.
+        answer: what code gets that reads a number from a tensor, which has none.
+    """
+
+    def __init__(self, pipe: Any):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops, self.held, self.most, self.answer = 0, 0, 0, 1.0
+        self._storages = {tensor.untyped_storage()._cdata for tensor in _stored(pipe)}
+        self._fused = _Fused()
+
+    def __enter__(self) -> "Counted":
+        self._fused.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._fused.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and args[0].is_meta:
+            return self.answer if args[0].is_floating_point() else 1
+        if func is aten._to_copy.default and args[0].is_meta and kwargs.get("device") == CPU:
+            return torch.full(args[0].shape, self.answer, dtype=kwargs.get("dtype") or args[0].dtype)
+        out = func(*args, **kwargs)
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._hold(tensor.untyped_storage())
+        return out
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._storages:
+            return
+        self._storages.add(key)
+        self.held += storage.nbytes()
+        self.most = max(self.most, self.held)
+        weakref.finalize(storage, self._let_go, key, storage.nbytes())
+
+    def _let_go(self, key: int, nbytes: int) -> None:
+        self._storages.discard(key)
+        self.held -= nbytes
+
+
+class _Fused(TorchFunctionMode):
+    """Attention as GPUs run it: without the matrix of all pairs of tokens, which the meta device would make."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            named = [kwargs[name] for name in ("query", "key", "value") if name in kwargs]
+            query, key, value = list(args[:3]) + named
+            if query.is_meta and query.shape[1] == key.shape[1]:
+                return aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
+        return func(*args, **kwargs)
