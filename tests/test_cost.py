@@ -1,6 +1,7 @@
 """The cost that is told before weights are loaded, against published figures, a GPU's and real runs of miniatures."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import golden
@@ -59,9 +60,9 @@ def test_modules_of_wan_do_not_fit_a_card(algo, gb):
         check_memory(cost, 80 * 10**9, "the card")
 
 
-def compare_with_a_real_sample(model, algo):
+def compare_with_a_real_sample(model, algo, *more):
     words = golden.WORDS.get(algo, []) + golden.WORDS.get((algo, model), [])
-    given = settings(f"model={model}", f"algo={algo}", f"num_inference_steps={golden.STEPS}", *words)
+    given = settings(f"model={model}", f"algo={algo}", f"num_inference_steps={golden.STEPS}", *words, *more)
     cost = count(given, build(given), JOB)
     _, figures = Sampler.of(golden.pipeline(model), build(given), given).sample(JOB)
     assert cost.cache_bytes == figures.cache_bytes
@@ -70,6 +71,17 @@ def compare_with_a_real_sample(model, algo):
 @pytest.mark.parametrize("algo", ["spectrum", "taylorseer", "teacache", "duca", "hindsight", "nocache"])
 def test_the_cache_is_as_large_as_foretold(algo):
     compare_with_a_real_sample("tiny-flux", algo)
+
+
+def test_the_outputs_that_correct_a_latent_count_as_cache():
+    compare_with_a_real_sample("tiny-flux", "reuse", "correct=hindsight")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_sample_may_have_few_steps(steps):
+    given = settings("model=tiny-flux", "algo=reuse", f"num_inference_steps={steps}")
+    cost, usual = count(given, build(given), JOB), cost_of("model=tiny-flux", "algo=reuse")
+    assert (cost.full_step, cost.cache_bytes) == (usual.full_step, usual.cache_bytes)
 
 
 def accepted(model):
@@ -104,6 +116,8 @@ def test_the_operations_are_those_of_a_real_sample(algo, off):
 
 def test_the_steps_of_a_gap_alternate():
     assert KIB.flops([0, 5], 7) == 2000 + (10 + 1 + 10 + 1) + 10
+    assert replace(KIB, skipped_steps=[7, 6, 10, 1]).flops([0], 8) == 1000 + (7 + 6 + 10 + 1) + (10 + 1 + 10)
+    assert replace(KIB, skipped_steps=[7]).flops([0], 4) == 1000 + 3 * 7
     assert KIB.flops(range(7), 7) == 7000
     assert Cost(1000, None, None, 1, 1).flops([0], 2) is None and Cost(1000, None, None, 1, 1).flops([0, 1], 2) == 2000
 

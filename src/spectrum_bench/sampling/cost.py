@@ -22,8 +22,8 @@ class Cost:
 
     Attributes:
         full_step: floating-point operations of a computed step; a multiply-add is two of them.
-        skipped_steps: of the steps of a gap: the first, the second, and from there on these two by turns. Empty where
-            nothing is skipped; None where other people's code runs, which is not counted.
+        skipped_steps: of the first steps of a gap; in a longer gap the last two go on by turns. Empty where nothing is
+            skipped; None where other people's code runs, which is not counted.
         cache_bytes: the most bytes that are held for forecasts and decisions at the end of a step, as records have it;
             None if unknown.
         weights_bytes: of all parts of the pipeline.
@@ -45,8 +45,13 @@ class Cost:
         total, since = 0, 0  # steps since the last computed one
         for step in range(T):
             since = 0 if step in computed else since + 1
-            total += self.skipped_steps[(since - 1) % len(self.skipped_steps)] if since else self.full_step
+            total += self._skipped(since, self.skipped_steps) if since else self.full_step
         return total
+
+    @staticmethod
+    def _skipped(since: int, steps: list[int]) -> int:
+        over = since - len(steps)
+        return steps[since - 1] if over <= 0 else steps[-1 - over % min(2, len(steps))]
 
     @property
     def peak_bytes(self) -> int | None:

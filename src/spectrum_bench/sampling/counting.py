@@ -1,6 +1,6 @@
 """Counts the cost of a sample: a few steps of the real pipeline run on the meta device (shapes.py), under the
-algorithm's own site and forecaster. The first two are computed, the next two are skipped, and what more steps would
-hold follows from the mask."""
+algorithm's own site and forecaster, some of them computed and some skipped. What more steps would hold follows from the
+mask."""
 
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -22,11 +22,11 @@ from spectrum_bench.sampling.cost import Cost
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.sampling.settings import RunSettings
-from spectrum_bench.sampling.shapes import Counted, meta_pipeline, module_bytes
+from spectrum_bench.sampling.shapes import Counted, meta_pipeline, networks, on_meta, weights
 from spectrum_bench.schedules import Mask, plan
 from spectrum_bench.signals import OUTPUT
 
-COMPUTED, SKIPPED = 2, 2  # steps of a trial
+STEPS = (True, False, False, False, False, True, True)  # of a trial: whether they are computed
 FAR, NEAR = 1e9, 0.0  # what a gate reads of its tensors where it shall compute, and where it shall skip
 
 
@@ -52,9 +52,9 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
     flops = [each // settings.runtime.batch_size for each in trial.flops]
     return Cost(
         full_step=flops[0],
-        skipped_steps=None if peer else flops[trial.computed :],
+        skipped_steps=None if peer else flops[1:5],
         cache_bytes=None if peer else held,
-        weights_bytes=module_bytes(pipe),
+        weights_bytes=sum(tensor.nbytes for tensor in weights(pipe)),
         working_bytes=trial.working_bytes,
     )
 
@@ -68,21 +68,20 @@ class Trial(Observer):
 
     Attributes:
         algorithm: the algorithm, with a schedule that decides so.
-        computed: the number of computed steps; the others follow.
+        steps: whether each step is computed.
         flops: of each step.
         working_bytes: see Cost.
     """
 
     def __init__(self, counted: Counted, algorithm: Algorithm, T: int):
         self.counted, self.T = counted, T
-        self.computed = min(COMPUTED, T if algorithm.site is None else max(1, T - 1))
-        self.length = min(T, self.computed + (0 if algorithm.site is None else SKIPPED))
+        self.steps = STEPS[: 1 if algorithm.site is None else T]
         self.gate = algorithm.schedule if isinstance(algorithm.schedule, Gate) else None
         schedule: Any = schedules.full
         if self.gate is not None:
             schedule = Forced(self.gate.method, self.gate.constants, self)
         elif algorithm.site is not None:
-            schedule = partial(schedules.mask, steps=list(range(self.computed)))
+            schedule = partial(schedules.mask, steps=np.flatnonzero(self.steps).tolist())
         self.algorithm = replace(algorithm, schedule=schedule)
         self.flops: list[int] = []
         self.working_bytes = 0
@@ -90,31 +89,36 @@ class Trial(Observer):
         self.session: Session
         self._begun = 0  # operations before this step
         self._beside: dict[tuple[str, int], int] = {}  # the most bytes that are no row and not the gate's
-        self._elsewhere: list[int] = []  # bytes that are held outside all branches after each step
+        self._outside: list[int] = []  # bytes that are held outside all branches after each step
 
     def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
         self.session = session
+        for network in networks(pipe):
+            on_meta(network, undo)
 
         def begin(*_: Any) -> None:
-            if not self.flops:  # what came before was the text
-                self._begun, self.counted.answer = self.counted.flops, FAR
+            self._expect(0)  # what came before was the text
             hook.remove()
 
         hook = next(iter(denoisers(pipe).values())).register_forward_pre_hook(begin)
+
+    def _expect(self, step: int) -> None:
+        """A step is about to run."""
+        self._begun, self.counted.most = self.counted.flops, self.counted.held
+        self.counted.answer = FAR if self.steps[step] else NEAR
 
     def step_done(self, session: Session, step: int, latents: Tensor) -> None:
         self.flops.append(self.counted.flops - self._begun)
         for key, branch in session.branches.items():
             beside = branch.nbytes - gate_bytes(branch) - sum(map(rows_bytes, branch.histories.values()))
             self._beside[key] = max(beside, self._beside.get(key, 0))
-        self._elsewhere.append(sum(nbytes() for nbytes in session.held_elsewhere))
-        if step == self.computed - 1:
-            held = self._elsewhere[-1] + sum(branch.nbytes for branch in session.branches.values())
+        self._outside.append(sum(nbytes() for nbytes in session.held_elsewhere))
+        if step == 0:
+            held = self._outside[-1] + sum(branch.nbytes for branch in session.branches.values())
             self.working_bytes = max(0, self.counted.most - held)
-        if step == self.length - 1:
+        if step == len(self.steps) - 1:
             raise Enough
-        self._begun, self.counted.most = self.counted.flops, self.counted.held
-        self.counted.answer = FAR if step + 1 < self.computed else NEAR
+        self._expect(step + 1)
 
     def cache_bytes(self, mask: Mask) -> int:
         """The most bytes at the end of a step of a sample with this mask."""
@@ -125,12 +129,14 @@ class Trial(Observer):
             if self.gate is not None:
                 follows = self.gate.shared and key[1] > 0  # the first guidance branch of the step
                 total += gate_bytes(branch) if follows else most_gate_bytes(self.gate, self.T, self.seen, self.counted)
-        return total + self._outside(int(mask.sum()))
+        return total + self._most_outside(mask)
 
-    def _outside(self, passes: int) -> int:
-        """What is held outside the branches grows by as much at every computed step."""
-        grown = np.diff(self._elsewhere[: self.computed])
-        return self._elsewhere[0] + (int(grown[0]) * (passes - 1) if len(grown) else 0)
+    def _most_outside(self, mask: Mask) -> int:
+        """What is held outside the branches grows with every computed step, or with every step, by as much as with the
+        last one of its kind."""
+        grown = dict(zip(self.steps[1:], np.diff(self._outside).tolist(), strict=True))
+        more = {kind: int((mask == kind).sum()) - self.steps.count(kind) for kind in grown}
+        return self._outside[-1] + sum(more[kind] * grown[kind] for kind in grown)
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Forced(Gate[Any]):
     def decide(self, step: int, seen: Seen, state: Any) -> bool:
         self.trial.seen = {**self.trial.seen, **seen}
         super().decide(step + self.trial.T // 2 if step else 0, seen, state)  # far from the ends, which it may compute
-        return step < self.trial.computed
+        return self.trial.steps[step]
 
 
 def most_rows(forecaster: Forecaster, mask: Mask) -> int:
@@ -166,12 +172,17 @@ def most_gate_bytes(gate: Gate[Any], T: int, seen: Seen, counted: Counted) -> in
     output: Tensor | None = None  # at the newest computed step
     for step in range(T):
         counted.answer = NEAR if step % 3 else FAR
-        new = {signal: torch.empty_like(tensor) for signal, tensor in seen.items()}
+        new = {signal: _again(tensor) for signal, tensor in seen.items()}
         known = {signal: tensor for signal, tensor in new.items() if signal is not OUTPUT}
         computing = gate.decide(step, known if output is None else known | {OUTPUT: output}, state)
         output = new.get(OUTPUT) if computing else output
         most = max(most, unique_bytes([output, state]))
     return most
+
+
+def _again(tensor: Tensor) -> Tensor:
+    """A new tensor of the same shape without values; whole numbers stay as they are."""
+    return torch.empty_like(tensor, device="meta") if tensor.is_floating_point() else tensor
 
 
 def rows_bytes(history: History) -> int:

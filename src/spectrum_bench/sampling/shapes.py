@@ -1,10 +1,10 @@
-"""A pipeline without weights, on the meta device, where tensors have shapes and no memory: what it would compute and
-hold is counted without a GPU and without a download."""
+"""A pipeline without weights: its networks are on the meta device, where tensors have shapes and no memory. What they
+would compute and hold is counted without a GPU and without a download."""
 
-import functools
 import json
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from spectrum_bench.caching.session import denoisers
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.architectures import FOLDER, _build, random_pipeline
 from spectrum_bench.sampling.models import find_weights, parts
@@ -29,10 +28,9 @@ CPU = torch.device("cpu")
 
 
 def meta_pipeline(model: ModelSettings) -> Any:
-    """The pipeline of a model on the meta device, from the configurations beside its weights, or where there are none
-    from configs/architectures. It runs with `Counted` alone.
-
-    Its scheduler stays on the CPU, where its tables hold numbers.
+    """The pipeline of a model with its networks on the meta device, from the configurations beside its weights, or
+    where there are none from configs/architectures. All else runs on the CPU as ever: tokens, latents and the
+    scheduler's steps. It needs `on_meta` for each of its networks.
 
     Raises:
         UserError: there are neither weights nor an architecture of this name.
@@ -40,16 +38,23 @@ def meta_pipeline(model: ModelSettings) -> Any:
     pipe = _without_weights(model)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    set_timesteps = pipe.scheduler.set_timesteps
-
-    @functools.wraps(set_timesteps)
-    def on_cpu(*args: Any, **kwargs: Any) -> None:
-        set_timesteps(*args, **kwargs | {"device": "cpu"})
-
-    pipe.scheduler.set_timesteps = on_cpu
-    for denoiser in denoisers(pipe).values():
-        denoiser.register_forward_pre_hook(_to_meta, with_kwargs=True)
+    pipeline = type(pipe)
+    pipe.__class__ = type(pipeline.__name__, (pipeline,), {"_execution_device": CPU})  # which asks the networks
     return pipe
+
+
+def on_meta(network: nn.Module, undo: ExitStack) -> None:
+    """Let a network take tensors from the CPU, and give zeros of the right shapes back. Hooks that were there before
+    see what it is really given."""
+
+    def take(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+
+    def give(module: nn.Module, args: Any, output: Any) -> Any:
+        return tree_map_only(Tensor, lambda tensor: torch.zeros_like(tensor, device=CPU), output)
+
+    undo.callback(network.register_forward_pre_hook(take, with_kwargs=True).remove)
+    undo.callback(network.register_forward_hook(give, prepend=True).remove)
 
 
 def _without_weights(model: ModelSettings) -> Any:
@@ -82,19 +87,14 @@ def _part(folder: Path, of: Sequence[str], model: ModelSettings) -> Any:
     return _build(config, dtype=getattr(torch, dtype), device="meta")
 
 
-def _to_meta(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """A hook before a denoiser: timesteps come from the scheduler, on the CPU."""
-    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+def networks(pipe: Any) -> list[nn.Module]:
+    """All parts of a pipeline that have weights."""
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def module_bytes(pipe: Any) -> int:
-    """Bytes of the parameters and buffers of all parts."""
-    return sum(tensor.nbytes for tensor in _stored(pipe))
-
-
-def _stored(pipe: Any) -> list[Tensor]:
-    modules = [module for module in pipe.components.values() if isinstance(module, nn.Module)]
-    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+def weights(pipe: Any) -> list[Tensor]:
+    """The parameters and buffers of all parts."""
+    return [tensor for network in networks(pipe) for tensor in (*network.parameters(), *network.buffers())]
 
 
 class Counted(TorchDispatchMode):
@@ -111,7 +111,7 @@ class Counted(TorchDispatchMode):
     def __init__(self, pipe: Any):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops, self.held, self.most, self.answer = 0, 0, 0, 1.0
-        self._storages = {tensor.untyped_storage()._cdata for tensor in _stored(pipe)}
+        self._storages = {tensor.untyped_storage()._cdata for tensor in weights(pipe)}
         self._fused = _Fused()
 
     def __enter__(self) -> "Counted":
