@@ -18,7 +18,8 @@ SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 the
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 DESCRIPTIVE = {"repo", "judge", "note", "metrics", "dev_prompts"}  # model settings that decide no pixel: `weights` does
-DESCRIBED = ("name", "forecaster", "paper", "fidelity")  # keys of an algorithm's YAML that are no constants of its own
+# Keys of an algorithm's YAML that are no constants of its own.
+DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
 MOVED = {
     "spectrum_bench.sites.LastBlock": "spectrum_bench.caching.sites.stack.LastBlock",
