@@ -16,6 +16,7 @@ row spectrum-10 algo=spectrum flex_window=3.0
 row spectrum-w0.5-10 algo=spectrum algo.w=0.5 flex_window=3.0
 row taylorseer-last-10 algo=taylorseer schedule=adaptive_window site=last_block flex_window=3.0
 row reuse-10 algo=reuse flex_window=3.0
+make_rows
 echo
 python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
 python src/report.py "$OUT"/* reference="$OUT/nocache" out="$REPORT"

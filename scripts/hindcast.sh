@@ -20,6 +20,7 @@ for passes in ${PASSES:-14 10}; do
     row hindsight-$passes algo=hindsight algo.passes=$passes
     row hindcast-$passes algo=hindcast algo.passes=$passes
 done
+make_rows
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 for passes in ${PASSES:-14 10}; do

@@ -78,6 +78,7 @@ for budget in $BUDGETS; do
     row diffusers_pab-$budget algo=diffusers_pab site.arguments.spatial_attention_block_skip_range=$after1
     row diffusers_fastercache-$budget algo=diffusers_fastercache site.arguments.spatial_attention_block_skip_range=$after1
 done
+make_rows
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 for budget in $BUDGETS; do

@@ -11,9 +11,10 @@ source scripts/rows.sh
 
 row reference algo=nocache
 row again algo=nocache
-row batch-of-2 algo=nocache runtime.batch_size=2 || true
-row another-attention algo=nocache runtime.attention=_native_math || true
-row compiled algo=nocache runtime.compile=true || true
+row batch-of-2 algo=nocache runtime.batch_size=2
+row another-attention algo=nocache runtime.attention=_native_math
+row compiled algo=nocache runtime.compile=true
+make_rows || true
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/reference"
 python src/report.py "$OUT"/*/ reference="$OUT/reference" out="$REPORT" rows=4

@@ -26,8 +26,10 @@ for method in reuse taylor1 spectrum; do
         row "$method-$schedule-corrected" "${words[@]}" "$@" correct=hindsight
     done
 done
+make_rows
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 python src/report.py "$OUT" reference="$OUT/nocache" out="$REPORT" rows=8
+mkdir -p "$REPORT"
 python src/trace.py model="$MODEL" trace="$OUT/trace.safetensors"
 python src/replay.py model="$MODEL" trace="$OUT/trace.safetensors" against="$OUT" out="$REPORT" | tee "$REPORT/replay.txt"

@@ -42,6 +42,7 @@ for budget in $BUDGETS; do
     row hindsight-$budget algo=hindsight algo.passes=$steps
     [ ! -f "configs/calibration/hindcast/$steps/$MODEL.json" ] || row hindcast-$budget algo=hindcast algo.passes=$steps
 done
+make_rows
 echo
 python src/evaluate.py "$OUT"/* reference="$OUT/nocache"
 for budget in $BUDGETS; do

@@ -192,6 +192,7 @@ WITHOUT_A_MODEL = [
     "trace.py --help",
     "search.py --help",
     "replay.py trace=/nowhere/t",
+    "rows.py nowhere",
     "-m spectrum_bench list algos",
 ]
 # May be missing, and are asked for only where they are used.

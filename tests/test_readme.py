@@ -12,9 +12,10 @@ import torch
 
 import spectrum_bench
 from spectrum_bench import forecasters
-from spectrum_bench.commands import evaluate, report, run
+from spectrum_bench.commands import evaluate, report, rows, run
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.commands.entry import check_words
+from spectrum_bench.commands.main import config_of
 from spectrum_bench.paths import ROOT
 from spectrum_bench.reporting import paper
 from spectrum_bench.sampling import architectures
@@ -66,8 +67,8 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
         *((command, 7) for command in FULL_SIZE),
         ("bash scripts/tiny_table.sh tiny-flux", 27),
         ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 15),
-        ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 36),
-        ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 15),
+        ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 40),
+        ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 18),
         ("bash scripts/hindcast.sh tiny-flux", 13),
         ("bash scripts/schedules.sh tiny-flux", 25),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
@@ -85,6 +86,7 @@ def test_scripts_name_keys_that_exist(command, runs, tmp_path):
     stand_in = tmp_path / ".venv/bin/python"
     stand_in.write_text(
         'printf "%q " "$@" >> asked; echo >> asked\n'
+        'case "$*" in "src/rows.py -"*) cat >> rows ;; esac\n'
         'case "$*" in *key=*) printf "%s\\n" "$@" | sed -n "s/^key=\\(.*\\)/\\1=0.1/p" ;;'
         " src/budget.py*) echo schedule.threshold=0.1 ;; esac\n"
     )
@@ -92,9 +94,14 @@ def test_scripts_name_keys_that_exist(command, runs, tmp_path):
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
     asked = [shlex.split(line) for line in (tmp_path / "asked").read_text().splitlines()]
     asked = [words for words in asked if words[:2] != ["-m", "pip"]]
+    noted = rows.read((tmp_path / "rows").read_text()) if (tmp_path / "rows").exists() else []
     for words in asked:
-        check(words)
-    assert len([words for words in asked if words[0].startswith("src/text_to")]) == runs
+        if words[:2] == ["src/rows.py", "-"]:
+            for line in noted:
+                check_words(config_of("run", words), [*words[2:], *line.words])
+        else:
+            check(words)
+    assert len([words for words in asked if words[0].startswith("src/text_to")]) + len(noted) == runs
 
 
 def test_four_lines_of_python(random_pipe, capsys):

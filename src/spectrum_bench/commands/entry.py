@@ -101,28 +101,39 @@ def check_words(config_name: str, words: list[str]) -> DictConfig | None:
         if any("hydra.searchpath" in word for word in overrides):
             fail(UserError("--config-dir and hydra.searchpath are one and the same: give one of them"))
         overrides.append(f"hydra.searchpath=['file://{os.path.abspath(options.config_dir)}']")
-    if not options.multirun:
-        return composed(options.config_name or config_name, overrides)
+    name = options.config_name or config_name
+    try:
+        return [composed(name, each) for each in (first_runs(name, overrides) if options.multirun else [overrides])][0]
+    except UserError as error:
+        fail(error)
+
+
+def first_runs(config_name: str, overrides: list[str]) -> list[list[str]]:
+    """The words of the first run of a sweep, and for each other choice of a group the words of its first run."""
     swept = [found for each in overrides if (found := choices(config_name, each))]
     first = [each[0] for each in swept]
     others = [[*first[:at], word, *first[at + 1 :]] for at, each in enumerate(swept) for word in each[1:]]
-    return [composed(options.config_name or config_name, each) for each in (first, *others)][0]
+    return [first, *others]
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
-    """The configuration of these words, Hydra's own nodes included; it calls no code that is not ours."""
+    """The configuration of these words, Hydra's own nodes included; it calls no code that is not ours.
+
+    Raises:
+        UserError: a word is wrong, or names code that is not ours.
+    """
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
             cfg = hydra.compose(config_name, overrides, return_hydra_config=True)
         except Exception as error:  # Hydra answers to bad words with many kinds of it
-            fail(UserError(explain(config_name, error)))
+            raise UserError(explain(config_name, error)) from error
         try:
             check_hydra(cfg)
             plugins = check_plugins(OmegaConf.to_container(cfg.plugins), overrides) if "plugins" in cfg else ()
             ours = {key: cfg._get_node(key) for key in cfg if key != "hydra"}
             check_targets(OmegaConf.to_container(OmegaConf.create(ours), resolve=False), plugins)
-        except (UserError, OmegaConfBaseException, ValueError) as error:
-            fail(error)
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(str(error)) from error
     return cfg
 
 

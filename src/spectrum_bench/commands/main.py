@@ -2,6 +2,7 @@
 
 usage: spectrum-bench <command> [words]
 
+  rows        many runs in one process, which loads the model once
   run         sample every prompt of a file: spectrum-bench run model=tiny-flux algo=spectrum
   evaluate    score runs against a reference run
   report      table, plot and page of scored runs
@@ -29,7 +30,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
 COMPOSED = ("run", "calibrate", "budget", "cost", "tune", "trace", "replay", "search")  # Hydra composes their words
-PLAIN = ("evaluate", "report", "reproduce", "download", "list")
+PLAIN = ("rows", "evaluate", "report", "reproduce", "download", "list")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -11,16 +12,24 @@ from spectrum_bench.sampling.models import identify
 from spectrum_bench.sampling.prompts import Prompts, read_prompt_file
 from spectrum_bench.sampling.settings import RunSettings
 
+if TYPE_CHECKING:
+    from spectrum_bench.sampling.worker import Opener
+
 
 def main(cfg: DictConfig) -> None:
     """Run one experiment. Everything is checked before a model is loaded; finished samples are not made again."""
+    if code := sample(cfg):
+        sys.exit(code)
+
+
+def sample(cfg: DictConfig, opener: "Opener | None" = None) -> int:
+    """Run one experiment, and return its exit code; see `spectrum_bench.sampling.run.run`."""
     settings, prompts = prepare(cfg)
     algorithm = build(settings)
     warn_of_other_calibration(cfg, settings)
     from spectrum_bench.sampling.run import run
 
-    if code := run(settings, algorithm, prompts):
-        sys.exit(code)
+    return run(settings, algorithm, prompts, opener)
 
 
 def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:

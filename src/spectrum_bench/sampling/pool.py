@@ -18,7 +18,7 @@ from spectrum_bench.paths import PACKAGE
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.records import Failure, Record
 from spectrum_bench.sampling.settings import RunSettings
-from spectrum_bench.sampling.worker import Files, OnStep, Worker, keep
+from spectrum_bench.sampling.worker import Files, OnStep, Opener, Worker, keep
 
 DEATHS = 3  # a sample on which so many workers died is set aside
 LOSSES = 3  # the run ends when so many workers for each device die in a row without finishing a sample
@@ -26,7 +26,12 @@ PATIENCE = 600  # seconds without any worker before the run ends
 
 
 def run_jobs(
-    jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path, on_step: OnStep | None = None
+    jobs: list[Job],
+    settings: RunSettings,
+    algorithm: Algorithm,
+    folder: Path,
+    on_step: OnStep | None = None,
+    opener: Opener | None = None,
 ) -> Iterator[Record | Failure]:
     """Make the sample of each job. Write the sample and its record, or the reason of its failure.
 
@@ -36,12 +41,13 @@ def run_jobs(
     Args:
         on_step: takes whether a denoising step was computed. In this process it is called after each step; for
             workers, when the job is done.
+        opener: gives the pipeline in this process; by default it is loaded.
 
     Raises:
         UserError: the algorithm does not fit the model, or the workers keep dying.
     """
     if settings.ngpu == 1 and settings.engine.address is None:
-        worker = Worker(settings, algorithm)
+        worker = Worker(settings, algorithm, opener=opener)
         for job in jobs:
             yield keep(folder, *worker.make(job, on_step))
     else:

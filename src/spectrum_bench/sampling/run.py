@@ -29,11 +29,14 @@ from spectrum_bench.sampling.records import (
     read_failures,
 )
 from spectrum_bench.sampling.settings import RunSettings
-from spectrum_bench.sampling.worker import OnStep
+from spectrum_bench.sampling.worker import OnStep, Opener
 
 
-def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
+def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: Opener | None = None) -> int:
     """Run one experiment. Samples that are finished are not made again.
+
+    Args:
+        opener: gives the pipeline, for several runs in one process; by default each run loads it.
 
     Returns:
         The exit code: 0 if every sample is there, SOME_FAILED or INTERRUPTED if not.
@@ -49,7 +52,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts) -> int:
         print(f"{len(jobs)} samples, {state.finished} of them finished, in {folder}")
         with disk_errors(folder):
             try:
-                code = make(state.missing, settings, algorithm, folder)
+                code = make(state.missing, settings, algorithm, folder, opener)
             finally:
                 records = collect_records(folder)
         failures = of(jobs, read_failures(folder))
@@ -100,7 +103,9 @@ def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job)
         check_memory(cost, card.total_memory, card.name)
 
 
-def make(jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path) -> int:
+def make(
+    jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: Path, opener: Opener | None = None
+) -> int:
     """Make the samples of all jobs, with a progress bar.
 
     Returns:
@@ -113,7 +118,7 @@ def make(jobs: list[Job], settings: RunSettings, algorithm: Algorithm, folder: P
         return 0
     try:
         with progress(len(jobs), settings.num_inference_steps) as (on_step, on_sample):
-            for _ in run_jobs(jobs, settings, algorithm, folder, on_step):
+            for _ in run_jobs(jobs, settings, algorithm, folder, on_step, opener):
                 on_sample()
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

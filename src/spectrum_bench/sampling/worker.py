@@ -21,6 +21,7 @@ from spectrum_bench.sampling.records import Failure, Record, save_failure, save_
 from spectrum_bench.sampling.sampler import Figures, Latents, Observer, Sampler
 from spectrum_bench.sampling.settings import SCHEMA, RunSettings, RuntimeSettings
 
+Opener = Callable[[RunSettings], tuple[Any, str]]  # the pipeline of a run, and its device
 OnStep = Callable[[bool], None]  # called after each denoising step with whether the network was computed
 Files = dict[str, bytes]  # by path below the experiment directory
 
@@ -40,12 +41,12 @@ class Worker:
 
     Args:
         alone: whether no other worker shares the device. Otherwise latencies do not count.
+        opener: gives the pipeline and its device; by default it loads them.
     """
 
-    def __init__(self, settings: RunSettings, algorithm: Algorithm, alone: bool = True):
+    def __init__(self, settings: RunSettings, algorithm: Algorithm, alone: bool = True, opener: Opener | None = None):
         self.settings, self.alone = settings, alone
-        pipe, self.device = open_pipeline(settings)
-        prepare(pipe, settings.runtime)
+        pipe, self.device = (opener or open_prepared)(settings)
         self.sampler = Sampler.of(pipe, algorithm, settings)
         self.warm = False
 
@@ -110,6 +111,13 @@ def keep(folder: Path, outcome: Record | Failure, files: Files) -> Record | Fail
     else:
         save_failure(folder, outcome)
     return outcome
+
+
+def open_prepared(settings: RunSettings) -> tuple[Any, str]:
+    """A run's pipeline, compiled or with the attention that its settings ask for, and its device."""
+    pipe, device = open_pipeline(settings)
+    prepare(pipe, settings.runtime)
+    return pipe, device
 
 
 def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
