@@ -1,6 +1,6 @@
 """scripts/gpu_truth.py on the CPU: every section does its work at tiny widths; what fails or does not fit says so."""
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -20,10 +20,8 @@ SCRIPT = ROOT / "scripts/gpu_truth.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("gpu_truth", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The script, imported late: it chooses how triton runs."""
+    return importlib.import_module("gpu_truth")
 
 
 def read(folder):
@@ -42,9 +40,9 @@ def test_every_section_writes_its_lines(script, tmp_path):
     assert {line.get("skipped", "").split(":")[0] for line in lines} <= {"", "torchao", "cache-dit"}
     assert [line["identical"] for line in lines if line.get("method") == "identity"] == [True]
     kernels = [line for line in lines if line.get("way") in ("package", "triton", "compile")]
-    assert len(kernels) == 3 * 2 * len(script.ROWS) + 2
+    assert len(kernels) == 3 * 2 * len(sys.modules["gpu.forecasts"].ROWS) + 2
     channels = [line for line in lines if line.get("way") == "channels"]
-    assert len(channels) == len(script.ROWS)
+    assert len(channels) == len(sys.modules["gpu.forecasts"].ROWS)
     for line in kernels + channels:
         assert line["unwritten"] == 0 and line["relative_error"] < 1.05 * line["rounding_alone"]
     passes = {line["method"]: line["passes"] for line in lines if line["section"] == "flux" and "passes" in line}
@@ -76,13 +74,14 @@ def test_an_error_or_a_lack_of_time_is_a_line_and_no_end(script, tmp_path):
 
 
 def test_thresholds_are_those_of_the_gates(script):
+    methods = sys.modules["gpu.methods"]
     rows = torch.rand(50, 64, generator=torch.Generator().manual_seed(0)) + 2
     changes = [distances.distance(new, old) for old, new in zip(rows, rows[1:], strict=False)]
-    limit = script.threshold(partial(script.accumulated_passes, [np.nan, *changes]), 12)
+    limit = methods.threshold(partial(methods.accumulated_passes, [np.nan, *changes]), 12)
     gate = gates.accumulated(threshold=limit, polynomial=[1.0, 0.0])
     state = gate.start(50)
     assert sum(gate.decide(step, {MODULATED: row}, state) for step, row in enumerate(rows)) <= 12
-    limit = script.threshold(partial(script.first_block_passes, list(rows)), 12)
+    limit = methods.threshold(partial(methods.first_block_passes, list(rows)), 12)
     gate = gates.first_block(threshold=limit)
     state, seen = gate.start(50), [{ENTERING: torch.zeros(64), PROBE: row} for row in rows]
     assert sum(gate.decide(step, s, state) for step, s in enumerate(seen)) <= 12

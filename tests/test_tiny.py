@@ -10,6 +10,8 @@ from helpers import recipe, settings
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
+from training import parts
+from training.fit import Muon, fit
 
 from spectrum_bench.miniature import world
 from spectrum_bench.miniature.judge import Seen, check, load_judge
@@ -17,8 +19,6 @@ from spectrum_bench.miniature.world import Scene, Thing
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.models import load_pipeline
 from spectrum_bench.sampling.prompts import read_prompts
-from training import parts
-from training.fit import Muon, fit
 
 RED_RING, BLUE_STAR = Thing("small", "red", "ring"), Thing("large", "blue", "star")
 

@@ -77,7 +77,6 @@ def differing(before, after):
 def own_pipe():
     """A pipeline that nobody else gets: wrappers stay on it."""
     from helpers import no_identity
-
     from training import parts
 
     torch.manual_seed(0)
