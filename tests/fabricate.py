@@ -27,6 +27,10 @@ HOSTILE = [
 ]
 
 
+COST = {"full_step": 2 * 10**12, "skipped_steps": [10**11], "cache_bytes": 0, "weights_bytes": 1, "working_bytes": 1}
+PEERS = COST | {"skipped_steps": None, "cache_bytes": None}
+
+
 def captions(count: int, seed: int = 0) -> list[str]:
     return [str(s) for s in world.draw_scenes(np.random.default_rng(seed), count, held=True)]
 
@@ -101,6 +105,7 @@ def experiment(
         )
         records.append(asdict(record) | fields)
     lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    (folder / "cost.json").write_text(json.dumps(COST))
     (folder / "records.jsonl").write_text(lines, encoding="utf-8")
     return folder
 

@@ -92,8 +92,25 @@ def test_figures_follow_from_the_records(home):
     assert costs.speedup.low < costs.speedup.mean < costs.speedup.high and costs.speedup.n == len(PROMPTS)
     assert costs.skipped_step_s == 0.002 and costs.cache_bytes == 112 * 1024
     assert rows["nocache"].costs.speedup.mean == 1 and rows["steps"].costs.skipped_step_s is None
+    flops = 14 * 2e12 + 36 * 1e11  # with fabricate.py's cost of a step
+    assert costs.flops == flops and costs.flops_speedup == 50 * 2e12 / flops
+    assert rows["nocache"].costs.flops_speedup == 1 and rows["steps"].costs.flops == 25 * 2e12
+    assert rows["steps"].costs.flops_speedup == 2
     psnr = json.loads((home / "spectrum" / "summary.json").read_text())["metrics"]["psnr"]
     assert rows["spectrum"].results["psnr"].estimate == Estimate(psnr["mean"], *psnr["interval"], psnr["n"])
+
+
+@pytest.mark.parametrize("cost,reason", [(None, "the run's own command"), (fabricate.PEERS, "other people's code")])
+def test_operations_that_nobody_counted_are_a_dash(home, tmp_path, cost, reason):
+    shutil.copytree(home, tmp_path / "runs")
+    path = tmp_path / "runs" / "spectrum" / "cost.json"
+    path.unlink() if cost is None else path.write_text(json.dumps(cost))
+    table = build(tmp_path / "runs")
+    row = [row.experiment.name for row in table.rows].index("spectrum")
+    line = dict(zip(cells.head(table), cells.body(table)[row], strict=True))
+    for title in ("TFLOPs", "FLOPs speedup"):
+        assert line[title].text == cells.DASH and reason in line[title].reason
+    assert dict(zip(cells.head(table), cells.body(table)[0], strict=True))["TFLOPs"].text == "100"
 
 
 def best(table, metric="psnr"):
@@ -357,7 +374,7 @@ def test_columns_of_csv_keep_their_names(home):
     assert list(frames.results(build(home)).columns) == [
         *("role", "experiment", "algo", "forecaster", "schedule", "site", "steps", "passes", "samples", "prompts"),
         *("device", "git_sha", "latency_s", "latency_p90_s", "full_step_s", "skipped_step_s", "cache_bytes"),
-        *("peak_memory_bytes", "speedup", "speedup_low", "speedup_high", *metrics, *best),
+        *("peak_memory_bytes", "flops", "flops_speedup", "speedup", "speedup_low", "speedup_high", *metrics, *best),
     ]
 
 

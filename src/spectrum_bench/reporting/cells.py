@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from spectrum_bench.reporting.rows import Comparison, Difference, Row, Table
+from spectrum_bench.sampling.cost import tera
 from spectrum_bench.scoring.metrics import METRICS
 
 DASH = "—"
@@ -16,7 +17,8 @@ NAMES = {  # of rows that are no methods
     "noise floor": "reference re-run (noise floor)",
     "harness": "reference through a session (the harness itself)",
 }
-BEFORE, AFTER = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup"), ("Skipped step ms", "Cache")
+BEFORE = ("Method", "Schedule", "Granularity", "Passes", "Latency s", "Speedup", "TFLOPs", "FLOPs speedup")
+AFTER = ("Skipped step ms", "Cache")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _setup(row: Row) -> list[Cell]:
 
 
 def _speed(row: Row) -> list[Cell]:
-    """Latency and speedup."""
+    """Latency and speedup, operations and what they would give."""
     costs, speedup = row.costs, row.costs.speedup
     p90 = f"p90 {_seconds(costs.latency_p90_s)}" if costs.latency_p90_s is not None else ""
     bounds = ""
@@ -85,7 +87,9 @@ def _speed(row: Row) -> list[Cell]:
         bounds = f"[{speedup.low:.2f}, {speedup.high:.2f}]"
     return [
         _number(costs.latency_s, _seconds, costs.no_latency, p90),
-        _number(speedup.mean if speedup else None, lambda ratio: f"{ratio:.2f}×", costs.no_speedup, bounds),
+        _number(speedup.mean if speedup else None, _times, costs.no_speedup, bounds),
+        _number(costs.flops, tera, costs.no_flops),
+        _number(costs.flops_speedup, _times, costs.no_flops),
     ]
 
 
@@ -141,6 +145,10 @@ def _difference(difference: Difference | None) -> Cell:
     real = difference.verdict in ("better", "worse")
     text = f"{factor * estimate.mean:+.{digits}f}" + ("" if real else f" ({difference.verdict})")
     return Cell(text, small, real, value=estimate.mean)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}×"
 
 
 def _seconds(value: float) -> str:

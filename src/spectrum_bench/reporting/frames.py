@@ -53,6 +53,8 @@ def _row(row: Row) -> Columns:
         "skipped_step_s": costs.skipped_step_s,
         "cache_bytes": costs.cache_bytes,
         "peak_memory_bytes": costs.peak_memory_bytes,
+        "flops": costs.flops,
+        "flops_speedup": costs.flops_speedup,
         **(_estimate("speedup", costs.speedup) if costs.speedup else {"speedup": None}),
         **_scores(row),
         **_differences_from_best(row),

@@ -6,6 +6,7 @@ import numpy as np
 
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.rows import Costs, Result, Row
+from spectrum_bench.sampling.cost import Cost, read_cost
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.stats import Estimate, estimate, ratio_interval
 
@@ -18,6 +19,8 @@ def measure_costs(row: Row, reference: Row) -> Costs:
     passes = float(np.mean([record.nfe for record in row.records]))
     unmeasured = notes.NOT_MEASURED if any(record.alone for record in row.records) else notes.BUSY
     incomparable = _incomparable(row, reference)
+    cost = read_cost(row.experiment.folder)
+    flops = _mean_flops(row, cost)
     return Costs(
         steps,
         passes,
@@ -28,10 +31,21 @@ def measure_costs(row: Row, reference: Row) -> Costs:
         cache_bytes=max(record.cache_bytes for record in row.records),
         peak_memory_bytes=max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None),
         speedup=None if incomparable else _ratio(latencies(reference, "total"), totals),
+        flops=flops,
+        flops_speedup=reference.experiment.steps * cost.full_step / flops if cost and flops else None,
+        no_flops=notes.PEERS_CODE if cost else notes.NOT_COUNTED,
         no_latency=unmeasured,
         no_skipped_step=unmeasured if passes < steps else notes.NO_SKIPPED_STEP,
         no_speedup=incomparable or unmeasured,
     )
+
+
+def _mean_flops(row: Row, cost: Cost | None) -> float | None:
+    if cost is None:
+        return None
+    flops = [cost.flops(record.computed_steps, record.num_inference_steps) for record in row.records]
+    known = [each for each in flops if each]
+    return float(np.mean(known)) if len(known) == len(flops) else None
 
 
 def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:

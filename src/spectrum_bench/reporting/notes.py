@@ -15,6 +15,8 @@ ITSELF = "the reference is what the other rows are measured against"
 BUSY = "the device did other work meanwhile: no latency"
 NOT_MEASURED = "not measured"
 NO_SKIPPED_STEP = "no step is skipped"
+NOT_COUNTED = "operations are not counted: the run's own command writes cost.json"
+PEERS_CODE = "the operations of other people's code are not counted"
 OTHER_RUNTIME = "a speedup needs the same runtime"
 
 FRONT = "†"  # the sign of the Pareto front of quality against budget
@@ -75,7 +77,8 @@ def _conditions(rows: list[Row]) -> str:
     versions = {", ".join(f"{package} {number}" for package, number in r.versions.items()) for r in records}
     return (
         "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
-        "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. "
+        "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. TFLOPs are "
+        "those of a sample's denoiser by count, a multiply-add as two; their speedup is over every step computed. "
         f"Device: {distinct(record.device for record in records)}. Versions: {'; '.join(sorted(versions))}. "
         f"Code: {distinct(record.git_sha[:12] for record in records)}."
     )

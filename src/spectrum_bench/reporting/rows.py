@@ -48,6 +48,9 @@ class Costs:
     cache_bytes: int = 0
     peak_memory_bytes: int | None = None
     speedup: Estimate | None = None  # the reference's median latency divided by this row's
+    flops: float | None = None  # of the denoiser, mean over the samples; a multiply-add is two
+    flops_speedup: float | None = None  # those of all steps of the reference divided by these
+    no_flops: str = ""  # why both are None
     no_latency: str = ""  # why latency_s is None
     no_skipped_step: str = ""  # why skipped_step_s is None
     no_speedup: str = ""  # why speedup is None

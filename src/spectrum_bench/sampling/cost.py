@@ -42,9 +42,9 @@ class Cost:
             return T * self.full_step
         if not self.skipped_steps:
             return None
-        total, since = 0, 0  # steps since the last computed one
+        total, since, steps = 0, 0, set(computed)  # since the last computed one
         for step in range(T):
-            since = 0 if step in computed else since + 1
+            since = 0 if step in steps else since + 1
             total += self._skipped(since, self.skipped_steps) if since else self.full_step
         return total
 
@@ -78,6 +78,12 @@ def lines(cost: Cost, computed: Sequence[int] | None, T: int) -> list[str]:
 
 def operations(flops: int) -> str:
     return _with_unit(flops, "FLOPs")
+
+
+def tera(flops: float) -> str:
+    """In units of 10^12, for a column of figures."""
+    value = flops / 1e12
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def size(count: int) -> str:
