@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
-from spectrum_bench.commands.download import main
-from spectrum_bench.commands.words import run
+from spectrum_bench.commands.main import start
 
 if __name__ == "__main__":
-    run(main)
+    start("download")

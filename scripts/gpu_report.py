@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from spectrum_bench.commands.words import parse, run
+from spectrum_bench.commands.ending import run
+from spectrum_bench.commands.words import parse
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 

@@ -1,7 +1,6 @@
 """Score runs against a reference run: python src/evaluate.py --help"""
 
-from spectrum_bench.commands.evaluate import main
-from spectrum_bench.commands.words import run
+from spectrum_bench.commands.main import start
 
 if __name__ == "__main__":
-    run(main)
+    start("evaluate")

@@ -1,7 +1,6 @@
 """Table, plot and page of scored runs: python src/report.py --help"""
 
-from spectrum_bench.commands.report import main
-from spectrum_bench.commands.words import run
+from spectrum_bench.commands.main import start
 
 if __name__ == "__main__":
-    run(main)
+    start("report")

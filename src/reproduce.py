@@ -1,7 +1,6 @@
 """Run a table or figure of a paper: python src/reproduce.py --help"""
 
-from spectrum_bench.commands.reproduce import main
-from spectrum_bench.commands.words import run
+from spectrum_bench.commands.main import start
 
 if __name__ == "__main__":
-    run(main)
+    start("reproduce")

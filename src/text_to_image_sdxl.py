@@ -2,8 +2,8 @@
 
 import sys
 
-from text_to_image import main
+from spectrum_bench.commands.main import start
 
 if __name__ == "__main__":
     sys.argv[1:1] = [] if any(word.startswith("model=") for word in sys.argv) else ["model=sdxl"]
-    main()
+    start("run", "base")

@@ -1,9 +1,6 @@
 """The best settings for so many passes: python src/tune.py -m hydra/sweeper=tune 'algo.w=interval(0,1)'"""
 
-from spectrum_bench.commands.entry import hydra_entry
-from spectrum_bench.commands.tune import main
-
-main = hydra_entry("tune", main)
+from spectrum_bench.commands.main import start
 
 if __name__ == "__main__":
-    main()
+    start("tune")

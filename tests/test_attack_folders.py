@@ -16,8 +16,7 @@ import yaml
 from attack import attack
 from safetensors.numpy import save_file
 
-from spectrum_bench.commands import evaluate, report
-from spectrum_bench.commands import words as arguments
+from spectrum_bench.commands import ending, evaluate, report
 from spectrum_bench.reporting import page  # noqa: F401  imported before children are
 from spectrum_bench.scoring import evaluation  # noqa: F401
 
@@ -424,7 +423,7 @@ def homes(tmp_path_factory):
 
 def command(main, *words):
     sys.argv = ["command", *map(str, words)]
-    arguments.run(main)
+    ending.run(main)
 
 
 def score(home):

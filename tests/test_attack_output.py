@@ -16,7 +16,7 @@ from justhtml import JustHTML
 from markdown_it import MarkdownIt
 
 from spectrum_bench.commands import evaluate, report
-from spectrum_bench.commands.words import fail
+from spectrum_bench.commands.ending import fail
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import cells
 from spectrum_bench.reporting.formats import md, pipe_table

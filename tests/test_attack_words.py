@@ -11,9 +11,8 @@ from helpers import composed, settings
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from spectrum_bench.commands import budget, calibrate, evaluate, report, reproduce, run, tune
+from spectrum_bench.commands import budget, calibrate, ending, evaluate, report, reproduce, run, tune
 from spectrum_bench.commands import compose as composing
-from spectrum_bench.commands import words as arguments
 from spectrum_bench.commands.compose import build
 from spectrum_bench.commands.entry import call, check_words, hydra_entry
 from spectrum_bench.lab import calibration  # noqa: F401  imported before children are
@@ -512,7 +511,7 @@ PLAIN = {"evaluate": evaluate.main, "report": report.main, "reproduce": reproduc
 def command(name: str, words: list[str]) -> None:
     sys.argv = [name, *words]
     if name in PLAIN:
-        return arguments.run(PLAIN[name])
+        return ending.run(PLAIN[name])
     cfg = check_words(name, words)  # Hydra would compose it twice more
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):

@@ -1,5 +1,6 @@
 """Nothing is lost, whatever dies: the run, its workers, a node, the disk. SPECTRUM_KILLS=50 kills more often."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import fabricate
 import pytest
 from helpers import composed, finish, start
 from PIL import Image
@@ -172,6 +174,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)  # a worker may still hold its log
 
 
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk(long_words, undisturbed, small_disk, workers):
     """One line, nothing broken, and the same command goes on when there is space."""
@@ -181,9 +187,37 @@ def test_a_full_disk(long_words, undisturbed, small_disk, workers):
     assert len(said) == 1 and "No space left on device" in said[0] and "Traceback" not in err
     before = by_id(small_disk / "x")
     assert 0 < len(before) < 60 and before.items() <= undisturbed.items()
-    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    remount(small_disk, "size=8m")
     finish(start(*command))
     assert by_id(small_disk / "x") == undisturbed
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_scores_and_a_report_do_not_fit(small_disk, tmp_path, how):
+    """One line each; what is on the disk stays, and the same commands work when there is space."""
+    prompts = fabricate.captions(2)
+    pictures = fabricate.pictures(prompts)
+    fabricate.experiment(tmp_path / "reference", prompts, pictures)
+    fabricate.experiment(small_disk / "fast", prompts, fabricate.noisy(pictures, 9), "fora", 14)
+    evaluate = ("evaluate.py", small_disk / "fast", f"reference={tmp_path / 'reference'}", "metrics=psnr")
+    report = ("report.py", *evaluate[1:3], f"out={small_disk / 'out'}")
+    with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    remount(small_disk, "ro" if how == "read-only" else "rw")
+    before = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    reason = {"full": "No space left on device", "read-only": "Read-only file system"}[how]
+    done = fabricate.run_script(*evaluate)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert reason in done.stderr
+    assert {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()} == before
+    remount(small_disk, "rw,size=320k")  # enough for scores, not for a report
+    assert fabricate.run_script(*evaluate).returncode == 0
+    done = fabricate.run_script(*report)
+    assert done.returncode == 1 and "No space left" in done.stderr and done.stderr.count("\n") == 1
+    assert not (small_disk / "out").exists()
+    remount(small_disk, "size=8m")
+    assert fabricate.run_script(*report).returncode == 0 and (small_disk / "out/index.html").exists()
 
 
 def test_a_clock_that_jumps(compose, long_words, tmp_path, monkeypatch):

@@ -34,8 +34,8 @@ def spectrum(tmp_path):
     return fabricate.experiment(tmp_path / "spectrum", PROMPTS, fabricate.noisy(PICTURES, 8), "spectrum", 14)
 
 
-def evaluate(folder, reference):
-    return next(evaluation.evaluate([read_experiment(folder)], read_experiment(reference)))
+def evaluate(folder, reference, wanted=None):
+    return next(evaluation.evaluate([read_experiment(folder)], read_experiment(reference), wanted))[1]
 
 
 def rows(folder):
@@ -429,14 +429,11 @@ def test_help():
 
 
 def test_another_metric_is_added_to_the_scores_that_are_there(spectrum, reference):
-    score = lambda wanted: next(  # noqa: E731
-        evaluation.evaluate([read_experiment(spectrum)], read_experiment(reference), wanted)
-    )
-    both, whole = score("psnr,ssim"), rows(spectrum)
+    both, whole = evaluate(spectrum, reference, "psnr,ssim"), rows(spectrum)
     (spectrum / "summary.json").unlink()
-    alone = score("psnr")
+    alone = evaluate(spectrum, reference, "psnr")
     assert list(alone["metrics"]) == ["psnr"] and "ssim" not in rows(spectrum)[0]
-    merged = score("ssim")
+    merged = evaluate(spectrum, reference, "ssim")
     assert rows(spectrum) == whole
     assert merged["metrics"] == both["metrics"] and merged["anchors"] == both["anchors"]
 
@@ -444,9 +441,9 @@ def test_another_metric_is_added_to_the_scores_that_are_there(spectrum, referenc
 def test_earlier_scores_of_other_records_or_another_reference_are_dropped(spectrum, reference):
     evaluate(spectrum, reference)
     edit_records(spectrum, lambda records: [{**r, "latency": {**r["latency"], "total": 9.0}} for r in records])
-    stale = next(evaluation.evaluate([read_experiment(spectrum)], read_experiment(reference), "ssim"))
+    stale = evaluate(spectrum, reference, "ssim")
     assert list(stale["metrics"]) == ["ssim"] and "psnr" not in rows(spectrum)[0]
     evaluate(spectrum, reference)
     edit_records(reference, lambda records: [{**r, "latency": {**r["latency"], "total": 9.0}} for r in records])
-    stale = next(evaluation.evaluate([read_experiment(spectrum)], read_experiment(reference), "ssim"))
+    stale = evaluate(spectrum, reference, "ssim")
     assert list(stale["metrics"]) == ["ssim"]

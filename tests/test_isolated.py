@@ -53,7 +53,7 @@ def runs(tmp_path, monkeypatch):
 
     def evaluate():
         (tmp_path / "log").write_text("")
-        return next(evaluation.evaluate([experiment], reference, "psnr,imagereward"))
+        return next(evaluation.evaluate([experiment], reference, "psnr,imagereward"))[1]
 
     return evaluate, tmp_path
 

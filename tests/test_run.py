@@ -335,7 +335,7 @@ def test_random_weights_are_timed_and_never_scored(compose, words, tmp_path, ran
         run.main(compose(f"algo={algo}", *words, f"exp_name={algo}"))
     assert asked == [("tiny-flux", "float32", "cpu", "float16")] * 2
     reference, spectrum = (read_experiment(tmp_path / "out" / name) for name in ("nocache", "spectrum"))
-    for summary in evaluation.evaluate([reference, spectrum], reference):
+    for _, summary in evaluation.evaluate([reference, spectrum], reference):
         assert all("random weights" in found["unavailable"] for found in summary["metrics"].values())
     table = tables.build([spectrum], reference)
     assert table.rows[-1].mean("psnr") is None and table.rows[-1].costs.speedup.mean > 0

@@ -128,7 +128,7 @@ def test_teacache_on_wan_computes_the_first_five_steps_and_not_always_the_last(e
 
 def test_clips_are_scored_and_shown(experiments, tmp_path):
     reference, spectrum = (read_experiment(experiments / name) for name in ("nocache", "spectrum"))
-    for summary in evaluation.evaluate([reference, spectrum], reference):
+    for _, summary in evaluation.evaluate([reference, spectrum], reference):
         scores = summary["metrics"]
     mine, theirs = (e.picture(e.records[0]) for e in (spectrum, reference))
     first = (experiments / "spectrum/metrics.csv").read_text().splitlines()[1].split(",")

@@ -1,6 +1,7 @@
 """calibrate: measure a model for an algorithm that needs it, and write configs/calibration/<algo>/<model>.json."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def main(cfg: DictConfig) -> None:
     algo, name = settings.method.name, settings.model.name
     if algo not in METHODS:
         raise UserError(f"algo={algo} needs no calibration: choose of {', '.join(METHODS)}")
+    path = CALIBRATION / cfg.algo.get("calibration", algo) / f"{name}.json"
+    check_writable(path)
     settings, prompts = prepare(cfg)
     from spectrum_bench.caching.session import denoisers
     from spectrum_bench.sampling.jobs import make_jobs
@@ -45,8 +48,7 @@ def main(cfg: DictConfig) -> None:
     passes = whole("algo.passes", cfg.algo.get("passes", 1), most=settings.num_inference_steps)
     fit = Fit(passes, degree, clusters, settings.seed)
     constants = METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit)
-    folder = CALIBRATION / cfg.algo.get("calibration", algo)
-    path = write(folder, settings, origin(settings, len(prompts.lines), device, pipe) | constants)
+    write(path, origin(settings, len(prompts.lines), device, pipe) | constants)
     print(f"written to {path}: algo={algo} model={name} reads it")
 
 
@@ -78,11 +80,20 @@ def scheduler(pipe: Any) -> str:
     return ", ".join(filter(None, [type(pipe.scheduler).__name__, words]))
 
 
-def write(folder: Path, settings: RunSettings, constants: dict[str, Any]) -> Path:
+def check_writable(path: Path) -> None:
+    """Refuse before anything is measured what could not be written afterwards.
+
+    Raises:
+        UserError: the folder is read-only.
+    """
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(place, os.W_OK):
+        raise UserError(f"cannot write to {place}: change its permissions")
+
+
+def write(path: Path, constants: dict[str, Any]) -> None:
     """Write the constants as JSON, each key and each list in one line."""
     from spectrum_bench.sampling.records import write_atomically
 
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in constants.items()]
-    path = folder / f"{settings.model.name}.json"
     write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-    return path

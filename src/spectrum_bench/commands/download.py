@@ -19,6 +19,7 @@ example: python download.py model=flux prompts=drawbench,coco metrics=lpips --dr
 import sys
 from functools import partial
 
+from spectrum_bench.commands.ending import say
 from spectrum_bench.sampling.catalogue import KEYS, parse, read_catalogue
 from spectrum_bench.sampling.downloads import run
 from spectrum_bench.scoring.metrics import weights
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
         return
     complain = partial(print, file=sys.stderr)
     try:
-        failed = run(*parse(argv, catalogue), catalogue, say=print, complain=complain)
+        failed = run(*parse(argv, catalogue), catalogue, say=say, complain=complain)
     except KeyboardInterrupt:
         complain("\nstopped: the same command goes on from here")
         raise

@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
 from spectrum_bench.commands import list_
+from spectrum_bench.commands.ending import fail, one_line, without_debug
 from spectrum_bench.commands.list_ import GROUPS
 from spectrum_bench.commands.targets import check_hydra, check_plugins, check_targets
-from spectrum_bench.commands.words import fail, nearest, without_debug
-from spectrum_bench.errors import INTERRUPTED, UserError
+from spectrum_bench.commands.words import nearest
+from spectrum_bench.errors import STOPPED, UserError
 from spectrum_bench.paths import CONFIGS, environment_with_package
 
 
@@ -39,7 +40,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
         try:
             return call(main, cfg)  # a sweeper that searches wants its value
         except SystemExit as end:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and end.code != INTERRUPTED:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and end.code not in STOPPED:
                 raise Ended(end.code) from None
             raise
 
@@ -69,10 +70,11 @@ def readable(words: list[str]) -> list[str]:
 
 def call(main: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """What `main` makes of a configuration; bad values become one line on stderr and exit code 1."""
-    try:
-        return main(cfg)
-    except (UserError, OmegaConfBaseException) as error:
-        fail(of_resolver(error) or error)
+    with one_line():
+        try:
+            return main(cfg)
+        except (UserError, OmegaConfBaseException) as error:
+            fail(of_resolver(error) or error)
 
 
 def check_words(config_name: str, words: list[str]) -> DictConfig | None:

@@ -17,6 +17,7 @@ Writes into each experiment directory
 from pathlib import Path
 
 from spectrum_bench.commands import words as arguments
+from spectrum_bench.commands.ending import say
 
 OPTIONS = {"reference": None, "metrics": ""}
 
@@ -39,12 +40,12 @@ def main(argv: list[str]) -> None:
     for experiment in experiments:
         chosen(experiment.facts, options["metrics"])
     printed: set[str] = set()
-    for experiment, summary in zip(experiments, evaluate(experiments, reference, options["metrics"]), strict=True):
+    for experiment, summary in evaluate(experiments, reference, options["metrics"]):
         same = summary["identical_pairs"]
-        print(f"{experiment.folder}: {summary['samples']} samples, {same} identical to the reference")
+        say(f"{experiment.folder}: {summary['samples']} samples, {same} identical to the reference")
         for line in describe(summary):
             if line not in printed or "%" in line:  # lines that all experiments share are printed once
-                print(f"  {line}")
+                say(f"  {line}")
             printed.add(line)
 
 

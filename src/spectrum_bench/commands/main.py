@@ -25,7 +25,7 @@ import re
 import sys
 from importlib import import_module
 
-from spectrum_bench.commands import words
+from spectrum_bench.commands import ending, words
 from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
@@ -35,7 +35,25 @@ PLAIN = ("rows", "evaluate", "report", "reproduce", "download", "list")
 
 def main() -> None:
     """The console command."""
-    name, *rest = sys.argv[1:] or ["--help"]
+    ending.run(choose)
+
+
+def start(name: str, config_name: str | None = None) -> None:
+    """An entry script: run a command with the words of the command line.
+
+    Args:
+        config_name: of configs/, for a command whose words Hydra composes; by default the command's own name.
+    """
+    ending.run(lambda given: call(name, given, config_name or name))
+
+
+def choose(given: list[str]) -> None:
+    """Run the command that the first word names.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    name, *rest = given or ["--help"]
     if name in ("-h", "--help"):
         print((__doc__ or "").strip())
         return
@@ -44,15 +62,20 @@ def main() -> None:
         return
     if name not in (*COMPOSED, *PLAIN):
         near = words.nearest(name, [*COMPOSED, *PLAIN])
-        words.fail(UserError(f"there is no command {name}{near}: choose of {', '.join((*COMPOSED, *PLAIN))}"))
+        raise UserError(f"there is no command {name}{near}: choose of {', '.join((*COMPOSED, *PLAIN))}")
     sys.argv = [f"spectrum-bench {name}", *rest]
+    call(name, rest, config_of(name, rest))
+
+
+def call(name: str, given: list[str], config_name: str) -> None:
+    """Import a command, which takes a second, and run it."""
     module = import_module(f"spectrum_bench.commands.{'list_' if name == 'list' else name}")
     if name in PLAIN:
-        words.run(module.main)
+        module.main(given)
         return
     from spectrum_bench.commands.entry import hydra_entry
 
-    hydra_entry(config_of(name, rest), module.main)()
+    hydra_entry(config_name, module.main)()
 
 
 def config_of(name: str, given: list[str]) -> str:

@@ -74,6 +74,7 @@ def show(errors: "Mapping[str, Any]", out: Path | None) -> None:
     from spectrum_bench.lab.replay import decibels
     from spectrum_bench.reporting.plots import errors_by_step
     from spectrum_bench.sampling.records import write_atomically
+    from spectrum_bench.sampling.text import to_cell
 
     last = {name: decibels(each[:, -1] if each.ndim == 2 else each) for name, each in errors.items()}
     table = pd.DataFrame(
@@ -84,7 +85,9 @@ def show(errors: "Mapping[str, Any]", out: Path | None) -> None:
     if out is None:
         return
     lines = {name: decibels(each).mean(0) for name, each in errors.items() if each.ndim == 2}
-    write_atomically(out / "replay.csv", table.to_csv(index_label="row", float_format="%.2f").encode())
+    write_atomically(
+        out / "replay.csv", table.rename(index=to_cell).to_csv(index_label="row", float_format="%.2f").encode()
+    )
     for kind, data in errors_by_step(lines).items():
         write_atomically(out / f"replay.{kind}", data)
     print(f"\nwritten to {out}: replay.csv, replay.png, replay.svg")

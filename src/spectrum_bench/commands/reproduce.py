@@ -31,7 +31,6 @@ def main(argv: list[str]) -> None:
         print(__doc__.strip())
         return
     from spectrum_bench.reporting.paper import names, read_plans
-    from spectrum_bench.scoring.experiments import has_samples
 
     experiments = [word for word in argv if "=" not in word]
     words = dict(word.split("=", 1) for word in argv if "=" in word)
@@ -46,13 +45,31 @@ def main(argv: list[str]) -> None:
     plans = [plan for name in experiments for plan in read_plans(name, model)]
     for plan in plans:
         check_words(plan, words)
+    troubles = []
     for plan in plans:
         folder = Path(out or "output_samples_paper") / plan.name / plan.model
-        failed = run(plan, folder, [f"{key}={value}" for key, value in words.items()])
-        failed += [run.name for run in plan.runs if run.name not in failed and not has_samples(folder / run.name)]
-        if plan.runs[0].name in failed:
-            raise UserError(f"{plan.name}: the reference has no sample: see {folder / plan.runs[0].name}/failures")
-        show(plan, folder, Path(report) / plan.name / plan.model if report else None, failed, rows)
+        place = Path(report) / plan.name / plan.model if report else None
+        try:
+            run_and_show(plan, folder, place, [f"{key}={value}" for key, value in words.items()], rows)
+        except UserError as error:  # the other experiments go on
+            troubles.append(str(error))
+    if troubles:
+        raise UserError("; ".join(troubles))
+
+
+def run_and_show(plan: "Plan", folder: Path, report: Path | None, extra: list[str], rows: int) -> None:
+    """Run an experiment, and write its report.
+
+    Raises:
+        UserError: some runs failed, or the report cannot be written.
+    """
+    from spectrum_bench.scoring.experiments import has_samples
+
+    failed = run(plan, folder, extra)
+    failed += [run.name for run in plan.runs if run.name not in failed and not has_samples(folder / run.name)]
+    if plan.runs[0].name in failed:
+        raise UserError(f"{plan.name}: the reference has no sample: see {folder / plan.runs[0].name}/failures")
+    show(plan, folder, report, failed, rows)
 
 
 def check_words(plan: "Plan", words: dict[str, str]) -> None:
@@ -100,7 +117,13 @@ def call(command: str, *words: str) -> bool:
     """Run another command in its own process. Returns whether it ended without an error, or with some failed samples:
     the table mentions those, and retry_failed=true tries them again."""
     line = [sys.executable, "-m", "spectrum_bench", command, *words]
-    return subprocess.run(line, env=environment_with_package()).returncode in (0, SOME_FAILED)
+    with subprocess.Popen(line, env=environment_with_package()) as process:
+        try:
+            return process.wait() in (0, SOME_FAILED)
+        except KeyboardInterrupt:
+            process.terminate()  # it may have had the same signal; it writes what it has
+            process.wait()
+            raise
 
 
 def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: int) -> None:

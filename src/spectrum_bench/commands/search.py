@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from spectrum_bench.checks import whole
-from spectrum_bench.commands.calibrate import origin, write
+from spectrum_bench.commands.calibrate import check_writable, origin, write
 from spectrum_bench.commands.compose import build, settings_of
 from spectrum_bench.commands.run import prepare
 from spectrum_bench.errors import UserError
@@ -22,6 +22,8 @@ def main(cfg: DictConfig) -> None:
     algorithm = build(settings)
     if algorithm.site is None or algorithm.site.decides:
         raise UserError(f"algo={algorithm.name} has no forecaster that steps could be searched for: name another algo")
+    path = CALIBRATION / "searched" / str(passes) / algorithm.name / f"{settings.model.name}.json"
+    check_writable(path)
     settings, prompts = prepare(cfg)
     from spectrum_bench.lab.searched import find
     from spectrum_bench.lab.uncached import Uncached
@@ -34,5 +36,5 @@ def main(cfg: DictConfig) -> None:
     words = {key: value for key, value in labels(settings).items() if key in ("forecaster", "site")}
     about = origin(settings, len(prompts.lines), device, pipe) | words
     about["source"] = f"python src/search.py algo={algorithm.name} model={settings.model.name} passes={passes}"
-    path = write(CALIBRATION / "searched" / str(passes) / algorithm.name, settings, about | found)
+    write(path, about | found)
     print(f"written to {path}: schedule=searched schedule.passes={passes} reads it")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from spectrum_bench.commands.calibrate import origin
+from spectrum_bench.commands.calibrate import check_writable, origin
 from spectrum_bench.commands.compose import build
 from spectrum_bench.commands.run import prepare
 from spectrum_bench.sampling.limits import check_path
@@ -17,6 +17,7 @@ def main(cfg: DictConfig) -> None:
         UserError: the pipeline's scheduler draws noise, or the algorithm's site stores no features.
     """
     path = Path(check_path("trace", cfg.trace))
+    check_writable(path)
     settings, prompts = prepare(cfg)
     site = build(settings).site
     from spectrum_bench.lab import traces

@@ -1,17 +1,10 @@
-"""Command lines of the form `folder folder key=value`, and the end of a command on bad input."""
+"""Command lines of the form `folder folder key=value`."""
 
 import difflib
 import os
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-from spectrum_bench.errors import INTERRUPTED, UserError
-from spectrum_bench.sampling.text import printable
-
-DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: show the traceback of a UserError too
+from spectrum_bench.errors import UserError
 
 
 def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict[str, str]]:
@@ -74,30 +67,3 @@ def nearest(name: str, names: list[str]) -> str:
     """ " (did you mean ...?)" with the name that is nearest, or nothing."""
     close = difflib.get_close_matches(name, names, 1, 0.5)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-def fail(error: Exception) -> NoReturn:
-    """Print the error as one line and exit with 1. With debug=true also print the traceback."""
-    if os.environ.get(DEBUG, "0") not in ("", "0"):
-        traceback.print_exception(error)
-    print(f"error: {' '.join(printable(str(error)).split())}", file=sys.stderr)
-    raise SystemExit(1)
-
-
-def without_debug(words: list[str]) -> list[str]:
-    """Remove debug=true, which every command takes, and switch tracebacks of UserErrors on."""
-    if "debug=true" in words:
-        os.environ[DEBUG] = "1"
-    return [word for word in words if word not in ("debug=true", "debug=false")]
-
-
-def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main` with the command line. A UserError becomes one line on stderr and exit code 1."""
-    try:
-        main(without_debug(sys.argv[1:]))
-    except UserError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,18 +14,20 @@ REPORT = re.compile(r"(table|prompts|plot|latents|differences|figure|paper|index
 PART = re.compile(r"\..*\.part")  # the partial file of a process that died
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 HERE = -100  # AT_FDCWD
+STAGE = ".new"  # a folder in `out` for files that cannot be exchanged as a whole
 
 
 def replace_folder(out: Path, files: Mapping[str, bytes]) -> None:
     """Put a report's files into a folder. Even if the process dies, the folder holds either the old report or the new
     one: the new folder is made beside the old one, and the two are exchanged in one operation. Other files stay.
 
-    A folder that holds folders, or that is the working directory, is not exchanged. Its files are written one by one.
+    A folder that holds folders, or that is the working directory, is not exchanged. Its files are replaced one by one.
 
     Raises:
-        OSError: the folder cannot be written. An exchanged folder has not changed then.
+        OSError: the folder cannot be written. It has not changed then.
     """
     out = Path(os.path.realpath(out))
+    shutil.rmtree(out / STAGE, ignore_errors=True)  # a process that died left it
     if _is_moved(out):
         stage = out.with_name(f".{out.name}.new")
         shutil.rmtree(stage, ignore_errors=True)  # a process that died left it
@@ -38,8 +40,27 @@ def replace_folder(out: Path, files: Mapping[str, bytes]) -> None:
                 return
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+    _replace_files(out, files)
+
+
+def _replace_files(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write all files before the first one takes its place, because a full disk refuses to write, not to rename."""
+    stage = out / STAGE
+    try:
+        _write(stage, files)
+        for name in files:
+            (stage / name).replace(out / name)
+        for entry in list(out.iterdir()):
+            if entry.name not in files and REPORT.fullmatch(entry.name):
+                entry.unlink()
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write(stage: Path, files: Mapping[str, bytes]) -> None:
+    stage.mkdir(parents=True)
     for name, data in files.items():
-        write_atomically(out / name, data)
+        write_atomically(stage / name, data)
 
 
 def _is_moved(out: Path) -> bool:
@@ -54,9 +75,7 @@ def _is_moved(out: Path) -> bool:
 
 def _fill(stage: Path, out: Path, files: Mapping[str, bytes]) -> None:
     """Fill the new folder with the files, and with files of the old folder that do not belong to a report."""
-    stage.mkdir(parents=True)
-    for name, data in files.items():
-        write_atomically(stage / name, data)
+    _write(stage, files)
     if not out.exists():
         return
     shutil.copymode(out, stage)

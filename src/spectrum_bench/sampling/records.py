@@ -87,8 +87,10 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:  # a partial file would take space on a full disk
+    except BaseException as error:  # a partial file would take space on a full disk
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write itself does not name its file
         raise
 
 

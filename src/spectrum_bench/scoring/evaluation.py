@@ -72,8 +72,8 @@ def bar(steps: Sequence[Pair], title: str) -> Iterable[Pair]:
 
 def evaluate(
     experiments: Sequence[Experiment], reference: Experiment, wanted: str | None = None, track: Track = bar
-) -> Iterator[Summary]:
-    """Write metrics.csv and summary.json into each experiment's directory and yield its summary. Earlier scores
+) -> Iterator[tuple[Experiment, Summary]]:
+    """Write metrics.csv and summary.json into each experiment's directory and yield it with its summary. Earlier scores
     by other metrics stay, if they belong to the same samples and the same reference.
 
     Args:
@@ -86,6 +86,7 @@ def evaluate(
     """
     decoded = Decoded(reference)
     rulers: dict[tuple[str | None, ...], Ruler] = {}
+    unwritten: list[str] = []
     for experiment in experiments:
         check_reference(experiment, reference)
         names = chosen(experiment.facts, wanted)
@@ -101,7 +102,14 @@ def evaluate(
             for row in rows:
                 row.scores = before.scores[row.record.id] | row.scores
         summary = summarise(experiment, reference, names, rows, ruler, failed)
-        yield results.save(experiment.folder, summary, to_csv(rows, columns(names)))
+        try:
+            summary = results.save(experiment.folder, summary, to_csv(rows, columns(names)))
+        except OSError as error:
+            unwritten.append(f"{error.filename}: {error.strerror}")
+            continue
+        yield experiment, summary
+    if unwritten:
+        raise UserError(f"{'; '.join(unwritten)}: make room or change permissions, and give the same command again")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
