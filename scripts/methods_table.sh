@@ -55,6 +55,7 @@ for budget in $BUDGETS; do
     row taylorseer1-$budget algo=taylorseer schedule.interval=$after5
     row taylorseer2-$budget algo=taylorseer algo.order=2 schedule.interval=$after5
     row hicache-$budget algo=hicache schedule.interval=$after5
+    row hitaylor-$budget algo=hitaylor schedule.interval=$after5
     row foca-$budget algo=foca schedule.interval=$after5
     row lagrange2-$budget algo=lagrange algo.order=2 schedule.interval=$after5
     gate speca $budget algo=speca schedule.shortest=$shortest
@@ -69,7 +70,7 @@ for budget in $BUDGETS; do
     gate diffusers_fbcache $budget algo=diffusers_fbcache key=site.arguments.threshold
     gate diffusers_magcache $budget algo=diffusers_magcache key=site.arguments.threshold \
         site.arguments.retention_ratio=0.1 site.arguments.max_skip_steps=10
-    for calibrator in dbcache taylorseer foca dmd; do
+    for calibrator in dbcache taylorseer foca dmd recommended dbprune; do
         gate cachedit_$calibrator $budget algo=cachedit_$calibrator key=site.arguments.residual_diff_threshold \
             site.arguments.max_warmup_steps=4
     done

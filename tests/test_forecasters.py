@@ -334,3 +334,15 @@ def test_a_mixture_of_other_channels_is_refused():
     history.append(torch.zeros(1, 4, 8))
     with pytest.raises(ValueError, match="do not fit"):
         history.combine(call(solvers=["taylor1"], channels=[0] * 4))
+
+
+def test_hi_taylor_by_hand():
+    """Steps 2 and 6: D = (h6 - h2) / 4, and 3 steps ahead sigma^2 x D = 0.75 D at sigma 0.5. Order 2 at steps 0, 2, 4:
+    D' = (D - (h2 - h0) / 2) / 2, and at x = 2 the terms are (1/4) 2 D and (1/16) 2^2 / 2 D'."""
+    first = forecasters.scaled_taylor(np.array([2.0, 6.0]), 9.0, order=1, sigma=0.5)
+    np.testing.assert_allclose(first, [-0.75 / 4, 1 + 0.75 / 4])
+    second = forecasters.scaled_taylor(np.array([0.0, 2.0, 4.0]), 6.0, order=2, sigma=0.5)
+    D, D2 = np.array([0, -0.5, 0.5]), np.array([0.25, -0.5, 0.25])
+    np.testing.assert_allclose(second, [0, 0, 1] + 0.5 * D + 0.125 * D2)
+    with pytest.raises(ValueError, match="sigma .algo.sigma. must be a number in"):
+        forecasters.scaled_taylor(np.array([0.0, 2.0]), 6.0, order=2, sigma=0)

@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 
+import cache_dit
 import pytest
 import torch
 from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
@@ -36,6 +37,7 @@ PEERS |= {
     "cachedit_taylorseer": CacheDiT(RULE, "TaylorSeerCalibratorConfig", {"taylorseer_order": 1}),
     "cachedit_foca": CacheDiT(RULE, "FoCaCalibratorConfig"),
     "cachedit_dmd": CacheDiT(RULE, "DMDCalibratorConfig"),
+    "dbprune": CacheDiT(RULE, config="DBPruneConfig"),
 }
 
 
@@ -98,6 +100,14 @@ def test_our_first_block_cache_is_dbcache_with_one_block(random_pipes, name, thr
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("policy", ["slow", "ultra"])
+def test_a_mask_of_cache_dit_computes_its_steps(random_pipes, policy):
+    rule = RULE | {"max_warmup_steps": 0, "max_continuous_cached_steps": -1, "steps_computation_policy": "static"}
+    _, session = run(random_pipes("flux"), "flux", CacheDiT(rule, policy=policy), gates.observed(), REUSE, steps=16)
+    mask = cache_dit.steps_mask(total_steps=16, mask_policy=policy)
+    assert session.computed_steps == [step for step, computed in enumerate(mask) if computed]
+
+
 GUIDED = {"true_cfg_scale": 4.0, "negative_prompt": ["blurry"]}
 UNGUIDED = {"guidance_scale": 1.0}
 
@@ -149,6 +159,8 @@ def test_what_cache_dit_cannot_do_is_said(random_pipes, monkeypatch):
         run(random_pipes("sd3"), "sd3", PEERS["dbcache"], gates.observed(), REUSE)
     with pytest.raises(ValueError, match="no more than 40 blocks"):
         run(random_pipes("flux"), "flux", CacheDiT({"Fn_compute_blocks": 40}), gates.observed(), REUSE)
+    with pytest.raises(ValueError, match="cache-dit says.*nonsense"):
+        CacheDiT(RULE, policy="nonsense")
     for wrong in (({"nonsense": 1},), ({}, "NoSuchConfig"), ({}, "FoCaCalibratorConfig", {"nonsense": 1})):
         with pytest.raises(ValueError, match="cache-dit says.*(nonsense|NoSuchConfig)"):
             CacheDiT(*wrong)

@@ -113,13 +113,19 @@ def hermite(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 
     As the authors' code in yiming-l21/CFGCache@bf339cb has it, whose launcher takes order 2, interval 7, first 3 and
     sigma 0.5. sigma = sqrt(1/2) makes order 1 TaylorSeer's.
     """
-    if not (checks.is_number(sigma) and 0 < sigma <= 1):
-        raise BadValue(f"sigma (algo.sigma) must be a number in (0, 1], not {sigma}")
+    _shrinks(sigma)
     x = t - times[-1]
     out: Floats = np.eye(len(times))[-1]
     for i, d in enumerate(_differences(times, order, warmup)[1:], 1):
         out = out + d * sigma**i * hermval(sigma * x, np.eye(i + 1)[i]) / math.factorial(i)
     return out
+
+
+def scaled_taylor(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 1) -> Floats:
+    """Hi-Taylor, in HiCache's file (`taylor_scaled` in models/hicache_fast_impl.py of yiming-l21/RA-CFGCache@76359ee):
+    TaylorSeer's term i times sigma^2i, which is TaylorSeer as far as sigma^2 x ahead."""
+    _shrinks(sigma)
+    return taylor(times, times[-1] + sigma**2 * (t - times[-1]), order=order, warmup=warmup)
 
 
 def freqca(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 1) -> Floats:
@@ -129,6 +135,11 @@ def freqca(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 1
     bands = [reuse(times, t), hermite(times, t, order=order, sigma=sigma, warmup=warmup)]
     weights: Floats = np.stack(bands, 1)[:, :, None, None]
     return weights
+
+
+def _shrinks(sigma: object) -> None:
+    if not (checks.is_number(sigma) and 0 < sigma <= 1):
+        raise BadValue(f"sigma (algo.sigma) must be a number in (0, 1], not {sigma}")
 
 
 def lagrange(times: Floats, t: float, *, order: int) -> Floats:

@@ -179,12 +179,16 @@ class CacheDiT(Peer):
         arguments: of its DBCacheConfig. The first Fn_compute_blocks and the last Bn_compute_blocks run at every step.
         calibrator: the class of what forecasts, e.g. TaylorSeerCalibratorConfig; None reuses.
         constants: its arguments.
+        config: the class that takes `arguments`.
+        policy: "slow", "medium", "fast" or "ultra": one of its masks instead of its gate, or before it; None: no mask.
     """
 
     package = "cache-dit"
     arguments: dict[str, Any] = field(default_factory=dict)
     calibrator: str | None = None
     constants: dict[str, Any] = field(default_factory=dict)
+    config: str = "DBCacheConfig"
+    policy: str | None = None
 
     def __post_init__(self) -> None:
         self._configs(None)
@@ -216,9 +220,12 @@ class CacheDiT(Peer):
             raise DoesNotFit(f"algo=cachedit_* is an extra: pip install cache-dit=={CACHE_DIT}") from None
         arguments = {"enable_separate_cfg": self.calls == 2} | self.arguments
         try:
-            cache = library.DBCacheConfig(num_inference_steps=steps, **arguments)
+            if self.policy is not None:
+                mask = library.steps_mask(total_steps=steps or 28, mask_policy=self.policy)
+                arguments["steps_computation_mask"] = mask
+            cache = getattr(library, self.config)(num_inference_steps=steps, **arguments)
             return cache, getattr(library, self.calibrator)(**self.constants) if self.calibrator else None
-        except (AttributeError, TypeError, ValueError, AssertionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
             raise BadValue(f"site: cache-dit says {error}") from None
 
     def switch_on(self, denoiser: nn.Module, session: Session, undo: ExitStack) -> None:

@@ -22,7 +22,12 @@ from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings,
 # "<part>", "<part>.<constant>" or "model.<key>" of today -> the name that ids were made with.
 RENAMED: dict[str, str] = {}
 # "<part>.<constant>" or "model.<key>" -> the value at which it is left out of ids.
-ADDED: dict[str, object] = {"dicache.beyond": True, "magcache.down": False}
+ADDED: dict[str, object] = {
+    "dicache.beyond": True,
+    "magcache.down": False,
+    "CacheDiT.config": "DBCacheConfig",
+    "CacheDiT.policy": None,
+}
 
 Identity = dict[str, Any]  # JSON: what `identity` returns
 
