@@ -104,7 +104,7 @@ def test_what_a_miniature_takes_of_an_experiment():
     (plan,) = paper.read_plans("table1_flux", "tiny-flux")
     assert plan.prompt_file is None and plan.title.endswith("on tiny-flux")
     runs = {run.name: run for run in plan.runs}
-    assert "schedule.threshold=0.12" in runs["teacache-slow"].words
+    assert runs["teacache-slow"].passes == 20.0 and runs["spectrum-slow"].passes is None
     assert runs["spectrum-fast"].cited["psnr"] == "22.21" and runs["taylorseer2-slow"].cited["psnr"] == "20.76"
     assert runs["nocache-again"].cited is None
     (real,) = paper.read_plans("table1_flux")
@@ -186,9 +186,55 @@ def test_what_a_model_was_not_measured_for_is_measured_first(tmp_path, monkeypat
     assert plan.calibrate == ("teacache",) and paper.read_plans("table1_flux")[0].calibrate == ()
     calls = []
     monkeypatch.setattr(reproduce, "call", lambda *words: calls.append(words) or True)
+    monkeypatch.setattr(reproduce, "ask", lambda *words: FOUND)
     reproduce.run(plan, tmp_path, ["device=cpu", "model.repo=/here", "ngpu=2"])
     asked = ("calibrate", "algo=teacache", "model=sd3-5", "total_prompt_num=8", "device=cpu", "model.repo=/here")
     assert calls[0] == asked and len(calls) == 17
+
+
+FOUND = ["schedule.threshold=0.3: 14 passes", "schedule.threshold=0.2: 20.1 passes", "schedule.threshold=0.2"]
+
+
+@pytest.mark.parametrize("number, model, name", [
+    (1, "FLUX.1-dev", "table1_flux"),
+    (1, "Stable Diffusion 3.5-Large", "table1_sd35"),
+    (2, "Wan2.1-14B", "table2_wan"),
+    (2, "HunyuanVideo", "table2_hunyuan"),
+])  # fmt: skip
+def test_the_passes_of_gated_rows_are_what_the_papers_latencies_mean(number, model, name):
+    """On the line through the latencies of 50 and 25 plain steps."""
+    rows = table(number)
+    rows = rows[rows.model == model]
+    plain = {int(row.nfe): row.latency_s for row in rows[rows.method == "steps"].itertuples()}
+    a_step = (plain[50] - plain[25]) / 25
+    runs = {run.name: run.passes for run in paper.read_plans(name)[0].runs}
+    for row in rows[rows.method == "TeaCache"].itertuples():
+        assert runs[f"teacache-{row.budget}"] == pytest.approx(50 - (plain[50] - row.latency_s) / a_step, abs=0.06)
+
+
+def test_a_threshold_is_found_once_before_its_row(tmp_path, monkeypatch, capsys):
+    (plan,) = paper.read_plans("table7_coco", "tiny-flux")
+    asked, called = [], []
+    monkeypatch.setattr(reproduce, "ask", lambda *words: asked.append(words) or FOUND)
+    monkeypatch.setattr(reproduce, "call", lambda *words: called.append(words) or True)
+    for _ in range(2):
+        assert reproduce.run(plan, tmp_path, ["device=cpu", "total_prompt_num=2"]) == []
+    assert asked == [("budget", "model=tiny-flux", "algo=teacache", "passes=12.3", "device=cpu")]
+    gated = [words for words in called if "exp_name='teacache-fast'" in words]
+    assert len(gated) == 2 and all("schedule.threshold=0.2" in words for words in gated)
+    assert reproduce.thresholds(tmp_path)["teacache-fast"]["passes"] == 20.1
+    reproduce.run(plan, tmp_path, ["model.repo=/other"])  # other weights, another threshold
+    assert len(asked) == 2
+    monkeypatch.setattr(reproduce, "ask", lambda *words: None)
+    assert reproduce.run(plan, tmp_path, ["device=cuda"]) == ["teacache-fast"]
+    (tmp_path / "thresholds.json").write_text('{"teacache-fast": {"word": 3}}')
+    with pytest.raises(UserError, match="thresholds.json is damaged: delete it, and thresholds are found anew"):
+        reproduce.run(plan, tmp_path, [])
+
+
+def test_what_another_command_prints_is_shown_and_kept(capsys):
+    assert reproduce.ask("list", "metrics")[0].startswith("psnr") and "psnr" in capsys.readouterr().out
+    assert reproduce.ask("list", "nonsense") is None
 
 
 def test_the_list_of_experiments():

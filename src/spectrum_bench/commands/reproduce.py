@@ -13,17 +13,23 @@ usage: python src/reproduce.py                                    list them, wit
 Finished samples are not made again: after an interruption the same command goes on.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.errors import SOME_FAILED, UserError
 from spectrum_bench.paths import environment_with_package
+from spectrum_bench.sampling import reading
+from spectrum_bench.sampling.reading import Damaged, check, parse_json, read_text
+from spectrum_bench.sampling.records import write_atomically
 
 if TYPE_CHECKING:
-    from spectrum_bench.reporting.paper import Plan
+    from spectrum_bench.reporting.paper import Plan, Run
+
+THRESHOLDS = "thresholds.json"  # in the folder of an experiment's runs
 
 
 def main(argv: list[str]) -> None:
@@ -106,11 +112,79 @@ def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
     failed = []
     for i, each in enumerate(plan.runs, 1):
         print(f"\n[{i}/{len(plan.runs)}] {each.name}", flush=True)
-        if not call("run", *common, f"exp_name='{each.name}'", *each.words, *extra):
+        found = None if each.passes is None else threshold(each, plan.model, folder, extra)
+        words = each.words if found is None else [*each.words, found["word"]]
+        unknown = each.passes is not None and found is None  # budget has printed why
+        if unknown or not call("run", *common, f"exp_name='{each.name}'", *words, *extra):
             failed.append(each.name)
             if i == 1:
                 raise UserError(f"{plan.name}: the reference failed: mend that, and the same command goes on")
     return failed
+
+
+class Threshold(TypedDict):
+    """A threshold that was found for a row.
+
+    Attributes:
+        asked: the words of the search.
+        word: the threshold as a word of the command line.
+        passes: the passes that it takes on dev prompts.
+    """
+
+    asked: list[str]
+    word: str
+    passes: float
+
+
+def threshold(run: "Run", model: str, folder: Path, extra: list[str]) -> Threshold | None:
+    """The threshold with which a run takes its passes on dev prompts. It is searched for once and kept in the folder.
+
+    Returns:
+        None if there is none; the search has printed the reason.
+    """
+    same = [word for word in extra if word.startswith(("model.", "device=", "threads="))]
+    asked = [f"model={model}", *run.words, f"passes={run.passes:g}", *same]
+    kept = thresholds(folder)
+    if run.name not in kept or kept[run.name]["asked"] != asked:
+        print(f"the threshold for {run.passes:g} passes, on dev prompts:", flush=True)
+        printed = ask("budget", *asked)
+        if printed is None:
+            return None
+        word = printed[-1]
+        taken = next(line for line in printed if line.startswith(f"{word}: "))
+        kept[run.name] = {"asked": asked, "word": word, "passes": float(taken.split()[1])}
+        write_atomically(folder / THRESHOLDS, f"{json.dumps(kept, indent=1)}\n".encode())
+    return kept[run.name]
+
+
+def thresholds(folder: Path) -> dict[str, Threshold]:
+    """The thresholds that were found for the runs of an experiment, by the run's name.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        kept: dict[str, Threshold] = parse_json(read_text(folder / THRESHOLDS, reading.RECORD))
+        check(dict[str, Threshold], kept)
+    except FileNotFoundError:
+        return {}
+    except Damaged as reason:
+        raise UserError(
+            f"{folder / THRESHOLDS} is damaged: delete it, and thresholds are found anew ({reason})"
+        ) from None
+    return kept
+
+
+def ask(command: str, *words: str) -> list[str] | None:
+    """The lines that another command prints in its own process, shown as they come; None if it fails."""
+    line = [sys.executable, "-m", "spectrum_bench", command, *words]
+    printed: list[str] = []
+    with subprocess.Popen(line, env=environment_with_package(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None  # it is a pipe
+        for each in process.stdout:
+            print(each, end="", flush=True)
+            printed.append(each.strip())
+    return printed if process.returncode == 0 and printed else None
 
 
 def call(command: str, *words: str) -> bool:
@@ -147,10 +221,17 @@ def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: 
     reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)
     list(evaluate(others, reference))
     texts: dict[str, bytes] = {}
+    found = thresholds(folder)
+    told = [
+        f"{run.name} asks for {run.passes:g} passes, which the paper's latencies mean: {found[run.name]['word']} took "
+        f"{found[run.name]['passes']:g} on dev prompts."
+        for run in plan.runs
+        if run.passes is not None and run.name in found
+    ]
 
     def beside(table: Table) -> dict[str, bytes]:
         if any(run.cited for run in plan.runs):
-            texts["paper.md"] = side_by_side(table, plan).encode()
+            texts["paper.md"] = side_by_side(table, plan, told).encode()
         figure = plots.sweep(lines_of(table, plan), plan.line.rpartition(".")[2]) if plan.line else {}
         return texts | {f"figure.{kind}": data for kind, data in figure.items()}
 

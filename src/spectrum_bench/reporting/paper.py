@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Run:
     name: str
     words: list[str]  # words of text_to_image.py's command line
     cited: Cited | None  # the row in the paper; None if it has none
+    passes: float | None = None  # that a threshold is to be found for; None: the words say all
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _plan(name: str, node: dict[str, Any], model: str) -> Plan:
         name,
         node["title"] if own else f"{node['title']}, on {model}",
         model,
-        [*_listed_runs(name, node, model, original, common), *_grid_runs(grid, common)],
+        [*_listed_runs(name, node, original, common), *_grid_runs(grid, common)],
         prompt_file=prompts if own else None,
         prompts=node.get("total_prompt_num"),
         gpu_hours=node["gpu_hours"],
@@ -95,15 +97,13 @@ def _plan(name: str, node: dict[str, Any], model: str) -> Plan:
     )
 
 
-def _listed_runs(name: str, node: dict[str, Any], model: str, original: str, common: list[str]) -> list[Run]:
+def _listed_runs(name: str, node: dict[str, Any], original: str, common: list[str]) -> list[Run]:
     """The runs that an experiment lists one by one."""
-    chosen = node.get("chosen") or {}
-    values = chosen.get(model) or chosen.get("default") or {}
     cited = _cited(node.get("paper"), original)
     runs = []
     for key, row in node["rows"].items():
-        words = [word.format(**values) for word in row["words"].split()]
-        runs.append(Run(key, [*words, *common], _find(cited, row.get("paper"), f"{name}: {key}")))
+        printed = _find(cited, row.get("paper"), f"{name}: {key}")
+        runs.append(Run(key, [*row["words"].split(), *common], printed, row.get("passes")))
     return runs
 
 
@@ -157,8 +157,12 @@ def _find(cited: list[Cited], keys: dict[str, Any] | None, where: str) -> Cited 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def side_by_side(table: Table, plan: Plan) -> str:
-    """Markdown: for each row of the paper the printed numbers, ours, and the difference."""
+def side_by_side(table: Table, plan: Plan, thresholds: Sequence[str] = ()) -> str:
+    """Markdown: for each row of the paper the printed numbers, ours, and the difference.
+
+    Args:
+        thresholds: a sentence about each threshold that was found for a row.
+    """
     cited = {run.name: run.cited for run in plan.runs if run.cited}
     pairs = [(row, cited[_run_name(row)]) for row in table.rows if _run_name(row) in cited]
     columns = [c for c in next(iter(cited.values())) if _comparable(c) and any(printed[c] for _, printed in pairs)]
@@ -172,7 +176,7 @@ def side_by_side(table: Table, plan: Plan) -> str:
         lines.append([*line, *(_speedups(printed, row, reference) if speedups else [])])
     grid = pipe_table(pd.DataFrame(lines, columns=titles))
     uncited = [run.name for run in plan.runs if run.cited is None]
-    below = notes.beside_paper(plan.source, plan.model, _agreement(pairs, columns), uncited)
+    below = [*notes.beside_paper(plan.source, plan.model, _agreement(pairs, columns), uncited), *thresholds]
     return "\n\n".join([f"# {plan.title}", grid, *map(md, below)]) + "\n"
 
 
