@@ -5,6 +5,7 @@ import re
 from contextlib import nullcontext
 from pathlib import Path
 
+import hydra
 import pytest
 from helpers import settings
 from omegaconf import OmegaConf
@@ -254,3 +255,13 @@ def test_video_models_are_decoded_as_spectrums_code_does():
     hunyuan, wan, small = (settings(f"model={name}").model for name in ("hunyuan", "wan14b", "wan1-3b"))
     assert (hunyuan.fps, hunyuan.vae_dtype, hunyuan.vae_tiling) == (24, "bfloat16", True)
     assert wan.vae_tiling and small.vae_tiling
+
+
+@pytest.mark.parametrize("config", ["base", "video"])
+def test_help_lists_the_groups_that_can_be_chosen(config):
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        text = hydra.compose(config, return_hydra_config=True).hydra.help.template
+    listed = re.findall(r"^(\w+): ", text[text.index("== Choices") : text.index("== Configuration")], re.MULTILINE)
+    assert listed == ["algo", "model", "schedule", "site", "correct"]
+    assert "published/... (" in text and "taylorseer" in text
+    assert not [path for path in Path(CONFIGS).glob("*.yaml") if "$APP_CONFIG_GROUPS" in path.read_text()]

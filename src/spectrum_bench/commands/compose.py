@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from spectrum_bench.commands.list_ import overview
 from spectrum_bench.commands.targets import check_plugins, check_targets
 from spectrum_bench.commands.words import nearest
 from spectrum_bench.errors import BadValue, UserError
@@ -106,6 +107,7 @@ def swept(*keys: str, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
+OmegaConf.register_new_resolver("choices", overview, replace=True)
 OmegaConf.register_new_resolver("most_frequent", most_frequent, replace=True)
 OmegaConf.register_new_resolver("swept", swept, replace=True)
 

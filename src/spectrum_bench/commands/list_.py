@@ -3,9 +3,11 @@
 usage: spectrum-bench list algos|models|schedules|sites|metrics
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import yaml
@@ -47,6 +49,18 @@ def main(argv: list[str]) -> None:
 def print_choices(group: str) -> None:
     """Print the choices in configs/<group>."""
     _print({each.name: describe(each) for each in choices(group)})
+
+
+def overview() -> str:
+    """The names of all choices, a paragraph a group. Those in a folder are counted."""
+    paragraphs = []
+    for group in GROUPS.values():
+        names = [choice.name for choice in choices(group)]
+        folders = Counter(name.partition("/")[0] for name in names if "/" in name)
+        plain = [name for name in names if "/" not in name]
+        listed = ", ".join([*plain, *(f"{folder}/... ({count})" for folder, count in folders.items())])
+        paragraphs.append(fill(f"{group}: {listed}", 118, subsequent_indent="  ", break_on_hyphens=False))
+    return "\n".join(paragraphs)
 
 
 def _print(lines: Mapping[str, str]) -> None:
