@@ -62,6 +62,7 @@ for budget in $BUDGETS; do
     gate fbcache $budget algo=fbcache
     gate dicache $budget algo=dicache schedule.retention=0.08
     gate cgtaylor $budget algo=cgtaylor
+    gate adacache $budget algo=adacache
     row duca-$budget algo=duca schedule.interval=$after3
     row clusca-$budget algo=clusca schedule.interval=$after3
     row hyca-$budget algo=hyca schedule.interval=$after5

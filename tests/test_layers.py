@@ -20,7 +20,7 @@ LAYERS = (  # lowest first; a part imports from itself and from layers below its
     {"schedules", "forecasters", "anatomy", "distances", "frequencies"},
     {"signals"},
     {"decisions"},
-    {"gates", "spectral_gates"},
+    {"gates", "spectral_gates", "feature_gates"},
     {"caching"},
     {"sampling", "miniature"},
     {"scoring"},

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import Anatomy, TokenGrid
+from spectrum_bench.anatomy import Anatomy, TokenGrid, stacks
 from spectrum_bench.errors import DoesNotFit
 
 
@@ -89,12 +89,15 @@ class Signal:
         attach: for a tensor that no place holds. A function of (denoiser, anatomy, report, undo) that adds hooks to the
             denoiser and pushes their removal onto `undo`. The hooks give the tensor to `report` before the denoiser
             reaches `place`.
+        late: the hooks report after the decision, at computed steps alone. The gate sees the newest tensor at the
+            branch's next steps, and nothing at the first.
     """
 
     name: str
     place: type[Place]
     read: Callable[[Any], Tensor | None] | None = None
     attach: Attach | None = None
+    late: bool = False
 
 
 def _modulated(at: FirstBlock) -> Tensor:
@@ -119,6 +122,19 @@ def _attach_grid(denoiser: nn.Module, anatomy: Anatomy, report: Report, undo: Ex
     undo.callback(denoiser.register_forward_pre_hook(look, with_kwargs=True).remove)
 
 
+def _attach_middle(denoiser: nn.Module, anatomy: Anatomy, report: Report, undo: ExitStack) -> None:
+    blocks: Any = getattr(denoiser, stacks(denoiser)[0])
+    middle = blocks[len(blocks) // 2] if isinstance(blocks, nn.ModuleList) else blocks
+    known = anatomy.modules.get(type(middle).__name__)
+    if known is None:
+        raise DoesNotFit(f"no attention is known in {type(middle).__name__}: use an algo that does not observe it")
+
+    def tell(module: nn.Module, args: Any, output: Any) -> None:
+        report(output if isinstance(output, Tensor) else output[0])  # a joint attention's image tokens come first
+
+    undo.callback(getattr(middle, known.attentions[0]).register_forward_hook(tell).remove)
+
+
 LATENT = Signal("latent", Call, lambda at: at.latent)
 TIMESTEP = Signal("timestep", Call, lambda at: at.timestep)
 NOISE = Signal("noise", Call, lambda at: at.noise())  # () sigma / alpha of the latent
@@ -127,4 +143,5 @@ OUTPUT = Signal("output", Call, lambda at: at.output)  # at the newest computed 
 ENTERING = Signal("entering", FirstBlock, lambda at: at.arguments["hidden_states"])  # the embedded latent
 MODULATED = Signal("modulated", FirstBlock, _modulated)  # normalised and modulated by the timestep
 TOKENS = Signal("tokens", FirstBlock, _tokens)  # (B, L, D), as the first block's attention gets them
+MIDDLE = Signal("middle", Call, attach=_attach_middle, late=True)  # the attention's output, (B, L, D)
 PROBE = Signal("probe", Front, lambda at: at.hidden)  # the embedded latent after the front blocks

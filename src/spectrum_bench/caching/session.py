@@ -60,6 +60,7 @@ class Branch:
         self.histories: defaultdict[str, History] = defaultdict(History)
         self.weights: Weights = ()
         self.output: Tensor | None = None
+        self.late: dict[Signal, Tensor] = {}  # signals of the newest computed step that came after its decision
         self._own: dict[tuple[type, str], Any] = {}
         self.seen: tuple[int, object] | None = None  # the newest step, and shape and dtype of its latent
 
@@ -111,7 +112,7 @@ class Branch:
     @property
     def nbytes(self) -> int:
         """Bytes of the histories and of every tensor in the states of gate and site."""
-        states = {id(tensor): tensor.nbytes for tensor in tensors([self.output, self.state, self._own])}
+        states = {id(tensor): tensor.nbytes for tensor in tensors([self.output, self.late, self.state, self._own])}
         return sum(states.values()) + sum(history.nbytes for history in self.histories.values())
 
 
@@ -213,7 +214,7 @@ class Session:
             self.branches[key].computed = branch.computed if branch else []
         self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
         self.branch.seen = (self.step, _kind(latent))
-        self._seen, self.undecided = {}, True
+        self._seen, self.undecided = dict(self.branch.late), True
         self.decide_at(Call(latent, timestep, self.branch.output, partial(self._noise, self.step)))
 
     def _new_branch(self) -> Branch:
@@ -231,9 +232,9 @@ class Session:
             self._decide()
 
     def report(self, signal: Signal, value: Tensor | None) -> None:
-        """Note the value of a signal at this step."""
-        if value is not None and self.undecided:
-            self._seen[signal] = value
+        """Note the value of a signal at this step, or of a late one for the branch's next step."""
+        if value is not None and (self.undecided or signal.late):
+            (self._seen if self.undecided else self.branch.late)[signal] = value
 
     def _decide(self) -> None:
         """Decide by the mask, the first branch or the gate whether this branch computes this step."""
@@ -244,7 +245,7 @@ class Session:
         elif self._gate.shared and self._leader is not None and self._leader is not self.branch:
             computing = self._leader.computing
         else:
-            unknown = [s.name for s in self.observes if s.attach is not None and s not in self._seen]
+            unknown = [s.name for s in self.observes if s.attach and not s.late and s not in self._seen]
             if unknown:
                 raise DoesNotFit(
                     f"{self._gate.name} observes {unknown[0]}, which is not known when it decides: let more blocks "
