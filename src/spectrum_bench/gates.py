@@ -15,7 +15,7 @@ from spectrum_bench.decisions import Gate, Progressing, Seen, Share, State, Step
 from spectrum_bench.distances import distance, read, relative, relative_change, size, waiting_change
 from spectrum_bench.forecasters import taylor
 from spectrum_bench.schedules import Schedule
-from spectrum_bench.signals import ENTERING, LATENT, MODULATED, OUTPUT, PROBE, TIMESTEP
+from spectrum_bench.signals import ENTERING, LATENT, MODULATED, NOISE, OUTPUT, PROBE, TIMESTEP
 
 
 @gate(state=State)
@@ -242,6 +242,14 @@ def sencache(
             return False
     state.z, state.t, state.skipped = z, t, 0
     return True
+
+
+@gate(observes=(NOISE,), state=State)
+def broadcast(step: int, T: int, seen: Seen, state: State, *, interval: Steps, least: Share, most: Share) -> bool:
+    """Pyramid Attention Broadcast (arXiv:2408.12588; diffusers@58eb52c): compute every `interval`-th step, and all
+    steps whose noise sigma, of 1 = sigma + alpha, is not between `least` and `most`."""
+    sigma = 1 - 1 / (1 + float(seen[NOISE]))
+    return not least < sigma < most or step % max(interval, 1) == 0
 
 
 @dataclass

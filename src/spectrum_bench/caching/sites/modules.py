@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from spectrum_bench.anatomy import Anatomy, all_blocks
+from spectrum_bench.anatomy import Anatomy, BlockModules, all_blocks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block, replace_forward
 from spectrum_bench.decisions import Verifier
@@ -26,21 +26,40 @@ class Modules(Site):
             _compute_what_is_rejected(denoiser, session, undo)
         observe_first_block(blocks[0], anatomy, session, undo)
         for i, block in enumerate(blocks):
-            if type(block).__name__ not in anatomy.modules:
-                raise DoesNotFit(
-                    f"per-module caching does not know the modules of {type(block).__name__}: "
-                    "use site=last_block, or add them to ANATOMY"
-                )
-            modules, last = anatomy.modules[type(block).__name__], self.verify and block is blocks[-1]
-            present = [name for name in modules.cached if getattr(block, name) is not None]  # SD3 lacks some
-            stand_ins: dict[str, type[Cached] | type[_Idle]] = dict.fromkeys(present, Cached)
-            stand_ins |= dict.fromkeys(modules.idle, _Idle)
+            modules, last = known(block, anatomy), self.verify and block is blocks[-1]
+            names = present(block, modules.cached)
+            stand_ins: dict[str, type[Cached] | type[Idle]] = dict.fromkeys(names, Cached)
+            stand_ins |= dict.fromkeys(modules.idle, Idle)
             if last:
-                stand_ins |= dict.fromkeys(present[-1:], _Verified) | dict.fromkeys(modules.idle, _Feeding)
+                stand_ins |= dict.fromkeys(names[-1:], _Verified) | dict.fromkeys(modules.idle, _Feeding)
             for name, stand_in in stand_ins.items():
-                module = getattr(block, name)
-                undo.callback(setattr, block, name, module)
-                setattr(block, name, stand_in(module, session, f"{i}.{name}"))
+                replace(block, name, stand_in(getattr(block, name), session, f"{i}.{name}"), undo)
+
+
+def known(block: nn.Module, anatomy: Anatomy) -> BlockModules:
+    """The modules of a block.
+
+    Raises:
+        DoesNotFit: ANATOMY does not know them.
+    """
+    modules = anatomy.modules.get(type(block).__name__)
+    if modules is None:
+        raise DoesNotFit(
+            f"per-module caching does not know the modules of {type(block).__name__}: "
+            "use site=last_block, or add them to ANATOMY"
+        )
+    return modules
+
+
+def present(block: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Those of the names that the block has; SD3's blocks lack some."""
+    return [name for name in names if getattr(block, name, None) is not None]
+
+
+def replace(block: nn.Module, name: str, stand_in: StandIn, undo: ExitStack) -> None:
+    """Put a stand-in in a module's place; `undo` puts the module back."""
+    undo.callback(setattr, block, name, getattr(block, name))
+    setattr(block, name, stand_in)
 
 
 class Cached(StandIn):
@@ -63,7 +82,7 @@ class Cached(StandIn):
         return features if self.outputs else features[0]
 
 
-class _Idle(StandIn):
+class Idle(StandIn):
     """Stands in for a module whose output only a forecast module reads: at a skipped step it gives tensors with 0
     channels."""
 
@@ -71,8 +90,13 @@ class _Idle(StandIn):
         super().__init__(module, session)
         self.outputs = 0
 
+    @property
+    def runs(self) -> bool:
+        """Whether the module runs in this step and branch."""
+        return self.session.computing
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.session.computing:
+        if self.runs:
             out = self.module(*args, **kwargs)
             self.outputs = len(out) if isinstance(out, tuple) else 0
             return out
@@ -98,7 +122,7 @@ class _Verified(Cached):
         return out
 
 
-class _Feeding(_Idle):
+class _Feeding(Idle):
     """Stands in for a module that the verified one reads: it runs when that one runs."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
