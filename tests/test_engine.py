@@ -201,7 +201,7 @@ def test_workers_that_only_die_end_the_run(tmp_path):
 
 
 def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path):
-    from spectrum_bench.sampling.clock import git_sha
+    from spectrum_bench.sampling.sources import git_sha
 
     def git(*arguments):
         line = ["-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]

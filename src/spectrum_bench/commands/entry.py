@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
 from spectrum_bench.commands import list_
 from spectrum_bench.commands.ending import fail, one_line, without_debug
+from spectrum_bench.commands.help import help_text
 from spectrum_bench.commands.list_ import GROUPS
 from spectrum_bench.commands.targets import check_hydra, check_plugins, check_targets
 from spectrum_bench.commands.words import nearest
@@ -90,7 +91,7 @@ def check_words(config_name: str, words: list[str]) -> DictConfig | None:
         fail(UserError("--experimental-rerun and --config-path are not for this command: give key=value, --config-dir"))
     if sum(map(bool, (options.run, options.multirun, options.cfg, options.info, options.shell_completion))) > 1:
         fail(UserError("--run, --multirun, --cfg, --info and --shell_completion exclude each other: give one of them"))
-    if any((options.help, options.hydra_help, options.cfg, options.info, options.shell_completion)):
+    if any((options.hydra_help, options.cfg, options.info, options.shell_completion)):
         return None  # they are Hydra's own, and run nothing
     overrides = list(options.overrides)
     strangers = [word for word in overrides if "=" not in word and not word.startswith("~")]
@@ -105,6 +106,9 @@ def check_words(config_name: str, words: list[str]) -> DictConfig | None:
         overrides.append(f"hydra.searchpath=['file://{os.path.abspath(options.config_dir)}']")
     name = options.config_name or config_name
     try:
+        if options.help:
+            print(help_text(composed(name, overrides)))
+            raise SystemExit(0)
         return [composed(name, each) for each in (first_runs(name, overrides) if options.multirun else [overrides])][0]
     except UserError as error:
         fail(error)

@@ -55,7 +55,7 @@ def overview() -> str:
     """The names of all choices, a paragraph a group. Those in a folder are counted."""
     paragraphs = []
     for group in GROUPS.values():
-        names = [choice.name for choice in choices(group)]
+        names = sorted(_files(group))
         folders = Counter(name.partition("/")[0] for name in names if "/" in name)
         plain = [name for name in names if "/" not in name]
         listed = ", ".join([*plain, *(f"{folder}/... ({count})" for folder, count in folders.items())])
@@ -76,9 +76,12 @@ def describe(choice: Choice) -> str:
 
 def choices(group: str) -> list[Choice]:
     """The choices in configs/<group> and its folders, ordered by name."""
+    return [_read(name, path) for name, path in sorted(_files(group).items())]
+
+
+def _files(group: str) -> dict[str, Path]:
     folder = ROOT / "configs" / group
-    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
-    return [_read(name, paths[name]) for name in sorted(paths)]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
 
 
 def _read(name: str, path: Path) -> Choice:

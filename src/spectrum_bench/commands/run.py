@@ -11,6 +11,7 @@ from spectrum_bench.paths import locate
 from spectrum_bench.sampling.models import identify
 from spectrum_bench.sampling.prompts import Prompts, read_prompt_file
 from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.sampling.state import tell_finished
 
 if TYPE_CHECKING:
     from spectrum_bench.sampling.worker import Opener
@@ -25,6 +26,8 @@ def main(cfg: DictConfig) -> None:
 def sample(cfg: DictConfig, opener: "Opener | None" = None) -> int:
     """Run one experiment, and return its exit code; see `spectrum_bench.sampling.run.run`."""
     settings, prompts = prepare(cfg)
+    if opener is None and (code := tell_finished(settings, prompts)) is not None:
+        return code
     algorithm = build(settings)
     warn_of_other_calibration(cfg, settings)
     from spectrum_bench.sampling.run import run

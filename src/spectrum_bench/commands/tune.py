@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from spectrum_bench.checks import number
 from spectrum_bench.commands.compose import build, settings_of
 from spectrum_bench.commands.run import prepare
-from spectrum_bench.sampling.identity import headline, identity
+from spectrum_bench.sampling.identity import headline, identity, labels
 from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.settings import RunSettings
 
@@ -32,7 +32,10 @@ def main(cfg: DictConfig) -> float:
     jobs = make_jobs(prompts.lines, settings.seed, {})
     result = trial(references(settings, jobs), algorithm, settings, jobs, most)
     note = "" if result.value == result.quality else ", too many"
-    print(f"{headline(settings)}: {result.passes:g} passes, {result.quality:.2f} dB{note}", flush=True)
+    print(
+        f"{headline(settings.model.name, labels(settings))}: {result.passes:g} passes, {result.quality:.2f} dB{note}",
+        flush=True,
+    )
     return result.value
 
 

@@ -30,16 +30,35 @@ def claim(folder: Path, settings: RunSettings, who: Identity, prompts_sha256: st
             _compare(folder, same, existing.get("identity") or {})
         else:
             _set_aside(folder, existing.get("schema", 1))
-    _check_writable(folder)
+    check_writable(folder)
     if path.exists():
         return
-    config = {"schema": SCHEMA} | settings.to_config()
-    config |= {"labels": labels(settings), "prompts_sha256": prompts_sha256, "identity": same}
-    config["model"] |= {"weights": settings.model.weights}
+    config = _plain(settings, prompts_sha256) | {"labels": labels(settings), "identity": same}
     try:
         write_atomically(path, dump_yaml(config).encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another output_base_path") from None
+
+
+def stored_config(folder: Path, settings: RunSettings, prompts_sha256: str) -> dict[str, Any] | None:
+    """The existing `config.yaml`, with `labels` and `identity`, if all of its settings are these; else None.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    existing = _read(path)
+    own = {key: existing.pop(key, None) for key in ("labels", "identity")}
+    same = existing == parse_yaml(dump_yaml(_plain(settings, prompts_sha256))) and None not in own.values()
+    return existing | own if same else None
+
+
+def _plain(settings: RunSettings, prompts_sha256: str) -> dict[str, Any]:
+    config = {"schema": SCHEMA} | settings.to_config() | {"prompts_sha256": prompts_sha256}
+    config["model"] |= {"weights": settings.model.weights}
+    return config
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -48,6 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
         check(dict[str, Any], config)
         check(int, config.get("schema", 1))
         check(dict[str, Any], config.get("identity") or {})
+        check(dict[str, str], config.get("labels") or {})
     except Damaged as reason:
         raise UserError(f"{path} is damaged: choose another exp_name, or remove that folder ({reason})") from None
     return config
@@ -78,7 +98,12 @@ def _set_aside(folder: Path, schema: int) -> None:
     )
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Refuse a folder whose files cannot be replaced.
+
+    Raises:
+        UserError: it is such a folder.
+    """
     locked = [p for p in (folder, folder / "samples", folder / "records") if p.exists() and not os.access(p, os.W_OK)]
     if locked:
         raise UserError(f"cannot write to {locked[0]}: change its permissions, or choose another exp_name")

@@ -1,8 +1,6 @@
 """Times on the device's own clock, and the hardware and software that they were measured on."""
 
-import hashlib
 import platform
-import subprocess
 import time
 from functools import cache
 from importlib.metadata import version
@@ -13,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from spectrum_bench.paths import PACKAGE, ROOT
+from spectrum_bench.sampling.sources import git_sha, sources_hash
 
 CROWD = 0.2  # share of the machine's processors that other programs may keep busy while a CPU's latency is measured
 STRANGERS = 2 * 2**30  # bytes of a GPU's memory that other programs may hold; our CUDA context (0.5 GiB) is included
@@ -83,32 +81,9 @@ def environment(device: str, threads: int) -> Environment:
     return {"device": name, "versions": versions, "git_sha": git_sha(), "code": sources_hash()}
 
 
-def sources_hash() -> str:
-    """A hash of the package's Python files, 12 hex digits. A checkout and an installed wheel give the same."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {path.stat().st_size}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n")
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def git_sha(root: Path = ROOT) -> str:
-    """The commit, followed by "-dirty" if a tracked file has changed or if src/ or configs/ hold a file that is not
-    tracked. Reports in results/ do not count, because runs write them. "unknown" outside a checkout."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
-        new = git("status", "--porcelain", "--", "src", "configs")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed or new else "") or "unknown"
-    except OSError:
-        return "unknown"

@@ -80,10 +80,9 @@ def labels(settings: RunSettings) -> dict[str, str]:
     return {"algo": settings.method.name} | {key: label(part) for key, part in settings.method.parts.items()}
 
 
-def headline(settings: RunSettings) -> str:
-    """The model and the labels in one line for a person."""
-    words = labels(settings)
-    return f"{settings.model.name}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
+def headline(model: str, words: Mapping[str, str]) -> str:
+    """The model's name and the labels in one line for a person."""
+    return f"{model}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
 
 
 def defaults(part: Part) -> dict[str, Any]:

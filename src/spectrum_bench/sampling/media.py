@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -52,7 +51,9 @@ def encode(pixels: Pixels, fps: float | None) -> dict[str, bytes]:
         OSError: the written clip does not hold the same pixels.
     """
     if pixels.ndim == 3:
-        return {".png": iio.imwrite("<bytes>", pixels, extension=".png", plugin="pillow", compress_level=PNG_LEVEL)}
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG", compress_level=PNG_LEVEL)
+        return {".png": file.getvalue()}
     even = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), "edge")  # for yuv420p
     return {".mp4": _lossless(pixels, fps), ".preview.mp4": _video(even, fps, PREVIEW)}
 
@@ -110,6 +111,8 @@ def _read_picture(path: Path) -> Pixels:
 
 
 def _read_clip(path: Path) -> Pixels:
+    import imageio.v3 as iio  # here and below: it takes as long as all else that --help imports
+
     with iio.imopen(path, "r", plugin="FFMPEG") as clip:  # type: ignore[call-overload]  # its stubs know no FFMPEG
         coding = clip.metadata()["pix_fmt"]
         if not coding.startswith(("gbrp", "rgb")):
@@ -134,12 +137,16 @@ def _lossless(pixels: Pixels, fps: float | None) -> bytes:
 
 
 def _video(pixels: Pixels, fps: float | None, settings: dict[str, Any]) -> bytes:
+    import imageio.v3 as iio
+
     own_size = {"macro_block_size": 1}  # otherwise frames are scaled to multiples of 16 pixels
     more = own_size | settings | {"fps": fps, "ffmpeg_log_level": "error"}
     return iio.imwrite("<bytes>", pixels, extension=".mp4", plugin="FFMPEG", **more)
 
 
 def _holds(data: bytes, pixels: Pixels) -> bool:
+    import imageio.v3 as iio
+
     try:
         return np.array_equal(iio.imread(data, extension=".mp4", plugin="FFMPEG"), pixels)
     except (OSError, RuntimeError, ValueError):

@@ -23,12 +23,13 @@ def find_weights(repo: str) -> Path:
     Raises:
         UserError: the weights are not on this machine, are damaged, or are no pipeline.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
     from safetensors import SafetensorError, safe_open
 
     folder = locate(repo)
     if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
+
         try:
             folder = Path(snapshot_download(repo, local_files_only=True))
         except IncompleteSnapshotError as error:  # expected: download.py leaves out files that a pipeline does not need
@@ -49,7 +50,7 @@ def find_weights(repo: str) -> Path:
             raise UserError(f"{folder} has no {part}, which its model_index.json names: fetch {repo} again")
     for file in sorted(folder.rglob("*.safetensors")):
         try:
-            safe_open(file, framework="pt")
+            safe_open(file, framework="np")  # "pt" would import torch
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged ({error}): fetch it again") from None
     return folder

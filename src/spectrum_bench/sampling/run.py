@@ -1,10 +1,8 @@
 """The main loop: settings -> jobs -> samples and records."""
 
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,19 +14,13 @@ from spectrum_bench.errors import SOME_FAILED, UserError, exit_code
 from spectrum_bench.sampling.claim import claim
 from spectrum_bench.sampling.cost import check_memory, lines, read_cost, write_cost
 from spectrum_bench.sampling.counting import count
-from spectrum_bench.sampling.identity import headline, identity
+from spectrum_bench.sampling.identity import headline, identity, labels
 from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.pool import run_jobs
 from spectrum_bench.sampling.prompts import Prompts
-from spectrum_bench.sampling.records import (
-    Failure,
-    Record,
-    collect_records,
-    finished,
-    only_run,
-    read_failures,
-)
+from spectrum_bench.sampling.records import collect_records, only_run, read_failures
 from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.sampling.state import describe_steps, look, of, summary, tell_failures
 from spectrum_bench.sampling.worker import OnStep, Opener
 
 
@@ -59,24 +51,6 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: O
     print(summary(records))
     tell_failures(failures, len(jobs))
     return code or (SOME_FAILED if failures else 0)
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of a run: how many of its samples are finished, and which jobs are left."""
-
-    finished: int
-    missing: list[Job]
-
-
-def look(jobs: list[Job], folder: Path, settings: RunSettings) -> State:
-    """Compare the jobs with the folder. A sample without the latents that `keep_latents` asks for is made again."""
-    done = finished(folder)
-    with_latents = {path.stem for path in folder.glob("latents/*.safetensors")}
-    done -= {job.id for job in jobs if job.prompt_index < settings.keep_latents} - with_latents
-    failed = set() if settings.retry_failed else {failure.id for failure in read_failures(folder)}
-    missing = [job for job in jobs if job.id not in done and job.id not in failed]
-    return State(len(done & {job.id for job in jobs}), missing)
 
 
 def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job) -> None:
@@ -176,40 +150,6 @@ def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], No
 
 def describe(settings: RunSettings, algorithm: Algorithm) -> str:
     """Name the schedule, the forecaster and the site, and show the mask if the schedule is one."""
-    steps, head = settings.num_inference_steps, headline(settings)
-    mask = schedules.plan(algorithm.schedule, steps)
-    if mask is None:
-        return f"{head}\n{steps} steps; which are computed is decided while it runs"
-    bar = "".join("#" if computed else "." for computed in mask)
-    listed = " ".join(map(str, mask.nonzero()[0]))
-    return f"{head}\n{mask.sum()} of {steps} steps computed: {listed}\n[{bar}]"
-
-
-def summary(records: list[Record]) -> str:
-    """The mean passes and the median times of all finished samples."""
-    if not records:
-        return "no sample is finished"
-    latencies = [record.latency for record in records]
-    total = statistics.median(latency["total"] for latency in latencies)
-    full = statistics.median(latency["full_step"] for latency in latencies)
-    skipped = [latency["skipped_step"] for latency in latencies if latency["skipped_step"] is not None]
-    passes = statistics.mean(record.nfe for record in records)
-    text = f"{len(records)} samples, {passes:g} passes each; median {total:.3f} s ({1e3 * full:.2f} ms a full step"
-    if skipped:
-        share = statistics.median(skipped) / full
-        text += f", {1e3 * statistics.median(skipped):.2f} ms a skipped one: {100 * share:.0f} %"
-    return text + ")"
-
-
-def of(jobs: list[Job], failures: list[Failure]) -> list[Failure]:
-    """The failures of these jobs."""
-    ids = {job.id for job in jobs}
-    return [failure for failure in failures if failure.id in ids]
-
-
-def tell_failures(failures: list[Failure], samples: int) -> None:
-    """Print the first failures and how to try them again."""
-    for failure in failures[:5]:
-        print(f"failed: prompt {failure.prompt_index}: {failure.reason}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {samples} samples failed; retry_failed=true tries them again", file=sys.stderr)
+    mask = schedules.plan(algorithm.schedule, settings.num_inference_steps)
+    steps = None if mask is None else mask.nonzero()[0].tolist()
+    return f"{headline(settings.model.name, labels(settings))}\n{describe_steps(steps, settings.num_inference_steps)}"
