@@ -33,6 +33,7 @@ for budget in $BUDGETS; do
     row steps-$budget algo=steps num_inference_steps=$budget
     row spectrum-$budget algo=spectrum flex_window=$flex
     row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex
+    row racer-$budget algo=racer flex_window=$flex
     row reuse-$budget algo=reuse flex_window=$flex
     row taylor1-$budget algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
     row taylorseer1-last-$budget algo=taylorseer site=last_block schedule.interval=$after5
