@@ -219,6 +219,7 @@ TYPES = {
     "git_sha": [None, 5],
     "alone": [None, 1, "yes"],
     "sha256": [5, True, "0" * 64],
+    "sample_bytes": ["5", -1, True, 1.5],
     "code": [5, []],
     "schema": [0, 3, 99, "2", None, True],
     "stranger": [1],

@@ -24,6 +24,7 @@ from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.models import find_weights, fingerprint
 from spectrum_bench.sampling.run import disk_errors
+from spectrum_bench.scoring.experiments import read_experiment
 
 HOSTILE = [
     "a/b/../../etc/passwd",
@@ -81,6 +82,26 @@ def test_running_again_makes_only_what_is_missing(compose, words, tmp_path, caps
     assert "2 samples, 0 of them finished" in capsys.readouterr().out
     assert (folder / first.sample).read_bytes() == old
     assert [r.id for r in jobs.read_records(folder)] == [first.id, second.id]
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1], ids=["empty", "cut", "a byte short"])
+def test_a_sample_that_was_cut_after_its_record_is_made_again(compose, words, tmp_path, capsys, kept):
+    """A record that says no size, as older ones do, is believed: scoring then compares hashes."""
+    run.main(compose(*words))
+    folder = tmp_path / "out/x"
+    first, second = jobs.read_records(folder)
+    old = {record.sample: (folder / record.sample).read_bytes() for record in (first, second)}
+    assert [record.sample_bytes for record in (first, second)] == [len(data) for data in old.values()]
+    path = folder / "records" / f"{second.id}.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sample_bytes"}))
+    for name, data in old.items():
+        (folder / name).write_bytes(data[:kept])
+    run.main(compose(*words))
+    assert "2 samples, 1 of them finished" in capsys.readouterr().out
+    assert (folder / first.sample).read_bytes() == old[first.sample]
+    assert (folder / second.sample).read_bytes() == old[second.sample][:kept]
+    with pytest.raises(UserError, match="damaged|changed"):
+        read_experiment(folder).picture(second)
 
 
 def test_more_prompts_extend_a_finished_run(compose, words, tmp_path, capsys):

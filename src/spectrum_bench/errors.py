@@ -5,15 +5,8 @@ traceback. `debug=true` or SPECTRUM_BENCH_DEBUG=1 shows the traceback of a UserE
 """
 
 SOME_FAILED = 3  # exit code: the run ended, but some samples could not be made
-# The other exit codes are the shell's: 128 and the signal's number.
-INTERRUPTED = 130  # by Ctrl-C
-STOPPED = (INTERRUPTED, 143, 129)  # and by TERM and HUP
-BROKEN_PIPE = 141  # nobody reads the output any more
-
-
-def exit_code(signalled: KeyboardInterrupt) -> int:
-    """The exit code after an interruption, which the commands' handler of signals gives the exception."""
-    return int(signalled.args[0]) if signalled.args else INTERRUPTED
+INTERRUPTED = 130  # exit code after Ctrl-C, the same as the shell's; after TERM it is 143, after HUP 129
+BROKEN_PIPE = 141  # exit code where nobody reads the output any more, also the shell's
 
 
 class UserError(Exception):

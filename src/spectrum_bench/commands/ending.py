@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-from spectrum_bench.errors import BROKEN_PIPE, UserError, exit_code
+from spectrum_bench.errors import BROKEN_PIPE, INTERRUPTED, UserError
 from spectrum_bench.sampling.text import printable
 
 DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: show the traceback of a UserError too
@@ -105,18 +105,19 @@ def stoppable() -> Iterator[None]:
     """Let TERM, which batch systems send, and HUP do the same as Ctrl-C: raise KeyboardInterrupt, so that a run writes
     what it has. Another signal at once changes nothing; one that comes later ends the process where it is.
 
-    The exit code is 128 and the signal's number, as shells have it.
+    The exit code is 128 and the first signal's number, as shells have it.
     """
-    first = None
+    since, code = math.inf, INTERRUPTED
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal first
+        nonlocal since, code
         if number == signal.SIGHUP:
             hush()  # the terminal has gone
-        if first is None:
-            first = time.monotonic()
-            raise KeyboardInterrupt(128 + number)
-        if time.monotonic() > first + IMPATIENCE:
+        now = time.monotonic()
+        if since == math.inf:
+            since, code = now, 128 + number
+            raise KeyboardInterrupt
+        if now > since + IMPATIENCE:
             os._exit(128 + number)
 
     for number in STOPS:
@@ -124,7 +125,9 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, stop)
     try:
         yield
-    except KeyboardInterrupt as signalled:
-        raise SystemExit(exit_code(signalled)) from None
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        raise SystemExit(code) from None
     finally:
-        first = -math.inf  # what the interpreter does at its end is not interrupted by an exception
+        since = -math.inf  # what the interpreter does at its end is not interrupted by an exception

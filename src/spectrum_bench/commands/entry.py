@@ -24,7 +24,7 @@ from spectrum_bench.commands.help import help_text
 from spectrum_bench.commands.list_ import GROUPS
 from spectrum_bench.commands.targets import check_hydra, check_plugins, check_targets
 from spectrum_bench.commands.words import nearest
-from spectrum_bench.errors import STOPPED, UserError
+from spectrum_bench.errors import INTERRUPTED, UserError
 from spectrum_bench.paths import CONFIGS, environment_with_package
 
 
@@ -41,7 +41,7 @@ def hydra_entry(config_name: str, main: Callable[[DictConfig], Any]) -> Callable
         try:
             return call(main, cfg)  # a sweeper that searches wants its value
         except SystemExit as end:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and end.code not in STOPPED:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and end.code != INTERRUPTED:
                 raise Ended(end.code) from None
             raise
 

@@ -31,7 +31,7 @@ from spectrum_bench.commands.compose import build, settings_of
 from spectrum_bench.commands.entry import composed, readable
 from spectrum_bench.commands.main import config_of
 from spectrum_bench.commands.run import sample
-from spectrum_bench.errors import SOME_FAILED, STOPPED, UserError
+from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
 from spectrum_bench.paths import environment_with_package
 from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.limits import check_folder_name
@@ -77,8 +77,8 @@ def main(argv: list[str]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             codes.append(1)
-        if codes[-1] in STOPPED:
-            sys.exit(codes[-1])
+        if codes[-1] == INTERRUPTED:
+            sys.exit(INTERRUPTED)
     failed = [line.name for line, code in zip(lines, codes, strict=True) if code == 1]
     if failed:
         raise UserError(f"{', '.join(failed)} failed; the others are finished, and the same command goes on")

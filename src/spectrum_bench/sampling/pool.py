@@ -1,7 +1,9 @@
 """Many devices, each with its own copy of the model: Ray actors that pull jobs."""
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -71,6 +73,7 @@ def _run_on_ray(
         "num_gpus": count if cuda else 0,
         "include_dashboard": settings.engine.dashboard,
     }
+    ray._private.utils.set_sigterm_handler = lambda handler: None  # it would end this process: see _keep_handler
     try:
         ray.init(
             address=address or "local",
@@ -81,6 +84,7 @@ def _run_on_ray(
     except Exception as error:  # Ray raises a bare Exception if the machine is too busy
         where = f"engine.address={address}" if address else "this machine"
         raise UserError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from None
+    _keep_handler()
     try:
         of_worker = replace(settings, device="cuda") if cuda else _share_of_cpu(settings)
         environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": str(1 if cuda else of_worker.threads)}
@@ -95,6 +99,13 @@ def _run_on_ray(
         yield from _Pull(ray, jobs, hire, folder, on_step, settings.num_inference_steps).outcomes(count)
     finally:
         ray.shutdown()
+
+
+def _keep_handler() -> None:
+    """Put this process's own handler of TERM back in its place. Ray has one in Python and one in C++ below it, and each
+    would end the process before records are gathered."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _share_of_cpu(settings: RunSettings) -> RunSettings:

@@ -56,6 +56,7 @@ class Record:
     git_sha: str = "unknown"
     alone: bool = True  # whether no other program used the device much; otherwise the latency does not count
     sha256: str | None = None  # of the sample's file
+    sample_bytes: int | None = None  # the file's size
     pictures: dict[str, str] = field(default_factory=dict)  # beside the prompt: argument of the call -> sha256
     code: str | None = None  # hash of the package's sources, for installations without git
     schema: int = 1  # records of commit 6771973 and before have none
@@ -149,8 +150,13 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def finished(folder: Path) -> set[str]:
-    """The ids of the samples that have a record and a file."""
-    return {record.id for record in _records(folder) if sample_file(folder, record).is_file()}
+    """The ids of the samples that have a record and a file of the recorded size. Hashes would take as long as reading
+    all samples; scoring compares them."""
+    return {record.id for record in _records(folder) if _is_whole(sample_file(folder, record), record.sample_bytes)}
+
+
+def _is_whole(path: Path, size: int | None) -> bool:
+    return path.is_file() and size in (None, path.stat().st_size)  # None: an older record
 
 
 def sample_file(folder: Path, record: Record) -> Path:
@@ -221,6 +227,7 @@ def _nonsense(record: Record) -> Iterator[str]:
     """What of a record has the right type and cannot be."""
     counts = {"prompt_index": record.prompt_index, "seed": record.seed, "nfe": record.nfe}
     counts |= {"cache_bytes": record.cache_bytes, "peak_memory_bytes": record.peak_memory_bytes or 0}
+    counts |= {"sample_bytes": record.sample_bytes or 0}
     latency = dict[str, Any](record.latency)
     times: dict[str, float] = {f"latency.{name}": value or 0 for name, value in latency.items()}
     yield from (f"{name} is {value}" for name, value in {**counts, **times}.items() if value < 0)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import Algorithm
-from spectrum_bench.errors import SOME_FAILED, UserError, exit_code
+from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
 from spectrum_bench.sampling.claim import claim
 from spectrum_bench.sampling.cost import check_memory, lines, read_cost, write_cost
 from spectrum_bench.sampling.counting import count
@@ -31,7 +31,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: O
         opener: gives the pipeline, for several runs in one process; by default each run loads it.
 
     Returns:
-        The exit code: 0 if every sample is there; if not, SOME_FAILED or one of STOPPED.
+        The exit code: 0 if every sample is there; if not, SOME_FAILED or INTERRUPTED.
     """
     folder = Path(settings.output_base_path) / settings.exp_name
     who = identity(settings)
@@ -83,7 +83,7 @@ def make(
     """Make the samples of all jobs, with a progress bar.
 
     Returns:
-        The exit code: one of STOPPED after Ctrl-C and its like, else 0.
+        The exit code: INTERRUPTED after Ctrl-C and its like, else 0.
 
     Raises:
         UserError: the algorithm does not fit the model, or workers keep dying.
@@ -94,9 +94,9 @@ def make(
         with progress(len(jobs), settings.num_inference_steps) as (on_step, on_sample):
             for _ in run_jobs(jobs, settings, algorithm, folder, on_step, opener):
                 on_sample()
-    except KeyboardInterrupt as signalled:
+    except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        return exit_code(signalled)
+        return INTERRUPTED
     return 0
 
 

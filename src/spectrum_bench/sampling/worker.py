@@ -80,6 +80,7 @@ class Worker:
             seed=job.seed,
             sample=sample,
             sha256=hashlib.sha256(data).hexdigest(),
+            sample_bytes=len(data),
             pictures={picture.name: picture.sha256 for picture in job.pictures},
             model=self.settings.model.name,
             num_inference_steps=self.settings.num_inference_steps,
