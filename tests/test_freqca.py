@@ -12,6 +12,7 @@ from spectrum_bench import forecasters, schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.history import History
 from spectrum_bench.caching.sites.bands import Bands
+from spectrum_bench.caching.sites.corrected import Corrected
 from spectrum_bench.caching.sites.stack import LastBlock
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.frequencies import low_band
@@ -71,4 +72,5 @@ def test_bands_are_refused_where_nothing_splits_them():
         Algorithm("x", mask, FREQCA, LastBlock()).check(20)
     with pytest.raises(BadValue, match="cutoff must be a number from 0 to 1, not 2"):
         Algorithm("x", mask, FREQCA, Bands(2)).check(20)
-    Algorithm("x", mask, FREQCA, Bands()).check(20)
+    for site in (Bands(), Corrected(Bands())):
+        Algorithm("x", mask, FREQCA, site).check(20)

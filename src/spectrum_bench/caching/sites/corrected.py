@@ -48,6 +48,10 @@ class Corrected(Site):
         return self.site.front
 
     @property
+    def bands(self) -> bool:
+        return self.site.bands
+
+    @property
     def decides(self) -> bool:
         return self.site.decides
 
