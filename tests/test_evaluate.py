@@ -1,9 +1,13 @@
 """evaluate.py: pairs, statistics, sanity anchors, files, and one clear line for every kind of bad input."""
 
 import csv
+import itertools
 import json
 import math
+import os
 import re
+import threading
+import time
 import warnings
 
 import fabricate
@@ -18,6 +22,7 @@ from spectrum_bench.sampling import media
 from spectrum_bench.scoring import evaluation, experiments, scorers, stats
 from spectrum_bench.scoring.experiments import Decoded, pairs, read_experiment
 from spectrum_bench.scoring.metrics import pixel
+from spectrum_bench.scoring.scorers import side_by_side
 from spectrum_bench.scoring.summary import describe
 
 PROMPTS = fabricate.captions(6)
@@ -237,6 +242,22 @@ def test_the_reference_is_decoded_once_while_it_fits_into_memory(reference, monk
     read.clear()
     list(evaluation.evaluate([experiment, experiment], experiment, "psnr"))
     assert len(read) == 3 * 6  # the samples of both experiments, and the reference once
+
+
+def test_what_is_computed_side_by_side_keeps_its_order_and_its_error():
+    def one(a, b):
+        time.sleep(0.002 * (a % 3))  # later ones are ready before earlier ones
+        return a, b, threading.get_ident()
+
+    found = list(side_by_side(one, range(6), "abcdef"))
+    assert [each[:2] for each in found] == list(zip(range(6), "abcdef", strict=True))
+    assert threading.get_ident() not in {each[2] for each in found}
+    with pytest.raises(KeyError):
+        list(side_by_side({1: 2}.__getitem__, range(9)))
+    pulled = []
+    endless = side_by_side(lambda i: i, (pulled.append(i) or i for i in itertools.count()))
+    assert next(endless) == 0 and len(pulled) <= 2 * os.cpu_count() + 1  # pictures that nobody asked for take memory
+    endless.close()
 
 
 def test_a_progress_bar_is_the_callers(spectrum, reference):

@@ -52,6 +52,18 @@ def test_psnr_and_ssim_agree_with_scikit_image(sigma):
         assert pixel.ssim(other, picture) == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("height", [11, 73, 74, 75, 138, 139, 200])  # a strip has 64 rows, and 5 more on either side
+def test_ssim_in_strips_is_that_of_the_whole_picture(height):
+    from skimage.metrics import structural_similarity
+
+    picture = fabricate.pictures(fabricate.captions(1), 200)[0][:height]
+    other = fabricate.noisy(picture, 20)
+    wanted = structural_similarity(
+        picture, other, channel_axis=2, data_range=255, gaussian_weights=True, use_sample_covariance=False
+    )
+    assert pixel.ssim(other, picture) == pytest.approx(wanted, abs=1e-12)
+
+
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_ssim_agrees_with_torchmetrics(sigma):
     from torchmetrics.functional.image import structural_similarity_index_measure

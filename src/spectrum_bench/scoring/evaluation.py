@@ -24,7 +24,7 @@ from spectrum_bench.scoring.metrics import METRICS, chosen
 from spectrum_bench.scoring.metrics.caption import judge_facts
 from spectrum_bench.scoring.metrics.contracts import Metric, Scores
 from spectrum_bench.scoring.metrics.isolated import header
-from spectrum_bench.scoring.scorers import Item, Scorers, load, score, windows
+from spectrum_bench.scoring.scorers import Item, Scorers, load, score, side_by_side, windows
 from spectrum_bench.scoring.stats import as_json, estimate
 from spectrum_bench.scoring.summary import Anchors, LatentErrors, MetricSummary, Summary
 
@@ -175,11 +175,13 @@ def score_pairs(
     """A row for each sample that has a reference, and for each metric that failed the reason."""
     partners = pairs(experiment, reference.experiment)
     rows: list[SampleScores] = []
-    items = (
-        Item(experiment.folder / sample.sample, sample.prompt, experiment.picture(sample), reference.picture(target))
-        for sample, target in track(partners, f"scoring {experiment.name}")
-    )
-    for window in windows(items):
+
+    def read(pair: Pair) -> Item:
+        sample, target = pair
+        path = experiment.folder / sample.sample
+        return Item(path, sample.prompt, experiment.picture(sample), reference.picture(target))
+
+    for window in windows(side_by_side(read, track(partners, f"scoring {experiment.name}"))):
         records = partners[len(rows) : len(rows) + len(window)]
         scores = score(ruler.scorers, window)
         own_scores = _own_scores(ruler, reference, [target for _, target in records], window)

@@ -166,7 +166,8 @@ class Decoded:
         self._pixels: dict[str, Pixels] = {}
 
     def picture(self, record: Record) -> Pixels:
-        """`Experiment.picture`, from memory if it was read before."""
+        """`Experiment.picture`, from memory if it was read before. Threads may call it; then it may hold a few pictures
+        more than the budget."""
         if record.sample in self._pixels:
             return self._pixels[record.sample]
         pixels = self.experiment.picture(record)

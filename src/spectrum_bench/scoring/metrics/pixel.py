@@ -8,6 +8,8 @@ from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedScorer, Unscorable
 
 CAP = 100.0  # dB; the PSNR of identical pictures is infinite and would make every mean infinite
+BORDER = 5  # pixels of SSIM's window on either side
+ROWS = 64  # of a strip: what SSIM computes of it stays in the processor's cache
 Floats = NDArray[np.float64]
 
 
@@ -30,21 +32,30 @@ def ssim(sample: Pixels, reference: Pixels) -> float:
     """Structural similarity (Wang et al. 2004): Gaussian 11x11 of sigma 1.5, K 0.01 and 0.03, population covariance,
     each RGB channel by itself, in float64, over the pixels whose window lies inside the picture (5 px border cropped).
 
-    We do not use torchmetrics, which takes 13 s for a pair of 1024x1024 in float64; this takes 0.3 s. The tests compare
+    We do not use torchmetrics, which takes 13 s for a pair of 1024x1024 in float64; this takes 0.1 s. The tests compare
     the two.
     """
     check_pair(sample, reference, side=11)
+    whole = np.empty(sample.shape)  # the border stays unwritten
+    for first in range(0, len(sample) - 2 * BORDER, ROWS):
+        strip = slice(first, first + ROWS + 2 * BORDER)
+        inner = _similarity(sample[strip].astype(np.float64), reference[strip].astype(np.float64))
+        whole[first + BORDER : first + len(inner) - BORDER] = inner[BORDER:-BORDER]
+    return float(whole[BORDER:-BORDER, BORDER:-BORDER].mean())
+
+
+def _similarity(x: Floats, y: Floats) -> Floats:
+    """Of each pixel and channel of (H, W, 3) pictures; wrong where the window leaves the picture."""
 
     def blur(x: Floats) -> Floats:  # separable: fifty times as fast as a two-dimensional convolution in float64
-        blurred: Floats = gaussian_filter(x, sigma=1.5, radius=5, axes=(0, 1))
+        blurred: Floats = gaussian_filter(x, sigma=1.5, radius=BORDER, axes=(0, 1))
         return blurred
 
-    x, y = sample.astype(np.float64), reference.astype(np.float64)  # (H, W, 3)
     mx, my = blur(x), blur(y)
     vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    whole = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return float(whole[5:-5, 5:-5].mean())
+    similarity: Floats = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return similarity
 
 
 def check_pair(sample: Pixels, reference: Pixels, side: int) -> None:
