@@ -1,8 +1,13 @@
-"""Evaluate and report die at every write: what is there afterwards is the old result or the new one, never of both."""
+"""Evaluate, report and calibrate die at every write and at any moment. Afterwards there is the old result or the new
+one, never a mixture. SPECTRUM_KILLS=50 kills more often."""
 
 import json
 import os
+import random
+import resource
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import fabricate
 import pytest
 from attack import attack
 
+from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import folder as swapping
 from spectrum_bench.reporting.folder import replace_folder
@@ -20,6 +26,7 @@ from spectrum_bench.scoring.results import load
 
 WRITES = ("fsync", "replace", "rename", "link", "mkdir", "unlink", "rmdir")  # of os: where a process may die
 DIED = 9
+KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
 
 
 def dies(work: Callable[[], object], count: int) -> Callable[[], None]:
@@ -123,6 +130,25 @@ def test_evaluate_dies_at_every_write(home, tmp_path, schema):
     assert len(states) > 8 and states[0] == (old, None) and states == sorted(states, key=lambda s: s[0] is None)
 
 
+def test_calibrate_dies_at_every_write(tmp_path, ground):
+    """In a folder that is there, and in a new one."""
+    old, new = {"polynomial": [1.0]}, {"polynomial": [2.0, 3.0], "first": 1}
+    for path in (tmp_path / "teacache/x.json", tmp_path / "new/deep/x.json"):
+        states = []
+
+        def prepare(path=path) -> None:
+            if path.parent.name == "teacache":
+                calibrate.write(path, old)
+            else:
+                shutil.rmtree(tmp_path / "new", ignore_errors=True)
+
+        for _, code in deaths(lambda path=path: calibrate.write(path, new), prepare, ground):
+            states.append(json.loads(path.read_text()) if path.exists() else None)
+            assert states[-1] in (old if path.parent.name == "teacache" else None, new)
+            assert code or states[-1] == new
+        assert len(states) >= 5
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
 
@@ -131,10 +157,9 @@ OLD = {"table.md": b"old", "index.html": b"old", "differences.md": b"old"}
 NEW = {"table.md": b"new", "index.html": b"new", "plot.svg": b"new"}
 
 
-def test_a_report_dies_at_every_write(tmp_path):
+def test_a_report_dies_at_every_write(tmp_path, ground):
     """Other files in its folder stay; what an older report had and the new one has not, goes."""
-    out, ground = tmp_path / "out", tmp_path / "ground"
-    ground.mkdir()
+    out = tmp_path / "out"
 
     def prepare() -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -153,8 +178,7 @@ def test_a_report_dies_at_every_write(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ground", "out"]  # nothing of the dead is left
 
 
-def test_a_first_report_dies_at_every_write(tmp_path):
-    (ground := tmp_path / "ground").mkdir()
+def test_a_first_report_dies_at_every_write(tmp_path, ground):
     out = tmp_path / "deep/out"
     for _, code in deaths(lambda: replace_folder(out, NEW), lambda: shutil.rmtree(out.parent, True), ground):
         assert contents(out) in ({}, NEW) and (code or contents(out) == NEW)
@@ -199,3 +223,131 @@ def swap(out: Path, files: dict[str, bytes]) -> None:
     out.mkdir()
     for name, data in files.items():
         (out / name).write_bytes(data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the middle of a file
+
+
+def cut(work: Callable[[], object], size: int, ground: Path) -> int:
+    """The exit code of work in a process that dies when a file becomes larger than so many bytes."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        work()
+
+    code = attack(limited, ground).code
+    assert code in (0, -signal.SIGXFSZ)
+    return code
+
+
+@pytest.fixture
+def ground(tmp_path):
+    (folder := tmp_path / "ground").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 200, 1000, 10**6])
+def test_evaluate_dies_in_the_middle_of_a_file(home, ground, size):
+    old = scores(home, "a")
+    code = cut(lambda: score(home, "b"), size, ground)
+    assert (code == 0) == (size == 10**6)
+    assert (scores(home, "a") == old) == bool(code) and (scores(home, "b") is None) == bool(code)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_report_dies_in_the_middle_of_a_file(tmp_path, ground, monkeypatch, size, exchanged):
+    if not exchanged:
+        monkeypatch.setattr(swapping, "_exchange", lambda *_: False)
+    swap(tmp_path / "out", OLD)
+    code = cut(lambda: replace_folder(tmp_path / "out", NEW), size, ground)
+    assert (code == 0) == (size == 3)
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in OLD | NEW if (tmp_path / "out" / name).exists()}
+    assert files == (OLD if code else NEW)
+    replace_folder(tmp_path / "out", NEW)
+    assert contents(tmp_path / "out") == NEW
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 25, 1000])
+def test_calibrate_dies_in_the_middle_of_a_file(tmp_path, ground, size):
+    old, new = {"polynomial": [1.0]}, {"polynomial": [2.0, 3.0], "first": 1}
+    path = tmp_path / "teacache/x.json"
+    calibrate.write(path, old)
+    code = cut(lambda: calibrate.write(path, new), size, ground)
+    assert (code == 0) == (size == 1000) and json.loads(path.read_text()) == (old if code else new)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# kill -9
+
+
+def killed(work: Callable[[], object], folder: Path, prepare: Callable[[], object], count: int):
+    """Kill a process at work at random moments, each second time while it writes a file below a folder, until it has
+    been killed so often."""
+    chance, begun = random.Random(0), time.monotonic()
+    work()
+    longest, kills = time.monotonic() - begun, 0
+    for attempt in range(20 * count):
+        prepare()
+        pid = os.fork()
+        if not pid:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            work()
+            os._exit(0)
+        until = time.monotonic() + (5 * longest if attempt % 2 else chance.uniform(0, 1.2 * longest))
+        while time.monotonic() < until and not (attempt % 2 and any(folder.rglob(".*.part"))):
+            time.sleep(0.0005)
+        os.kill(pid, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        yield
+        if kills >= count:
+            return
+    raise AssertionError(f"{kills} kills")
+
+
+@pytest.mark.crash
+def test_kill_9_of_evaluate(home, tmp_path):
+    kept = tmp_path / "kept"
+    shutil.copytree(home / "fast", kept)
+    old = scores(home, "a")
+    score(home, "b")
+    new = scores(home, "b")
+
+    def prepare() -> None:
+        shutil.rmtree(home / "fast")
+        shutil.copytree(kept, home / "fast")
+
+    for _ in killed(lambda: score(home, "b"), home / "fast", prepare, 5 * KILLS):
+        assert (scores(home, "a"), scores(home, "b")) in ((old, None), (None, new))
+    score(home, "b")
+    assert scores(home, "b") == new
+
+
+@pytest.mark.crash
+def test_kill_9_of_report(home, tmp_path):
+    fast, reference = read_experiment(home / "fast"), read_experiment(home / "a")
+    out = tmp_path / "reports/out"
+    write_report([fast], reference, tmp_path / "new", 1)
+    write_report([fast], reference, out, 3, baseline="fast")
+    kept, names = contents(out), contents(tmp_path / "new").keys()
+    for _ in killed(lambda: write_report([fast], reference, out, 1), out.parent, lambda: swap(out, kept), KILLS):
+        now = contents(out)
+        assert now == kept or now.keys() == names and now["index.html"] != kept["index.html"]
+    write_report([fast], reference, out, 1)
+    assert contents(out).keys() == names and [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.crash
+def test_kill_9_of_calibrate(tmp_path):
+    path = tmp_path / "teacache/x.json"
+    old, new = ({"polynomial": [value] * 100_000} for value in (1.0, 2.0))
+
+    def prepare() -> None:
+        calibrate.write(path, old)
+
+    for _ in killed(lambda: calibrate.write(path, new), tmp_path, prepare, 5 * KILLS):
+        assert json.loads(path.read_text()) in (old, new)
+    calibrate.write(path, new)
+    assert json.loads(path.read_text()) == new
