@@ -17,7 +17,7 @@ from spectrum_bench.paths import ROOT
 PAGE = ROOT / "docs" / "algorithms.md"
 MINIATURES = {"flux": "FLUX", "sd3": "SD3.5", "sdxl": "SDXL", "wan": "Wan", "hunyuan": "HunyuanVideo"}
 PEERS = ("diffusers_", "cachedit_")
-OF_STEPS = "are chosen for num_inference_steps"  # a refusal that says nothing of the model
+OF_STEPS = "for num_inference_steps="  # a refusal that says nothing of the model
 METHOD = ("algo=", "method", "cached", "computed", "two guidance calls", "forecast", "linear", "fidelity", "runs on")
 PEER = ("algo=", "what it is", "fidelity", "runs on")
 

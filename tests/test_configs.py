@@ -21,6 +21,8 @@ from spectrum_bench.signals import FirstBlock, Front
 GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("model", "algo", "schedule", "site")}
 HINDCAST = ["schedule.steps=[0,7]", "schedule.T_fitted=50", "site.steps=[0,7]", "site.coefficients=[[1,0],[1,0,0]]"]
 HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]
+CURVE = [0] * 49
+SMOOTH = [f"schedule.errors=[[{CURVE}]]", "site.kinds=[attn]", f"site.errors=[[{CURVE}]]"]
 SENCACHE = ["schedule.timesteps=[1,0]", "schedule.latent=[1,1]", "schedule.time=[1,1]"]
 UPSTREAM = [
     "model",
@@ -65,6 +67,7 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
         "sencache": SENCACHE,
         "hyca": HYCA,
         "hindcast": HINDCAST,
+        "smoothcache": SMOOTH,
         "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
     cfg = settings(*words)
@@ -86,6 +89,7 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         "frozen": ["schedule.steps=[0,1,9]", "of=nowhere"],
         "searched": ["schedule.steps=[0,1,9]", "schedule.T_searched=50"],
         "magcache": ["schedule.ratios=[1,1]"],
+        "smoothcache": [f"schedule.errors=[[{CURVE}]]"],
         "sencache": SENCACHE,
     }.get(schedule, [])
     if site == "diffusers_magcache":
@@ -101,6 +105,10 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
     places = {signal.place for signal in getattr(gate_or_mask, "observes", ())}
     if Front in places and not where.front or FirstBlock in places and not where.runs_blocks:
         with pytest.raises(UserError, match="observes the f"):
+            build(given)
+        return
+    if site == "kinds" and (schedule != "smoothcache" or algo != "reuse"):
+        with pytest.raises(UserError, match="use algo=smoothcache"):
             build(given)
         return
     if site == "fitted_solver" and schedule != "fitted":

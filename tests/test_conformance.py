@@ -35,7 +35,7 @@ WORDS["cachedit_recommended"] = ["site.arguments.residual_diff_threshold=0.3"]
 SITES = sorted(
     p.stem
     for p in Path(CONFIGS, "site").glob("*.yaml")
-    if not p.stem.startswith(("diffusers_", "cachedit_", "fitted_"))  # fitted coefficients belong to steps of their own
+    if not p.stem.startswith(("diffusers_", "cachedit_", "fitted_", "kinds"))  # the last two have steps of their own
 )
 STEPS = 14
 A = ("a large red ring on a gray background",)

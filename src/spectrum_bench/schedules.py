@@ -162,6 +162,46 @@ def magcache(
     return out
 
 
+Curves = Sequence[Sequence[float]]  # curve j: the error of a step's output j + 1 steps later, one number a step
+
+
+def smooth_mask(curves: Curves, threshold: float) -> Mask:
+    """SmoothCache's mask of one kind of module (arXiv:2411.10510, section 3; Roblox/SmoothCache@54ebe11): after a
+    computed step as many are skipped as the curves have, or fewer, if the error that far ahead is at most `threshold`.
+    The last step is computed. The authors' scan, driven beside this one, gives the same mask for 2000 random curves."""
+    out, step = np.ones(len(curves[0]) + 1, bool), 0
+    while step < len(out):
+        reach = (j for j in range(len(curves), 0, -1) if step < len(curves[j - 1]) and curves[j - 1][step] <= threshold)
+        skip = next(reach, 0)
+        out[step + 1 : step + 1 + skip] = False
+        step += 1 + skip
+    out[-1] = True
+    return out
+
+
+def smoothcache(T: int, *, errors: Sequence[Curves], threshold: float) -> Mask:
+    """The steps at which any kind of module computes (SmoothCache; site=kinds has each kind's own mask).
+
+    Args:
+        errors: the curves of each kind, measured for a model.
+
+    Raises:
+        BadValue: there are none for this model, or they are for another number of steps.
+    """
+    measure = "python src/calibrate.py algo=smoothcache model=<model>"
+    if not errors:
+        raise BadValue(f"this model has no constants for smoothcache yet: measure them with {measure}")
+    checks.number("threshold", threshold, 0)
+    measured = len(errors[0][0]) + 1
+    if measured != T:
+        raise BadValue(
+            f"the errors of smoothcache are measured for num_inference_steps={measured}: {measure} "
+            f"num_inference_steps={T}"
+        )
+    any_kind: Mask = np.any([smooth_mask(curves, threshold) for curves in errors], axis=0)
+    return any_kind
+
+
 class Decides(Protocol):
     """A gate (decisions.Gate), as far as a schedule needs to know it."""
 

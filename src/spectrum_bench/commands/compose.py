@@ -46,6 +46,8 @@ class Constants(TypedDict, total=False):
     mask: list[int]
     coefficients: list[list[float]]
     channels: list[int]
+    kinds: list[str]
+    errors: list[list[list[float]]]
 
 
 A_STEP = ("ratios", "timesteps", "latent", "time")  # one number for each step that was measured

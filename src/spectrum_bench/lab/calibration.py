@@ -19,7 +19,7 @@ from spectrum_bench.distances import relative_change
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import AccumulatedState
-from spectrum_bench.lab import hindcast
+from spectrum_bench.lab import hindcast, smoothcache
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer
@@ -245,6 +245,11 @@ def hindcasts(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     return hindcast.calibrate(run, jobs, fit.passes)
 
 
+def smooth(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
+    """SmoothCache's error curves; see lab/smoothcache.py."""
+    return smoothcache.calibrate(run, jobs)
+
+
 Method = Callable[[Uncached, list[Job], Fit], Constants]
 METHODS: dict[str, Method] = {
     "teacache": teacache,
@@ -252,4 +257,5 @@ METHODS: dict[str, Method] = {
     "sencache": sencache,
     "hyca": hyca,
     "hindcast": hindcasts,
+    "smoothcache": smooth,
 }

@@ -1,6 +1,6 @@
 """Sites where a part of every block, or a part of the blocks, runs at skipped steps too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,9 @@ from spectrum_bench.anatomy import Anatomy, all_blocks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, observe_first_block
 from spectrum_bench.caching.sites.modules import Cached, Idle, known, present, replace
-from spectrum_bench.forecasters import Forecaster
-from spectrum_bench.schedules import Schedule
+from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.forecasters import Forecaster, reuse
+from spectrum_bench.schedules import Curves, Schedule, bare, smooth_mask, smoothcache
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,46 @@ class Halves(Site):
                 replace(block, name, stand_in(getattr(block, name), session, f"{i}.{name}", reused(i)), undo)
 
 
+@dataclass(frozen=True)
+class Kinds(Site):
+    """Attention and MLP outputs of every block, each kind of module (by name: attn, ff, ...) with a mask of its own
+    (SmoothCache, arXiv:2411.10510). A step counts as computed if any kind runs.
+
+    Attributes:
+        kinds: the names of the modules.
+        errors: their curves, as schedules.smoothcache takes them.
+        threshold: as the schedule's.
+    """
+
+    kinds: Sequence[str] | None
+    errors: Sequence[Curves] | None
+    threshold: float
+
+    def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
+        if bare(schedule) is not smoothcache or getattr(schedule, "keywords", {}).get("threshold") != self.threshold:
+            raise DoesNotFit("each kind's mask belongs to a schedule of the same threshold: use algo=smoothcache")
+        if bare(forecaster) is not reuse:
+            raise DoesNotFit("modules with masks of their own are reused: use algo=smoothcache")
+
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
+        curves = zip(self.kinds or (), self.errors or (), strict=True)
+        masks = {kind: smooth_mask(each, self.threshold).tolist() for kind, each in curves}
+
+        def reused(kind: str) -> Callable[[], bool]:
+            return lambda: not masks[kind][session.step]
+
+        for i, block in enumerate(all_blocks(denoiser)):
+            modules = known(block, anatomy)
+            names = present(block, modules.cached)
+            if not set(names) <= set(masks):
+                raise DoesNotFit(f"smoothcache was measured for {', '.join(masks)}, and not for {', '.join(names)}")
+            for name in names:
+                replace(block, name, _OfKind(getattr(block, name), session, f"{i}.{name}", reused(name)), undo)
+            for name in modules.idle:  # the block's only cached module reads them
+                stand_in = _Unread(getattr(block, name), session, f"{i}.{name}", reused(names[0]))
+                replace(block, name, stand_in, undo)
+
+
 class _Sometimes(Cached):
     """Stands in for a module that gives its forecast at some skipped steps, and runs at the others."""
 
@@ -72,6 +113,21 @@ class _Sometimes(Cached):
         if self.session.computing or self.reused():
             return super().forward(*args, **kwargs)
         return self.module(*args, **kwargs)
+
+
+class _OfKind(_Sometimes):
+    """Stands in for a module that runs by its own mask, and gives its newest output at other steps."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        branch = self.session.branch
+        if self.reused():
+            newest = tuple(branch.histories[f"{self.slot}.{i}"].combine((1.0,)) for i in range(max(self.outputs, 1)))
+            return newest if self.outputs else newest[0]
+        out = self.module(*args, **kwargs)
+        self.outputs = len(out) if isinstance(out, tuple) else 0
+        for i, feature in enumerate(out if self.outputs else (out,)):
+            branch.store(f"{self.slot}.{i}", feature)
+        return out
 
 
 class _Unread(Idle):
