@@ -33,7 +33,7 @@ def measure_costs(row: Row, reference: Row) -> Costs:
         speedup=None if incomparable else _ratio(latencies(reference, "total"), totals),
         flops=flops,
         flops_speedup=reference.experiment.steps * cost.full_step / flops if cost and flops else None,
-        no_flops=notes.PEERS_CODE if cost else notes.NOT_COUNTED,
+        no_flops=notes.UNCOUNTED if cost else notes.NOT_COUNTED,
         no_latency=unmeasured,
         no_skipped_step=unmeasured if passes < steps else notes.NO_SKIPPED_STEP,
         no_speedup=incomparable or unmeasured,

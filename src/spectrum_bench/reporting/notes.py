@@ -16,7 +16,7 @@ BUSY = "the device did other work meanwhile: no latency"
 NOT_MEASURED = "not measured"
 NO_SKIPPED_STEP = "no step is skipped"
 NOT_COUNTED = "operations are not counted: the run's own command writes cost.json"
-PEERS_CODE = "the operations of other people's code are not counted"
+UNCOUNTED = "operations are not counted where other people's code runs, or where skipped steps differ"
 OTHER_RUNTIME = "a speedup needs the same runtime"
 
 FRONT = "†"  # the sign of the Pareto front of quality against budget

@@ -23,7 +23,7 @@ class Cost:
     Attributes:
         full_step: floating-point operations of a computed step; a multiply-add is two of them.
         skipped_steps: of the first steps of a gap; in a longer gap the last two go on by turns. Empty where nothing is
-            skipped; None where other people's code runs, which is not counted.
+            skipped; None where a sample's operations do not follow: other people's code runs, or skipped steps differ.
         cache_bytes: the most bytes that are held for forecasts and decisions at the end of a step, as records have it;
             None if unknown.
         weights_bytes: of all parts of the pipeline.
@@ -38,6 +38,8 @@ class Cost:
 
     def flops(self, computed: Sequence[int], T: int) -> int | None:
         """Floating-point operations of the denoiser in the T steps of a sample; None if unknown."""
+        if self.skipped_steps is None:
+            return None
         if len(computed) == T:
             return T * self.full_step
         if not self.skipped_steps:

@@ -52,7 +52,7 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
     flops = [each // settings.runtime.batch_size for each in trial.flops]
     return Cost(
         full_step=flops[0],
-        skipped_steps=None if peer else flops[1:5],
+        skipped_steps=None if peer or (ours.site is not None and ours.site.steps_differ) else flops[1:5],
         cache_bytes=None if peer else held,
         weights_bytes=sum(tensor.nbytes for tensor in weights(pipe)),
         working_bytes=trial.working_bytes,

@@ -37,6 +37,12 @@ class Site:
         """Whether other people's code decides which steps are computed (peers.py)."""
         return False
 
+    @property
+    def steps_differ(self) -> bool:
+        """Whether what a step computes depends on its number, and not only on being computed or on its place in the
+        gap. Then the operations of a sample do not follow from a few of its steps."""
+        return False
+
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         """Refuse a schedule or a forecaster that does not fit this site, before a model loads.
 

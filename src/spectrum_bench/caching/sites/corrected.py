@@ -55,6 +55,10 @@ class Corrected(Site):
     def decides(self) -> bool:
         return self.site.decides
 
+    @property
+    def steps_differ(self) -> bool:
+        return self.site.steps_differ
+
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         if isinstance(self.site, (SchedulerSite, Corrected)):
             raise DoesNotFit(f"site={type(self.site).__name__} corrects the latent itself: leave correct= out")

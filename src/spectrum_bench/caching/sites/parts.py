@@ -42,6 +42,10 @@ class Halves(Site):
     switch: float = 0.5
     part: float = 0.5
 
+    @property
+    def steps_differ(self) -> bool:
+        return True
+
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         checks.number("switch", self.switch, 0, 1)
         checks.number("part", self.part, 0, 1)
@@ -76,6 +80,10 @@ class Kinds(Site):
     kinds: Sequence[str] | None
     errors: Sequence[Curves] | None
     threshold: float
+
+    @property
+    def steps_differ(self) -> bool:
+        return True
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         if bare(schedule) is not smoothcache or getattr(schedule, "keywords", {}).get("threshold") != self.threshold:
