@@ -64,7 +64,7 @@ for budget in $BUDGETS; do
     gate dicache $budget algo=dicache schedule.retention=0.08
     gate cgtaylor $budget algo=cgtaylor
     gate adacache $budget algo=adacache
-    gate smoothcache $budget algo=smoothcache key=algo.threshold
+    gate smoothcache $budget algo=smoothcache
     row pab-$budget algo=pab schedule.interval=$after1          # at its skipped steps MLPs run,
     row delta_dit-$budget algo=delta_dit schedule.interval=$after1   # and here half of the blocks
     row duca-$budget algo=duca schedule.interval=$after3

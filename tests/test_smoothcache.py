@@ -48,7 +48,7 @@ def test_each_kind_runs_by_its_own_mask_and_its_newest_output_is_reused(random_p
     pipe, ran = random_pipes(name), []
     kinds = ["attn1", "attn2", "ffn"] if name == "wan" else ["attn", "ff", "ff_context", "proj_out"]
     errors = [ALWAYS if kind in ("attn", "attn1") else NEVER for kind in kinds]
-    site, rule = Kinds(kinds, errors, 0.1), partial(schedules.smoothcache, errors=errors, threshold=0.1)
+    site, rule = Kinds(kinds), partial(schedules.smoothcache, errors=errors, threshold=0.1)
     with (
         cached(pipe, schedule=rule, forecaster=forecasters.reuse, site=site, num_steps=STEPS) as session,
         ExitStack() as undo,
@@ -69,7 +69,7 @@ def test_one_mask_for_all_kinds_is_reuse_of_modules(random_pipes, name):
     pipe = random_pipes(name)
     kinds = ["attn1", "attn2", "ffn"] if name == "wan" else ["attn", "ff", "ff_context", "proj_out"]
     rule = partial(schedules.smoothcache, errors=[THIRD] * len(kinds), threshold=0.1)
-    a, one = run(pipe, name, Kinds(kinds, [THIRD] * len(kinds), 0.1), rule, forecasters.reuse)
+    a, one = run(pipe, name, Kinds(kinds), rule, forecasters.reuse)
     b, two = run(pipe, name, Modules(), rule, forecasters.reuse)
     assert torch.equal(a, b) and one.computed_steps == two.computed_steps == [0, 3, 5]
 
@@ -95,14 +95,11 @@ def test_errors_are_those_of_the_modules_outputs(random_pipes):
 
 
 def test_only_its_own_schedule_and_reuse_fit():
-    site = Kinds(["attn"], [NEVER], 0.1)
-    other = partial(schedules.smoothcache, errors=[NEVER], threshold=0.2)
-    for schedule in (other, partial(schedules.uniform, interval=2)):
-        with pytest.raises(DoesNotFit, match="same threshold: use algo=smoothcache"):
-            Algorithm("x", schedule, forecasters.reuse, site).check(6)
-    same = partial(schedules.smoothcache, errors=[NEVER], threshold=0.1)
+    with pytest.raises(DoesNotFit, match="come from their own schedule: use algo=smoothcache"):
+        Algorithm("x", partial(schedules.uniform, interval=2), forecasters.reuse, Kinds(["attn"])).check(6)
+    rule = partial(schedules.smoothcache, errors=[NEVER], threshold=0.1)
     with pytest.raises(DoesNotFit, match="are reused: use algo=smoothcache"):
-        Algorithm("x", same, partial(forecasters.taylor, order=1), site).check(6)
+        Algorithm("x", rule, partial(forecasters.taylor, order=1), Kinds(["attn"])).check(6)
 
 
 @pytest.mark.parametrize("model", ["tiny-flux", "tiny-sd3", "tiny-wan", "tiny-hunyuan"])

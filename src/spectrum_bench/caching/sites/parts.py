@@ -14,7 +14,7 @@ from spectrum_bench.caching.sites.base import Site, observe_first_block
 from spectrum_bench.caching.sites.modules import Cached, Idle, known, present, replace
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse
-from spectrum_bench.schedules import Curves, Schedule, bare, smooth_mask, smoothcache
+from spectrum_bench.schedules import Schedule, bare, smooth_mask, smoothcache
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,25 @@ class Kinds(Site):
     (SmoothCache, arXiv:2411.10510). A step counts as computed if any kind runs.
 
     Attributes:
-        kinds: the names of the modules.
-        errors: their curves, as schedules.smoothcache takes them.
-        threshold: as the schedule's.
+        kinds: the names of the modules, in the order of the schedule's error curves.
     """
 
     kinds: Sequence[str] | None
-    errors: Sequence[Curves] | None
-    threshold: float
 
     @property
     def steps_differ(self) -> bool:
         return True
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
-        if bare(schedule) is not smoothcache or getattr(schedule, "keywords", {}).get("threshold") != self.threshold:
-            raise DoesNotFit("each kind's mask belongs to a schedule of the same threshold: use algo=smoothcache")
+        if bare(schedule) is not smoothcache:
+            raise DoesNotFit("masks of kinds of modules come from their own schedule: use algo=smoothcache")
         if bare(forecaster) is not reuse:
             raise DoesNotFit("modules with masks of their own are reused: use algo=smoothcache")
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
-        curves = zip(self.kinds or (), self.errors or (), strict=True)
-        masks = {kind: smooth_mask(each, self.threshold).tolist() for kind, each in curves}
+        rule = getattr(session.schedule, "keywords", {})
+        curves = zip(self.kinds or (), rule["errors"], strict=True)
+        masks = {kind: smooth_mask(each, rule["threshold"]).tolist() for kind, each in curves}
 
         def reused(kind: str) -> Callable[[], bool]:
             return lambda: not masks[kind][session.step]
