@@ -58,6 +58,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "hunyuan": {"transformer_blocks": 20, "single_transformer_blocks": 40},
         "wan14b": {"blocks": 40},
         "wan1-3b": {"blocks": 30},
+        "chroma": {"transformer_blocks": 19, "single_transformer_blocks": 38},
     }.items(),
 )
 def test_number_of_blocks(name, blocks):
@@ -174,6 +175,17 @@ CALLS = {
         (1, 32760, 5120),
     ),
 }
+CALLS["chroma"] = (  # 1024 x 1024 pixels; its negative prompt is a call of its own
+    lambda: {
+        "hidden_states": tensor(1, 4096, 64),
+        "encoder_hidden_states": tensor(1, 512, 4096),
+        "timestep": time(1),
+        "img_ids": tensor(4096, 3),
+        "txt_ids": tensor(512, 3),
+        "attention_mask": tensor(1, 4096 + 512),
+    },
+    (1, 4096, 3072),
+)
 CALLS["wan1-3b"] = (CALLS["wan14b"][0], (1, 32760, 1536))
 
 
@@ -239,6 +251,13 @@ SMALLER = {
         "num_attention_heads": 1,
         "joint_attention_dim": 64,
         "pooled_projection_dim": 32,
+    },
+    "ChromaTransformer2DModel": {
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "num_attention_heads": 1,
+        "joint_attention_dim": 64,
+        "approximator_hidden_dim": 64,
     },
     "SD3Transformer2DModel": {
         "num_layers": 2,

@@ -230,6 +230,31 @@ MODELS = {
         "norm_out",
         (2, 16, 32),
     ),
+    "ChromaTransformer2DModel": Case(  # one network makes the modulation of all blocks and of the epilogue
+        dict(in_channels=16, num_layers=2, num_single_layers=2, joint_attention_dim=24, axes_dims_rope=(4, 6, 6))
+        | dict(approximator_num_channels=16, approximator_hidden_dim=32, approximator_layers=1)
+        | TWO_HEADS,
+        lambda latent, text, t: dict(
+            hidden_states=latent(2, 12, 16),
+            encoder_hidden_states=text(2, 5, 24),
+            timestep=t.expand(2),
+            img_ids=ids(12, 3),
+            txt_ids=ids(5, 3),
+            attention_mask=torch.ones(2, 17),
+        ),
+        "norm_out",
+        (2, 12, 32),
+    ),
+    "AuraFlowTransformer2DModel": Case(  # eight tokens of its own stand before the text
+        dict(sample_size=8, num_mmdit_layers=2, num_single_dit_layers=2, joint_attention_dim=24)
+        | dict(caption_projection_dim=32, pos_embed_max_size=64)
+        | TWO_HEADS,
+        lambda latent, text, t: dict(
+            hidden_states=latent(2, 4, 8, 8), encoder_hidden_states=text(2, 5, 24), timestep=t.expand(2)
+        ),
+        "norm_out",
+        (2, 16, 32),
+    ),
     "BriaTransformer2DModel": Case(
         dict(in_channels=16, num_layers=2, num_single_layers=2, joint_attention_dim=24, axes_dims_rope=[4, 6, 6])
         | TWO_HEADS,
@@ -400,6 +425,13 @@ def test_what_a_stack_cannot_stand_in_for_is_refused_at_the_first_step(name, sit
     with pytest.raises(ValueError, match="cannot be skipped"):
         run(model, counted, SITES[site])
     assert len(steps) == 1 and inventory(model) == before and torch.equal(call(model, inputs, 0), plain)
+
+
+def test_a_class_that_nobody_knows_is_told_what_to_add(monkeypatch):
+    model = tiny("AuraFlowTransformer2DModel")
+    monkeypatch.delitem(ANATOMY, "AuraFlowTransformer2DModel")
+    with pytest.raises(ValueError, match=r"add it to ANATOMY .*\"AuraFlowTransformer2DModel\": Anatomy\(stacks="):
+        run(model, MODELS["AuraFlowTransformer2DModel"].inputs, LastBlock())
 
 
 @pytest.mark.parametrize("name", ["Flux2Transformer2DModel", "ZImageTransformer2DModel"])

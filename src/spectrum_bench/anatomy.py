@@ -85,6 +85,11 @@ def _pixels(block: nn.Module, given: dict[str, Any]) -> Tensor:
     return pixels.flatten(2).transpose(1, 2)
 
 
+def _behind_text(leaving: Tensor, entering: Tensor) -> Tensor:
+    """The image tokens of a stream that begins with text."""
+    return leaving[:, -entering.shape[1] :]
+
+
 TEXT_THEN_IMAGE = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "tail", "ff_context": "head"})
 IMAGE_THEN_TEXT = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "head", "ff_context": "tail"})
 # one linear layer closes attention and MLP together: its output is "total" in TaylorSeer's code
@@ -132,7 +137,19 @@ ANATOMY = {
         modulated=_time_embedding,
         tokens=_pixels,
     ),
-    "Flux2Transformer2DModel": Anatomy(image=lambda leaving, entering: leaving[:, -entering.shape[1] :]),
+    "Flux2Transformer2DModel": Anatomy(image=_behind_text),
+    "ChromaTransformer2DModel": Anatomy(  # diffusers has registered none of its blocks
+        stacks=("transformer_blocks", "single_transformer_blocks"),
+        image=_behind_text,
+        unread={"pos_embed": ("txt_ids", "img_ids"), "context_embedder": ("encoder_hidden_states",)},
+        embedder="x_embedder",
+    ),
+    "AuraFlowTransformer2DModel": Anatomy(  # nor of these
+        stacks=("joint_transformer_blocks", "single_transformer_blocks"),
+        image=_behind_text,
+        unread={"context_embedder": ("encoder_hidden_states",)},
+        embedder="pos_embed",
+    ),
     "ZImageTransformer2DModel": Anatomy(stacks=("layers",)),  # refiners have the same block; the epilogue gets text too
     "BriaTransformer2DModel": Anatomy(stacks=("transformer_blocks", "single_transformer_blocks")),
 }
@@ -141,6 +158,8 @@ TEXT_FIRST = TransformerBlockMetadata(return_hidden_states_index=1, return_encod
 CORRECTED = {  # blocks that diffusers' registry describes wrongly, or leaves out
     "BriaTransformerBlock": TEXT_FIRST,
     "BriaSingleTransformerBlock": TEXT_FIRST,
+    "ChromaTransformerBlock": TEXT_FIRST,
+    "AuraFlowJointTransformerBlock": TEXT_FIRST,
     "ZImageTransformerBlock": TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
 }
 
@@ -269,7 +288,11 @@ def stacks(denoiser: nn.Module) -> list[str]:
         if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], known)
     ]
     if not names:
-        raise DoesNotFit(f"{type(denoiser).__name__} has no list of transformer blocks that diffusers knows of")
+        kind = type(denoiser).__name__
+        raise DoesNotFit(
+            f"{kind} has no list of transformer blocks that diffusers knows of: add it to ANATOMY in "
+            'src/spectrum_bench/anatomy.py, "' + kind + '": Anatomy(stacks=(<its lists of blocks, in their order>,))'
+        )
     return names
 
 
