@@ -1,6 +1,7 @@
 """What git holds: small files alone, and nothing that a command makes again."""
 
 import csv
+import re
 import subprocess
 from pathlib import Path
 
@@ -43,3 +44,21 @@ def test_rows_that_are_withdrawn_are_marked_in_every_file(tracked):
         text = path.with_suffix(".md").read_text(encoding="utf-8") if path.with_suffix(".md").is_file() else ""
         assert all(f"~~{name}~~ (withdrawn)" in text and f"`{name}`" in listed for name in withdrawn)
         assert text.count("(withdrawn)") == 0 or withdrawn
+
+
+@pytest.mark.parametrize("page", ["docs/guided-tour.md", "docs/extend.md", "CONTRIBUTING.md"])
+def test_modules_that_a_page_names_exist(page):
+    package = ROOT / "src/spectrum_bench"
+    folders = (ROOT, package, package / "caching", package / "lab")  # the map of the folders names files within one
+    examples = {"my_methods.py", "record.py", "metrics/brightness.py", "isolated/score_letters.py"}
+    named = set(re.findall(r"[\w/]+\.py\b", (ROOT / page).read_text(encoding="utf-8")))
+    lost = {name for name in named if not any((folder / name).is_file() for folder in folders)}
+    assert not {name for name in lost if not name.endswith(tuple(examples))}
+
+
+def test_the_tour_names_every_folder_and_module_at_the_top():
+    package, text = ROOT / "src/spectrum_bench", (ROOT / "docs/guided-tour.md").read_text(encoding="utf-8")
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    drawn = text.partition("```")[2].partition("```")[0]
+    assert len(folders) > 5 and {name for name in folders | modules if name not in drawn} == set()
