@@ -107,17 +107,17 @@ def handler(hub: Hub):
             path = self.path.split("?")[0]
             repo, _, name = path[1:].partition("/resolve/")
             name = name.partition("/")[2]
-            if path.startswith("/api/models/") and path[12:] in hub.repos:
-                self.reply(json.dumps(hub.info(path[12:])).encode(), send)
+            asked, _, pinned = path[12:].partition("/revision/")
+            if path.startswith("/api/models/") and asked in hub.repos:
+                self.reply(json.dumps(hub.info(asked) | ({"sha": pinned} if pinned else {})).encode(), send)
             elif path in hub.files:
                 self.reply(hub.files[path], send)
             elif repo in hub.gated and self.headers.get("Authorization") != "Bearer allowed":
                 self.reply(b"", send, status=401, **{"X-Error-Code": "GatedRepo"})
             elif name in hub.repos.get(repo, {}):
                 data = hub.repos[repo][name]
-                self.reply(
-                    data, send, ETag=f'"{hashlib.sha1(data).hexdigest()}"', **{"X-Repo-Commit": hub.commit(repo)}
-                )
+                commit = hub.commit(repo) if "/resolve/main/" in path else path.split("/resolve/")[1].split("/")[0]
+                self.reply(data, send, ETag=f'"{hashlib.sha1(data).hexdigest()}"', **{"X-Repo-Commit": commit})
             else:
                 self.reply(b"", send, status=404, **{"X-Error-Code": "RepoNotFound"})
 
@@ -215,6 +215,22 @@ def test_a_model_is_what_its_pipeline_needs_and_is_then_found_offline(hub, downl
     code, out, errors = download("model=flux")
     assert code == 0 and "0 B missing" in out[0]
     assert hub.sent() == ["model_index.json"]  # which says what is needed
+
+
+def test_a_model_is_fetched_at_the_commit_that_its_yaml_names(hub, download, checkout, tmp_path, monkeypatch):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    path = checkout / "configs/model/flux.yaml"
+    path.write_text(path.read_text() + f"revision: {commit}\n")
+    code, out, errors = download("model=flux")
+    assert (code, errors) == (0, []) and out[0].startswith(f"model=flux from {FLUX} at {commit}: ")
+    assert all(f"/resolve/{commit}/" in path for _, path, _, sent in hub.asked if "/resolve/" in path)
+    with pytest.raises(UserError, match="not on this machine"):  # nobody asked for the newest commit
+        offline_weights(monkeypatch, tmp_path)
+    assert find_weights(FLUX, commit).name == commit
+    with pytest.raises(UserError, match=f"at commit {commit[::-1]} are not on this machine"):
+        find_weights(FLUX, commit[::-1])
+    with pytest.raises(UserError, match="is a folder: leave it out"):
+        find_weights(str(tmp_path), commit)
 
 
 def test_dry_run_lists_sizes_and_fetches_nothing(hub, download, tmp_path):

@@ -1,6 +1,7 @@
 """The examples of docs/extend.md run as they are printed there. Those of metrics: test_new_metric.py, of a format:
 test_report.py."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,8 +15,10 @@ from helpers import composed, examples
 from safetensors.numpy import load_file
 
 from spectrum_bench.commands.entry import check_words
+from spectrum_bench.errors import BadValue
 from spectrum_bench.paths import ROOT
 from spectrum_bench.reporting import paper
+from spectrum_bench.sampling.settings import ModelSettings
 
 SHORT = ["total_prompt_num=1", "warmup_samples=0", "num_inference_steps=12", "output_base_path=out", "device=cpu"]
 COMMAND = re.search(r"^PYTHONPATH=\. python (src/text_to_image.py .*)$", (ROOT / "docs/extend.md").read_text(), re.M)[1]
@@ -82,3 +85,18 @@ def test_a_papers_table(tmp_path, monkeypatch):
     assert plan.runs[0].cited is None and plan.runs[1].cited["psnr"] == "21.3"
     for run in plan.runs:
         check_words("base", [f"model={plan.model}", *run.words])
+
+
+def test_every_key_of_a_model_is_listed_with_its_default():
+    listed = yaml.safe_load(examples()["every key of a model"])
+    fields = {entry.name: entry for entry in dataclasses.fields(ModelSettings)}
+    known = {name for name in fields if name not in ("name", "weights", "extra")}
+    assert set(listed) == known
+    plain = ModelSettings.from_config({"name": "mine"})
+    assert {key: getattr(plain, key) for key in known} == listed
+    assert ModelSettings.from_config({"name": "mine"} | listed) == plain
+
+
+def test_a_revision_is_a_commit():
+    with pytest.raises(BadValue, match="model.revision=main is no commit: write its 40 hexadecimal digits"):
+        ModelSettings.from_config({"name": "mine", "revision": "main"})

@@ -117,14 +117,15 @@ def plan_model(name: str, catalogue: Catalogue) -> Plan:
         HTTPError: the hub cannot be reached, or refuses access.
     """
     model = catalogue.model[name]
-    repo = model["repo"]
-    info = HfApi().model_info(repo, files_metadata=True)
+    repo, revision = model["repo"], model.get("revision")
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     listed = [file.rfilename for file in info.siblings or ()]
     if "model_index.json" not in listed:
         raise UserError(f"{repo} is no diffusers pipeline (no model_index.json): name one in configs/model/{name}.yaml")
     index, refused = _read_index(repo, info, listed)
-    files = hub_files(repo, info, pipeline_files(listed, index, model.get("variant")))
-    return make_plan(f"model={name}", files, f" from {repo}{' (gated)' if info.gated else ''}", refused)
+    files = hub_files(repo, info, pipeline_files(listed, index, model.get("variant")), newest=revision is None)
+    source = f" from {repo}{f' at {revision}' if revision else ''}{' (gated)' if info.gated else ''}"
+    return make_plan(f"model={name}", files, source, refused)
 
 
 def _read_index(repo: str, info: ModelInfo, listed: list[str]) -> tuple[dict[str, Any], Exception | None]:
@@ -167,8 +168,11 @@ def make_plan(title: str, files: Iterable[File], source: str = "", refused: Exce
     return Plan(title, source, files, [file for file in files if not file.is_here()], refused)
 
 
-def hub_files(repo: str, info: ModelInfo, names: list[str]) -> list[HubFile]:
+def hub_files(repo: str, info: ModelInfo, names: list[str], newest: bool = True) -> list[HubFile]:
     """The named files of a repository, with sizes and commits from the hub's listing `info`.
+
+    Args:
+        newest: whether it is the repository's newest commit, which the cache then records.
 
     Raises:
         UserError: the repository lacks a file.
@@ -180,7 +184,7 @@ def hub_files(repo: str, info: ModelInfo, names: list[str]) -> list[HubFile]:
     for name in names:
         file = listed[name]
         blob = file.lfs.sha256 if file.lfs else file.blob_id
-        files.append(HubFile(repo, name, file.size or 0, info.sha or "main", blob or "", name == names[-1]))
+        files.append(HubFile(repo, name, file.size or 0, info.sha or "main", blob or "", newest and name == names[-1]))
     return files
 
 

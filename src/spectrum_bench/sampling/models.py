@@ -15,8 +15,11 @@ SETTINGS = {".json", ".txt", ".model"}  # suffixes of the settings of a pipeline
 ModelIndex = dict[str, Any]  # model_index.json: a part's name -> its [library, class], and settings of the pipeline
 
 
-def find_weights(repo: str) -> Path:
+def find_weights(repo: str, revision: str | None = None) -> Path:
     """The local folder of a diffusers pipeline: a path, or a Hugging Face repository already downloaded.
+
+    Args:
+        revision: the commit of a repository; None: the newest one that was fetched.
 
     Nothing is downloaded. The header of every safetensors file tells whether the file is complete.
 
@@ -26,12 +29,14 @@ def find_weights(repo: str) -> Path:
     from safetensors import SafetensorError, safe_open
 
     folder = locate(repo)
+    if folder.is_dir() and revision is not None:
+        raise UserError(f"model.revision is a commit of a repository, and {repo} is a folder: leave it out")
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(repo, local_files_only=True))
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
         except IncompleteSnapshotError as error:  # expected: download.py leaves out files that a pipeline does not need
             folder = Path(error.snapshot_path)
         except (HFValidationError, LocalEntryNotFoundError):
@@ -42,7 +47,10 @@ def find_weights(repo: str) -> Path:
                 ) from None
             if repo.startswith(("/", ".", "~")):
                 raise UserError(f"there is no folder {repo}: model.repo names a folder or a repository") from None
-            raise UserError(f"the weights of {repo} are not on this machine: python download.py model=<name>") from None
+            at = f" at commit {revision}" if revision else ""
+            raise UserError(
+                f"the weights of {repo}{at} are not on this machine: python download.py model=<name>"
+            ) from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
     for part in parts(_index(folder)):
@@ -91,7 +99,7 @@ def identify(model: ModelSettings) -> str:
     Raises:
         UserError: the weights are not on this machine.
     """
-    return "random" if model.init == "random" else fingerprint(find_weights(_repo(model)))
+    return "random" if model.init == "random" else fingerprint(find_weights(_repo(model), model.revision))
 
 
 def _repo(model: ModelSettings) -> str:
@@ -137,7 +145,7 @@ def _pretrained(model: ModelSettings, device: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline
 
-    folder = find_weights(_repo(model))
+    folder = find_weights(_repo(model), model.revision)
     dtype = {"default": getattr(torch, model.dtype), "vae": getattr(torch, model.vae_dtype or model.dtype)}
     which = {"variant": model.variant, "use_safetensors": True, "local_files_only": True}
     try:

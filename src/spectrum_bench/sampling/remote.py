@@ -34,7 +34,7 @@ class HubFile:
     size: int  # bytes
     commit: str
     blob: str  # the name of its content in the cache
-    last: bool  # whether it is the last file that is fetched from this repository
+    last: bool  # whether it is the last file that is fetched from the newest commit of this repository
 
     @property
     def folder(self) -> Path:

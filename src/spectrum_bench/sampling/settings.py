@@ -17,7 +17,14 @@ from spectrum_bench.sampling.text import cleaned
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
-DESCRIPTIVE = {"repo", "judge", "note", "metrics", "dev_prompts"}  # model settings that decide no pixel: `weights` does
+DESCRIPTIVE = {
+    "repo",
+    "revision",
+    "judge",
+    "note",
+    "metrics",
+    "dev_prompts",
+}  # model settings that decide no pixel: `weights` does
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -124,6 +131,7 @@ class ModelSettings:
 
     Attributes:
         repo: a folder in diffusers' format, or a Hugging Face repository.
+        revision: the commit of the Hugging Face repository; None: the newest one that was fetched.
         init: "pretrained", or "random": the architecture alone.
         arguments: arguments of the pipeline's call.
         width, height: in pixels.
@@ -133,6 +141,7 @@ class ModelSettings:
 
     name: str
     repo: str | None = None
+    revision: str | None = None
     init: str = "pretrained"
     dtype: str = "bfloat16"
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -184,6 +193,8 @@ class ModelSettings:
                 raise BadValue(f"model.{key}={brief(node[key])} is no text")
             if node.get(key) is not None and key in ("repo", "judge", "dev_prompts"):
                 limits.check_path(f"model.{key}", node[key])
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
+            raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
         boolean("model.vae_tiling", self.vae_tiling)
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))

@@ -59,7 +59,7 @@ def on_meta(network: nn.Module, undo: ExitStack) -> None:
 
 def _without_weights(model: ModelSettings) -> Any:
     try:
-        folder = None if model.init == "random" or model.repo is None else find_weights(model.repo)
+        folder = None if model.init == "random" or model.repo is None else find_weights(model.repo, model.revision)
     except UserError:
         if not (FOLDER / f"{model.name}.json").is_file():
             raise
