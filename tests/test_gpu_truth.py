@@ -28,6 +28,7 @@ def read(folder):
     return [json.loads(line) for line in (folder / "gpu_truth.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_section_writes_its_lines(script, tmp_path):
     words = [sys.executable, SCRIPT, "simulate=true", f"out={tmp_path}", "label=test"]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

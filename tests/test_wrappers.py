@@ -86,7 +86,9 @@ def own_pipe():
     return pipe
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param(w, marks=pytest.mark.slow) if w == "compile" else w for w in WRAPPERS]
+)
 def test_what_was_wrapped_is_as_it_was(own_pipe, wrapper):
     WRAPPERS[wrapper](own_pipe.transformer)
     plain = sample(own_pipe, "flux")
