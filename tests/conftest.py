@@ -10,6 +10,7 @@ import torch
 from helpers import composed, denoiser, no_identity, recipe
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would all that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children too
 
 

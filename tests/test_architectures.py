@@ -396,5 +396,5 @@ def test_tokenizers_take_the_real_lengths(name):
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(UserError, match="take one of flux, hunyuan, sd3-5, sdxl, wan1-3b, wan14b"):
+    with pytest.raises(UserError, match="take one of chroma, flux, hunyuan, sd3-5, sdxl, wan1-3b, wan14b"):
         random_pipeline("dalle", dtype="float32", device="meta")

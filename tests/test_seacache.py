@@ -83,7 +83,8 @@ GRIDS = {"flux": (8, 12), "sd3": (8, 12), "sdxl": (16, 24), "wan": (3, 8, 12), "
 def test_the_tokens_are_what_the_first_attention_gets_and_lie_on_a_grid(random_pipes, name):
     """A picture of 64 rows and 96 columns; the newest step's tensors, and its noise beside the scheduler's."""
     pipe, entered = random_pipes(name), []
-    first = next(m for n, m in blocks(pipe)[0].named_modules() if n in ("attn", "attn1", "attentions.0"))
+    names = ("attn", "attn1", "attentions.0")  # a U-Net's first block may have none
+    first = next(m for block in blocks(pipe) for n, m in block.named_modules() if n in names)
 
     def keep(module, args, given):
         entered.append(given.get("hidden_states", *args[:1]))

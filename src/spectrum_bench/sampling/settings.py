@@ -1,7 +1,6 @@
 """The typed, frozen settings of a run, and every range check on them.
 
-`RunSettings.from_config` takes a resolved configuration as plain values (the keys of configs/base.yaml), whether Hydra
-or Python composed it. Below `commands/` nobody sees such a dict again.
+`RunSettings.from_config` takes a resolved configuration as plain values (the keys of configs/base.yaml).
 """
 
 import re

@@ -14,7 +14,7 @@ from spectrum_bench.caching.sites.base import Site, observe_first_block
 from spectrum_bench.caching.sites.modules import Cached, Idle, known, present, replace
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse
-from spectrum_bench.schedules import Schedule, bare, smooth_mask, smoothcache
+from spectrum_bench.schedules import Schedule, bare, plan, smooth_mask, smoothcache
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,12 @@ class Kinds(Site):
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         rule = getattr(session.schedule, "keywords", {})
-        curves = zip(self.kinds or (), rule["errors"], strict=True)
-        masks = {kind: smooth_mask(each, rule["threshold"]).tolist() for kind, each in curves}
+        if bare(session.schedule) is smoothcache:
+            curves = zip(self.kinds or (), rule["errors"], strict=True)
+            masks = {kind: smooth_mask(each, rule["threshold"]).tolist() for kind, each in curves}
+        else:  # a trial of a few steps, which counts what they cost (sampling/counting.py): one mask for all kinds
+            whole = plan(session.schedule, session.num_steps)
+            masks = dict.fromkeys(self.kinds or (), [] if whole is None else whole.tolist())
 
         def reused(kind: str) -> Callable[[], bool]:
             return lambda: not masks[kind][session.step]
