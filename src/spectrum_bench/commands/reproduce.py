@@ -16,6 +16,8 @@ Finished samples are not made again: after an interruption the same command goes
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -107,8 +109,8 @@ def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
     common = [word for word in common if word.split("=")[0] not in given]
     for algo in plan.calibrate:
         print(f"\n{algo} must know of {plan.model}:", flush=True)
-        same = [word for word in extra if word.startswith(("model.", "device=", "threads="))]
-        call("calibrate", f"algo={algo}", f"model={plan.model}", "total_prompt_num=8", *same)  # it prints why it fails
+        words = [f"algo={algo}", f"model={plan.model}", "total_prompt_num=8", *of_the_model(extra)]
+        call("calibrate", *words)  # it prints why it fails
     failed = []
     for i, each in enumerate(plan.runs, 1):
         print(f"\n[{i}/{len(plan.runs)}] {each.name}", flush=True)
@@ -120,6 +122,11 @@ def run(plan: "Plan", folder: Path, extra: list[str]) -> list[str]:
             if i == 1:
                 raise UserError(f"{plan.name}: the reference failed: mend that, and the same command goes on")
     return failed
+
+
+def of_the_model(words: list[str]) -> list[str]:
+    """The words that say which model runs, and where: those that a measurement of the model needs too."""
+    return [word for word in words if word.startswith(("model.", "device=", "threads="))]
 
 
 class Threshold(TypedDict):
@@ -142,8 +149,7 @@ def threshold(run: "Run", model: str, folder: Path, extra: list[str]) -> Thresho
     Returns:
         None if there is none; the search has printed the reason.
     """
-    same = [word for word in extra if word.startswith(("model.", "device=", "threads="))]
-    asked = [f"model={model}", *run.words, f"passes={run.passes:g}", *same]
+    asked = [f"model={model}", *run.words, f"passes={run.passes:g}", *of_the_model(extra)]
     kept = thresholds(folder)
     if run.name not in kept or kept[run.name]["asked"] != asked:
         print(f"the threshold for {run.passes:g} passes, on dev prompts:", flush=True)
@@ -177,23 +183,30 @@ def thresholds(folder: Path) -> dict[str, Threshold]:
 
 def ask(command: str, *words: str) -> list[str] | None:
     """The lines that another command prints in its own process, shown as they come; None if it fails."""
-    line = [sys.executable, "-m", "spectrum_bench", command, *words]
     printed: list[str] = []
-    with subprocess.Popen(line, env=environment_with_package(), stdout=subprocess.PIPE, text=True) as process:
+    with started(command, words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None  # it is a pipe
         for each in process.stdout:
             print(each, end="", flush=True)
             printed.append(each.strip())
-    return printed if process.returncode == 0 and printed else None
+        ended = process.wait()
+    return printed if ended == 0 and printed else None
 
 
 def call(command: str, *words: str) -> bool:
     """Run another command in its own process. Returns whether it ended without an error, or with some failed samples:
     the table mentions those, and retry_failed=true tries them again."""
+    with started(command, words) as process:
+        return process.wait() in (0, SOME_FAILED)
+
+
+@contextmanager
+def started(command: str, words: Sequence[str], stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Another command in its own process, which is stopped when this one is."""
     line = [sys.executable, "-m", "spectrum_bench", command, *words]
-    with subprocess.Popen(line, env=environment_with_package()) as process:
+    with subprocess.Popen(line, env=environment_with_package(), stdout=stdout, text=True) as process:
         try:
-            return process.wait() in (0, SOME_FAILED)
+            yield process
         except KeyboardInterrupt:
             process.terminate()  # it may have had the same signal; it writes what it has
             process.wait()
