@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from spectrum_bench.commands import rows, run
+from spectrum_bench.commands.main import config_of
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import worker
 from spectrum_bench.sampling.records import read_records
@@ -85,3 +86,8 @@ def test_words_that_are_no_rows(common):
         rows.main(["nowhere"])
     with pytest.raises(UserError, match="exp_name=x: only key=value words follow the file"):
         rows.main(["-", "exp_name=x"])
+
+
+def test_a_rows_own_model_chooses_its_configuration():
+    assert config_of("run", ["model=tiny-flux", "algo=reuse", "model=tiny-wan"]) == "video"
+    assert config_of("run", ["model=tiny-wan", "model=tiny-flux"]) == "base"

@@ -86,7 +86,8 @@ def config_of(name: str, given: list[str]) -> str:
 
     from spectrum_bench.paths import MODELS
 
-    model = next((word.removeprefix("model=") for word in given if word.startswith("model=")), "")
+    models = [word.removeprefix("model=") for word in given if word.startswith("model=")]
+    model = models[-1] if models else ""  # the one that Hydra takes
     if not re.fullmatch(r"[\w.-]{1,200}", model):
         return "base"  # which says what is wrong with it
     path = MODELS / f"{model}.yaml"
