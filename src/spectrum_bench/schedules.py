@@ -93,10 +93,7 @@ def fitted(T: int, *, steps: Sequence[int], T_fitted: int | None, method: str = 
     measure = f"measure it with python src/calibrate.py algo={method} model=<model> algo.passes=<passes>"
     if not steps:
         raise BadValue(f"this model has no constants for {method} with so many passes: {measure}")
-    if T_fitted != T:
-        raise BadValue(
-            f"the steps of {method} are chosen for num_inference_steps={T_fitted}: {measure} num_inference_steps={T}"
-        )
+    _check_steps(T, T_fitted, f"the steps of {method} are chosen for", measure)
     return mask(T, steps=steps)
 
 
@@ -109,11 +106,13 @@ def searched(T: int, *, passes: int, steps: Sequence[int], T_searched: int | Non
     find = f"python src/search.py algo=<algorithm> model=<model> passes={passes}"
     if not steps:
         raise BadValue(f"no steps were searched for this model and algorithm with {passes} passes: {find}")
-    if T_searched != T:
-        raise BadValue(
-            f"these steps were searched with num_inference_steps={T_searched}: {find} num_inference_steps={T}"
-        )
+    _check_steps(T, T_searched, "these steps were searched with", find)
     return mask(T, steps=steps)
+
+
+def _check_steps(T: int, made_for: int | None, what: str, command: str) -> None:
+    if made_for != T:
+        raise BadValue(f"{what} num_inference_steps={made_for}: {command} num_inference_steps={T}")
 
 
 def magcache(
@@ -192,12 +191,7 @@ def smoothcache(T: int, *, errors: Sequence[Curves], threshold: float) -> Mask:
     if not errors:
         raise BadValue(f"this model has no constants for smoothcache yet: measure them with {measure}")
     checks.number("threshold", threshold, 0)
-    measured = len(errors[0][0]) + 1
-    if measured != T:
-        raise BadValue(
-            f"the errors of smoothcache are measured for num_inference_steps={measured}: {measure} "
-            f"num_inference_steps={T}"
-        )
+    _check_steps(T, len(errors[0][0]) + 1, "the errors of smoothcache are measured for", measure)
     any_kind: Mask = np.any([smooth_mask(curves, threshold) for curves in errors], axis=0)
     return any_kind
 
