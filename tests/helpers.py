@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -54,6 +55,15 @@ def recipe(name: str) -> dict:
     """configs/train/<name>.yaml, composed."""
     with hydra.initialize_config_dir(str(ROOT / "configs/train"), version_base="1.3"):
         return OmegaConf.to_container(hydra.compose(name), resolve=True)
+
+
+def made_up_sample() -> tuple[np.ndarray, np.ndarray]:
+    """x_0 and the outputs of 8 steps, (9, 300), and a scheduler's matrix, (9, 9), for searches without a model."""
+    random = np.random.default_rng(0)
+    basis = np.cumsum(random.standard_normal((9, 300)), 0)
+    matrix = np.tril(random.standard_normal((9, 9)), 0)
+    matrix[0] = np.eye(9)[0]
+    return basis, matrix
 
 
 def start(*words: str, **more) -> subprocess.Popen:

@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers import composed, recipe, sample, settings
+from helpers import composed, made_up_sample, recipe, sample, settings
 
 from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
 from spectrum_bench.caching.propagation import propagator
@@ -104,12 +104,7 @@ def test_never_skipped_is_the_plain_pipeline_and_nothing_stays(random_pipes, nam
 
 @pytest.fixture
 def problem():
-    """A random sample of 8 steps: its basis, its matrix, and what they make."""
-    random = np.random.default_rng(0)
-    basis = np.cumsum(random.standard_normal((9, 300)), 0)
-    matrix = np.tril(random.standard_normal((9, 9)), 0)
-    matrix[0] = np.eye(9)[0]
-    return basis, matrix
+    return made_up_sample()
 
 
 def test_gap_errors_are_those_of_least_squares(problem):

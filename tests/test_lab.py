@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fabricate import experiment, pictures, run_script
-from helpers import recipe
+from helpers import made_up_sample, recipe
 from safetensors.numpy import save_file
 
 from spectrum_bench.caching.algorithm import Algorithm
@@ -43,10 +43,7 @@ def flux(random_pipe):
 @pytest.fixture
 def problem():
     """A made-up sample of 8 steps: its basis, and its trace."""
-    random = np.random.default_rng(0)
-    basis = np.cumsum(random.standard_normal((9, 300)), 0)
-    matrix = np.tril(random.standard_normal((9, 9)), 0)
-    matrix[0] = np.eye(9)[0]
+    basis, matrix = made_up_sample()
     return basis, traces.Trace(basis @ basis.T / 300, matrix)
 
 
@@ -153,7 +150,7 @@ def test_replay_gives_the_errors_that_the_definition_gives(flux, forecaster, sit
     flux.sampler(Algorithm("x", partial(search_mask, range(T)), reuse, None)).watch(JOB, [guided])
     x_0, outputs = guided.rows[0], np.array(guided.rows[1:])
     algorithm = Algorithm("x", partial(search_mask, STEPS), forecaster, site)
-    errors = replay.latent_errors(reference, replay.assumed_by(algorithm, STEPS, T))
+    errors = replay.latent_errors([reference], replay.assumed_by(algorithm, STEPS, T))[0]
     ahead = reuse if forecaster is hindsight else forecaster
     for t in range(1, T + 1):
         real = reference.matrix[t, : t + 1] @ np.vstack([x_0, outputs[:t]])
@@ -309,7 +306,7 @@ def test_replay_is_ranked_beside_real_runs_and_runs_no_code_of_theirs(flux, tmp_
     assert -1 <= runs.correlation() <= 1
     for name, strength in (("linear", 0.5), ("reused", 0.0)):
         assumed = replay.forecast(LINEAR if name == "linear" else reuse, STEPS, T, strength)
-        assert np.allclose(runs.errors[name], replay.latent_errors(traces.trace(flux, JOB), assumed))
+        assert np.allclose(runs.errors[name], replay.latent_errors([traces.trace(flux, JOB)], assumed))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -66,11 +66,9 @@ def _replayed(experiment: Experiment, traces: Sequence[Trace]) -> Floats:
     if experiment.steps != T:
         raise DoesNotFit(f"it takes {experiment.steps} steps and the traces {T}")
     masks = {tuple(record.computed_steps) for record in experiment.records}
-    each = []
-    for steps in masks:
-        assumed = _assumed(experiment.config, list(steps), T)
-        each.append([latent_errors(trace, assumed) for trace in traces])
-    return np.mean(each, axis=0)  # type: ignore[no-any-return]
+    each = [latent_errors(traces, _assumed(experiment.config, list(steps), T)) for steps in masks]
+    mean: Floats = np.mean(each, axis=0)
+    return mean
 
 
 def _assumed(config: Mapping[str, Any], steps: list[int], T: int) -> Assumed:

@@ -9,7 +9,7 @@ outputs v are those at the latents that the fitted steps themselves have led to.
 Non-Stationary solvers (arXiv:2403.01329), whose coefficients are trained by gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.sites.solver import FittedSolver
 from spectrum_bench.forecasters import reuse
 from spectrum_bench.lab.search import IMPORTANCE, for_solver
-from spectrum_bench.lab.traces import Guided, Reference, Stop, Trace, flat, seeded, trace
+from spectrum_bench.lab.traces import Guided, Reference, Stop, Trace, flat, halves, seeded, trace
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Latents
@@ -63,6 +63,21 @@ def error_db(model: Uncached, found: Algorithm, jobs: Sequence[Job], traces: Seq
     return float(np.mean(decibels))
 
 
+def compared(
+    model: Uncached,
+    masks: Mapping[str, list[int]],
+    method: Callable[[list[int]], Algorithm],
+    jobs: Sequence[Job],
+    traces: Sequence[Reference],
+) -> dict[str, float]:
+    """The `error_db` of a method at each of some masks. A line is printed for each."""
+    errors: dict[str, float] = {}
+    for name, steps in masks.items():
+        errors[name] = error_db(model, method(steps), jobs, traces)
+        print(f"{name}: {' '.join(map(str, steps))}: error on held-out prompts {errors[name]:.2f} dB", flush=True)
+    return errors
+
+
 def candidates(traces: Sequence[Trace], passes: int) -> dict[str, list[int]]:
     """Masks to choose from: one searched for each kind of importance, and slowly growing gaps."""
     gram, matrix = np.mean([each.gram for each in traces], axis=0), traces[0].matrix
@@ -74,16 +89,15 @@ def calibrate(model: Uncached, jobs: Sequence[Job], passes: int) -> dict[str, An
     """The mask and the coefficients for a model: each candidate is fitted on one half of the prompts and measured on
     the other, and the best one is fitted on all. Each prompt has its own seed, the job's plus its index."""
     jobs = seeded(jobs)
-    half = max(len(jobs) // 2, 1)
     print(f"{len(jobs)} prompts: {cost(len(jobs), passes, model.num_steps)} network passes in all", flush=True)
     traces = [trace(model, job) for job in jobs]
-    known, held_out = (jobs[:half], traces[:half]), (jobs[half:] or jobs, traces[half:] or traces)
-    errors: dict[str, float] = {}
-    masks = candidates(traces[:half], passes)
-    for name, steps in masks.items():
-        found = algorithm(steps, fit(model, steps, *known))
-        errors[name] = error_db(model, found, *held_out)
-        print(f"{name}: {' '.join(map(str, steps))}: error on held-out prompts {errors[name]:.2f} dB", flush=True)
+    (known, held_out), (of_known, of_held_out) = halves(jobs), halves(traces)
+    masks = candidates(of_known, passes)
+
+    def fitted(steps: list[int]) -> Algorithm:
+        return algorithm(steps, fit(model, steps, known, of_known))
+
+    errors = compared(model, masks, fitted, held_out, of_held_out)
     best = min(errors, key=lambda name: errors[name])
     coefficients = fit(model, masks[best], jobs, traces)
     return {

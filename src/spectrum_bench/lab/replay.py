@@ -15,7 +15,7 @@ from spectrum_bench.caching.sites.corrected import Corrected, revised
 from spectrum_bench.caching.sites.solver import Solver, estimates
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse, taylor
-from spectrum_bench.lab.search import IMPORTANCE, JITTER, for_solver
+from spectrum_bench.lab.search import IMPORTANCE, for_solver, normal_matrix
 from spectrum_bench.lab.traces import Trace
 
 Floats = NDArray[np.float64]
@@ -69,15 +69,19 @@ def by_solver(forecaster: Forecaster, steps: Sequence[int], T: int) -> Assumed:
     return assumed
 
 
-def latent_errors(trace: Trace, assumed: Assumed) -> Floats:
-    """(T,) squared errors of the latents after each step, relative to the latent's own square."""
-    T = len(trace.matrix) - 1
-    errors = []
-    for t in range(1, T + 1):
-        missing = np.eye(T) - assumed(t)
-        error, size = np.append(0, trace.matrix[t, 1:] @ missing), trace.matrix[t]
-        errors.append((error @ trace.gram @ error) / (size @ trace.gram @ size))
+def latent_errors(traces: Sequence[Trace], assumed: Assumed) -> Floats:
+    """(P, T) squared errors of the latents after each step, relative to the latent's own square."""
+    sizes = traces[0].matrix[1:]
+    T = len(sizes)
+    missing = [np.append(0, sizes[t - 1, 1:] @ (np.eye(T) - assumed(t))) for t in range(1, T + 1)]
+    errors: Floats = np.array([_squares(missing, each.gram) / _squares(sizes, each.gram) for each in traces])
     return np.maximum(errors, 0)
+
+
+def _squares(rows: Sequence[Floats] | Floats, gram: Floats) -> Floats:
+    """The square of each row's sum of what `gram` holds the inner products of."""
+    squares: Floats = np.einsum("ti,ij,tj->t", rows, gram, rows)
+    return squares
 
 
 def feature_errors(trace: Trace, assumed: Assumed) -> Floats:
@@ -86,8 +90,7 @@ def feature_errors(trace: Trace, assumed: Assumed) -> Floats:
         raise DoesNotFit("these traces have no features: make them anew with algo= and site=")
     T = len(trace.features)
     missing = np.stack([(np.eye(T) - assumed(step + 1))[step] for step in range(T)])
-    squares = np.einsum("ti,ij,tj->t", missing, trace.features, missing)
-    errors: Floats = np.maximum(squares / trace.features.diagonal(), 0)
+    errors: Floats = np.maximum(_squares(missing, trace.features) / trace.features.diagonal(), 0)
     return errors
 
 
@@ -101,7 +104,7 @@ def beside(algorithm: Algorithm, steps: Sequence[int], traces: Sequence[Trace]) 
         "linear extrapolation": forecast(partial(taylor, order=1), steps, T),
         "reuse, corrected": forecast(reuse, steps, T, 1.0),
     }
-    errors = {name: np.array([latent_errors(trace, assumed) for trace in traces]) for name, assumed in rows.items()}
+    errors = {name: latent_errors(traces, assumed) for name, assumed in rows.items()}
     return errors | {f"best linear step, {name}": each for name, each in bounds(traces, steps).items()}
 
 
@@ -128,9 +131,9 @@ def bounds(traces: Sequence[Trace], steps: Sequence[int]) -> dict[str, Floats]:
 
 
 def _last_error(gram: Floats, fitted: Floats, matrix: Floats, steps: Sequence[int]) -> float:
-    """Of the last latent, on a sample with `gram`, by the weights that are best for `fitted`."""
+    """The relative squared error of the last latent of a sample with `gram`, by the weights that are best for a sample
+    with `fitted`."""
     rows, target = [0, *(1 + step for step in steps)], matrix[-1]
-    normal = fitted[np.ix_(rows, rows)] + JITTER * np.trace(fitted) / len(fitted) * np.eye(len(rows))
     error = -target
-    error[rows] += np.linalg.solve(normal, (fitted @ target)[rows])
+    error[rows] += np.linalg.solve(normal_matrix(fitted, rows), (fitted @ target)[rows])
     return float(max(error @ gram @ error, 0) / (target @ gram @ target))

@@ -68,6 +68,12 @@ def for_solver(gram: Floats, matrix: Floats, passes: int, importance: Importance
     return search(T, passes, score)
 
 
+def normal_matrix(gram: Floats, rows: list[int]) -> Floats:
+    """Of a least-squares fit by some rows of the basis, kept from being singular."""
+    regularised: Floats = gram[np.ix_(rows, rows)] + JITTER * np.trace(gram) / len(gram) * np.eye(len(rows))
+    return regularised
+
+
 def gap_errors(gram: Floats, matrix: Floats, steps: list[int]) -> Floats:
     """The squared error (N,) of the best linear solver step at the end of each of N gaps, if all outputs before it were
     the reference's own: |x_t|^2 - c^T G_K^-1 c, where c holds the inner products of x_t with x_0 and the outputs so
@@ -75,7 +81,7 @@ def gap_errors(gram: Floats, matrix: Floats, steps: list[int]) -> Floats:
     T = len(gram) - 1
     ends = [*steps[1:], T]
     rows = [0, *(1 + step for step in steps)]
-    known = gram[np.ix_(rows, rows)] + JITTER * np.trace(gram) / len(gram) * np.eye(len(rows))
+    known = normal_matrix(gram, rows)
     targets = (gram @ matrix.T)[np.ix_(rows, ends)]
     sizes = np.einsum("ti,ij,tj->t", matrix[ends], gram, matrix[ends])
     explained = np.cumsum(np.linalg.solve(np.linalg.cholesky(known), targets) ** 2, axis=0)

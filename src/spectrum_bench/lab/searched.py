@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.lab.hindcast import error_db
+from spectrum_bench.lab.hindcast import compared
 from spectrum_bench.lab.search import IMPORTANCE, for_forecaster, starts
-from spectrum_bench.lab.traces import seeded, trace
+from spectrum_bench.lab.traces import halves, seeded, trace
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.schedules import mask
@@ -32,20 +32,20 @@ def find(model: Uncached, algorithm: Algorithm, jobs: Sequence[Job], passes: int
             f"algo={algorithm.name} has weights for each channel: its steps cannot be searched from traces"
         )
     jobs, T = seeded(jobs), model.num_steps
-    half = max(len(jobs) // 2, 1)
     print(f"{len(jobs)} prompts: about {cost(len(jobs), passes, T)} network passes in all", flush=True)
     references = [trace(model, job) for job in jobs]
-    held_out = jobs[half:] or jobs, references[half:] or references
-    gram, matrix = np.mean([each.gram for each in references[:half]], axis=0), references[0].matrix
+    (_, held_out), (of_known, of_held_out) = halves(jobs), halves(references)
+    gram, matrix = np.mean([each.gram for each in of_known], axis=0), references[0].matrix
     masks = {
         name: for_forecaster(gram, matrix, passes, importance, algorithm.forecaster)
         for name, importance in IMPORTANCE.items()
     }
     masks |= dict(zip(("even", "growing", "quickly growing"), starts(T, passes), strict=True))
-    errors: dict[str, float] = {}
-    for name, steps in masks.items():
-        errors[name] = error_db(model, replace(algorithm, schedule=partial(mask, steps=steps)), *held_out)
-        print(f"{name}: {' '.join(map(str, steps))}: error on held-out prompts {errors[name]:.2f} dB", flush=True)
+
+    def at(steps: list[int]) -> Algorithm:
+        return replace(algorithm, schedule=partial(mask, steps=steps))
+
+    errors = compared(model, masks, at, held_out, of_held_out)
     best = min(errors, key=lambda name: errors[name])
     return {
         "passes": passes,

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -34,6 +34,7 @@ from spectrum_bench.sampling.sampler import Latents, Observer
 from spectrum_bench.schedules import full
 
 Floats = NDArray[np.float64]
+Item = TypeVar("Item")
 AGREES = 1e-3  # relative error of the last latent that the scheduler's matrix may have on a real sample
 SKETCH = 8192  # numbers that stand for a feature; squared sizes keep to some 1.6 %
 LARGEST = 2**28  # bytes of a file of traces
@@ -137,11 +138,11 @@ class Trace:
     features: Floats | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reference(Trace):
     """A trace with the latents before every step and after the last one, (T + 1, D)."""
 
-    latents: Floats = field(default_factory=lambda: np.zeros(0))
+    latents: Floats
 
 
 def trace(model: Uncached, job: Job, site: Site | None = None) -> Reference:
@@ -165,13 +166,19 @@ def trace(model: Uncached, job: Job, site: Site | None = None) -> Reference:
     if not np.linalg.norm(led[-1] - ended) <= AGREES * np.linalg.norm(ended):
         raise DoesNotFit(f"{type(model.pipe).__name__} changes its latents outside its scheduler: use another algo")
     features = sketches.gram() if site else None
-    return Reference(rows @ rows.T / rows.shape[1], guided.matrix, features, led)
+    return Reference(rows @ rows.T / rows.shape[1], guided.matrix, features, latents=led)
 
 
 def seeded(jobs: Sequence[Job]) -> list[Job]:
     """The jobs, each with a seed of its own: the job's plus its index. With one seed for all, x_0 would be one picture
     of noise, and a fit would take it for a property of the model."""
     return [replace(job, seed=job.seed + job.prompt_index) for job in jobs]
+
+
+def halves(items: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
+    """One half to fit on and the other to compare on; both are the same if there is one item."""
+    half = max(len(items) // 2, 1)
+    return items[:half], items[half:] or items
 
 
 # ---------------------------------------------------------------------------------------------------------------------
