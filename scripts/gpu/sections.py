@@ -85,17 +85,28 @@ def _first_block_caches(model: Model, steps: int, mask) -> None:
     model.method("nocache again", steps, schedules.full, reuse, None)  # whether the card has slowed down meanwhile
 
 
-def sd3(run: Run) -> None:
-    model, steps = Model(run, "sd3", "sd3-5"), 20
-    mask, fit = growing(steps, 0.75), spectrum_forecast(steps)
+TWENTY = 20  # steps, where fifty would take too long
+ITS_MASK, ITS_FIT = growing(TWENTY, 0.75), spectrum_forecast(TWENTY)
+
+
+def twenty_steps(run: Run, section: str, name: str, guess_s: float) -> Model | None:
+    """The plain pipeline, Spectrum and reuse. None if not even the first one could be measured."""
+    model = Model(run, section, name)
     model.method("warm-up", 2, schedules.full, forecasters.reuse, None, guess_s=5)
-    if model.plain(steps, 1, guess_s=8) is None:
+    if model.plain(TWENTY, 1, guess_s=guess_s) is None:
+        return None
+    model.method("spectrum", TWENTY, ITS_MASK, ITS_FIT, LastBlock(), 2)
+    model.method("reuse last_block", TWENTY, ITS_MASK, forecasters.reuse, LastBlock())
+    return model
+
+
+def sd3(run: Run) -> None:
+    model = twenty_steps(run, "sd3", "sd3-5", guess_s=8)
+    if model is None:
         return
-    model.method("spectrum", steps, mask, fit, LastBlock(), 2)
-    model.method("reuse last_block", steps, mask, forecasters.reuse, LastBlock())
-    teacache(model, steps, mask, int(mask(steps).sum()))
+    teacache(model, TWENTY, ITS_MASK, int(ITS_MASK(TWENTY).sum()))
     model.method("spectrum-10 of 50", 50, growing(50, 3.0), spectrum_forecast(50), LastBlock())
-    model.method("spectrum host", steps, mask, fit, LastBlock(), synced=True)
+    model.method("spectrum host", TWENTY, ITS_MASK, ITS_FIT, LastBlock(), synced=True)
 
 
 def wan(run: Run) -> None:
@@ -188,11 +199,6 @@ def fp8(run: Run) -> None:
 
 
 def sdxl(run: Run) -> None:
-    model, steps = Model(run, "sdxl", "sdxl"), 20
-    mask, fit = growing(steps, 0.75), spectrum_forecast(steps)
-    model.method("warm-up", 2, schedules.full, forecasters.reuse, None, guess_s=5)
-    if model.plain(steps, 1, guess_s=5) is None:
-        return
-    model.method("spectrum", steps, mask, fit, LastBlock(), 2)
-    model.method("reuse last_block", steps, mask, forecasters.reuse, LastBlock())
-    model.method("spectrum host", steps, mask, fit, LastBlock(), synced=True)
+    model = twenty_steps(run, "sdxl", "sdxl", guess_s=5)
+    if model is not None:
+        model.method("spectrum host", TWENTY, ITS_MASK, ITS_FIT, LastBlock(), synced=True)
