@@ -18,10 +18,10 @@ ModelIndex = dict[str, Any]  # model_index.json: a part's name -> its [library, 
 def find_weights(repo: str, revision: str | None = None) -> Path:
     """The local folder of a diffusers pipeline: a path, or a Hugging Face repository already downloaded.
 
+    Nothing is downloaded. The header of every safetensors file tells whether the file is complete.
+
     Args:
         revision: the commit of a repository; None: the newest one that was fetched.
-
-    Nothing is downloaded. The header of every safetensors file tells whether the file is complete.
 
     Raises:
         UserError: the weights are not on this machine, are damaged, or are no pipeline.

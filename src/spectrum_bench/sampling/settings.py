@@ -1,6 +1,7 @@
 """The typed, frozen settings of a run, and every range check on them.
 
-`RunSettings.from_config` takes a resolved configuration as plain values (the keys of configs/base.yaml).
+`RunSettings.from_config` takes a resolved configuration as plain values (the keys of configs/base.yaml), whether Hydra
+or Python composed it. Below `commands/` nobody sees such a dict again.
 """
 
 import re
@@ -16,14 +17,8 @@ from spectrum_bench.sampling.text import cleaned
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
-DESCRIPTIVE = {
-    "repo",
-    "revision",
-    "judge",
-    "note",
-    "metrics",
-    "dev_prompts",
-}  # model settings that decide no pixel: `weights` does
+# Model settings that decide no pixel: `weights` does.
+DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
