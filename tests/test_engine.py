@@ -200,7 +200,7 @@ def test_workers_that_only_die_end_the_run(tmp_path):
         pull(tmp_path, lambda job, toy: True, n=50)
 
 
-def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path):
+def test_a_run_is_dirty_by_its_code_and_not_by_a_report(tmp_path):
     from spectrum_bench.sampling.sources import git_sha
 
     def git(*arguments):
@@ -216,4 +216,8 @@ def test_a_report_written_into_the_repository_makes_no_later_run_dirty(tmp_path)
     (tmp_path / "results/a").write_text("two")
     assert len(git_sha(tmp_path)) == 12
     (tmp_path / "src/a").write_text("two")
+    assert git_sha(tmp_path).endswith("-dirty")
+    (tmp_path / "src/a").write_text("one")
+    assert not git_sha(tmp_path).endswith("-dirty")
+    (tmp_path / "src/method").write_text("in no commit")
     assert git_sha(tmp_path).endswith("-dirty")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="no triton: torch brings it on Linux")
 
 CODE = """
 import math

@@ -7,15 +7,19 @@ from functools import partial
 import pytest
 import torch
 from diffusers import WanPipeline
-from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, run, sample
+from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, recipe, run, sample
 
 from spectrum_bench import decisions, distances, forecasters, gates, schedules
+from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.peers import DiffusersCache
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling import clock
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.sampler import Sampler
 
 GATE = gates.accumulated(threshold=0.05, polynomial=[1.0, 0.0])
 SITES = {
@@ -152,6 +156,18 @@ def test_what_a_peer_holds_in_both_denoisers_counts(two, random_pipes):
     _, one = run(random_pipes("wan"), "wan", rule, gates.observed(), forecasters.reuse)
     _, both = run(two, "wan", rule, gates.observed(), forecasters.reuse)
     assert len(one.branches) == 2 and len(both.branches) == 4 and both.cache_bytes == 2 * one.cache_bytes > 0
+
+
+def test_the_text_stage_ends_at_whichever_denoiser_runs_first(two, monkeypatch):
+    """With a boundary of 1 the first one never runs. The clock is moved by the second one's calls alone, two a step."""
+    ticks = [0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: float(ticks[0]))
+    two.register_to_config(boundary_ratio=1.0)
+    two.transformer_2.register_forward_hook(lambda *_: ticks.__setitem__(0, ticks[0] + 1))
+    two.transformer.register_forward_hook(lambda *_: pytest.fail("the first one runs"))
+    algorithm = Algorithm("x", partial(schedules.mask, steps=[0, 1]), forecasters.reuse, OutputResidual())
+    _, figures = Sampler(two, algorithm, STEPS, recipe("wan")["call"]).sample(Job("", 0, "a red ring", 0))
+    assert (figures.latency["text"], figures.latency["denoise"]) == (0, 2 * STEPS)
 
 
 def test_two_denoisers_are_not_measured_as_one(two, compose, monkeypatch):

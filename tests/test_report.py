@@ -378,6 +378,20 @@ def test_columns_of_csv_keep_their_names(home):
     ]
 
 
+def test_code_that_no_commit_holds_is_told(home, tmp_path):
+    """In the table's note and in its CSV, in full; a row made of two versions of the code names both."""
+    folder = tmp_path / "mixed"
+    fabricate.experiment(folder, PROMPTS, fabricate.noisy(PICTURES, 8), "mine", 14, git_sha="fedcba987654-dirty")
+    records = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    records[-1] = records[-1].replace("fedcba987654-dirty", "0123456789ab")
+    (folder / "records.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    reference = read_experiment(home / "nocache")
+    list(evaluation.evaluate([read_experiment(folder)], reference))
+    table = tables.build([read_experiment(folder)], reference)
+    assert list(frames.results(table)["git_sha"])[-1] == "fedcba987654-dirty, 0123456789ab"
+    assert "Code: 0123456789abcdef, fedcba987654-dirty, 0123456789ab." in formats.markdown(table)
+
+
 def test_a_new_format_is_one_function(home, monkeypatch):
     place, code = "src/spectrum_bench/reporting/formats.py", examples()
     scope = dict(vars(formats))

@@ -25,7 +25,8 @@ def sweep(script: str, *words):
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_sweep_through_a_launcher(words, tmp_path, launcher):
     given = [w for w in words if "exp_name" not in w]
-    pytest.importorskip({"joblib": "joblib", "submitit_local": "submitit"}[launcher])
+    plugin = launcher.split("_")[0]
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"pip install hydra-{plugin}-launcher==1.2.0")
     done = sweep("text_to_image.py", "algo=reuse,nocache", f"hydra/launcher={launcher}", *given)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("reuse", "nocache"):
@@ -49,7 +50,7 @@ def test_a_run_that_fails_does_not_end_a_sweep(words, tmp_path):
 
 def test_a_search_keeps_to_its_budget(words, tmp_path):
     """A gap that grows slowly takes more passes; the best trial is one that takes no more than it may."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install hydra-optuna-sweeper==1.3.0")
     given = [w for w in words if "exp_name" not in w]
     command = ["passes=6", "algo.w=interval(0,1)", "warmup_steps=range(2,7)", "hydra.sweeper.n_trials=6"]
     done = sweep("tune.py", "hydra/sweeper=tune", *command, *given)

@@ -1,6 +1,7 @@
 """How commands end: bad input, a full disk, a closed pipe and signals leave no traceback; a bug keeps its own."""
 
 import errno
+import io
 import math
 import os
 import select
@@ -26,6 +27,9 @@ DISK |= {errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTA
 
 def run(main: Callable[[list[str]], object]) -> None:
     """Call `main` with the command line, and end the process as it should end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that is not UTF-8 shows ? for what it lacks
+            stream.reconfigure(errors="replace")
     with stoppable(), one_line():
         main(without_debug(sys.argv[1:]))
 

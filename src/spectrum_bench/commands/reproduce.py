@@ -204,7 +204,9 @@ def call(command: str, *words: str) -> bool:
 def started(command: str, words: Sequence[str], stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """Another command in its own process, which is stopped when this one is."""
     line = [sys.executable, "-m", "spectrum_bench", command, *words]
-    with subprocess.Popen(line, env=environment_with_package(), stdout=stdout, text=True) as process:
+    with subprocess.Popen(
+        line, env=environment_with_package(), stdout=stdout, encoding="utf-8", errors="replace"
+    ) as process:
         try:
             yield process
         except KeyboardInterrupt:

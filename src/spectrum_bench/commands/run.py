@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from spectrum_bench.commands.compose import build, calibrated, settings_of
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.media import check_ffmpeg
 from spectrum_bench.sampling.models import identify
 from spectrum_bench.sampling.prompts import Prompts, read_prompt_file
 from spectrum_bench.sampling.settings import RunSettings
@@ -39,9 +40,11 @@ def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
     """The settings, including the identity of the model's weights, and the prompts.
 
     Raises:
-        UserError: a value is bad, or prompts or weights are missing.
+        UserError: a value is bad, or prompts, weights or ffmpeg are missing.
     """
     settings = settings_of(cfg)
+    if settings.model.fps is not None:
+        check_ffmpeg()
     prompts = read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num, settings.prompt_column)
     model = replace(settings.model, weights=identify(settings.model))
     return replace(settings, model=model), prompts

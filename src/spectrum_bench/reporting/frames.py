@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from spectrum_bench.reporting.notes import distinct
 from spectrum_bench.reporting.rows import Comparison, Row, Table
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.stats import Estimate
@@ -46,7 +47,7 @@ def _row(row: Row) -> Columns:
         "samples": len(row.records),
         "prompts": row.prompt_count,
         "device": first.device,
-        "git_sha": first.git_sha,
+        "git_sha": distinct(record.git_sha for record in row.records),
         "latency_s": costs.latency_s,
         "latency_p90_s": costs.latency_p90_s,
         "full_step_s": costs.full_step_s,

@@ -80,7 +80,7 @@ def _conditions(rows: list[Row]) -> str:
         "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. TFLOPs are "
         "those of a sample's denoiser by count, a multiply-add as two; their speedup is over every step computed. "
         f"Device: {distinct(record.device for record in records)}. Versions: {'; '.join(sorted(versions))}. "
-        f"Code: {distinct(record.git_sha[:12] for record in records)}."
+        f"Code: {distinct(record.git_sha for record in records)}."
     )
 
 

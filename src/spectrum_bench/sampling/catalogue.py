@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import constants, try_to_load_from_cache
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import MODELS, PROMPTS, ROOT, locate
+from spectrum_bench.paths import MODELS, PROMPTS, ROOT, from_home, locate
 
 PROMPT_LISTS = ROOT / "configs" / "downloads.yaml"
 
@@ -24,6 +24,17 @@ def places() -> dict[str, str]:
         "torch": os.environ.get("TORCH_HOME") or "~/.cache/torch",  # torch itself would read XDG_CACHE_HOME too
         "vbench": os.environ.get("VBENCH_CACHE_DIR") or "~/.cache/vbench",
     }
+
+
+def writable(path: Path) -> Path:
+    """The path, if it is no unknown home folder.
+
+    Raises:
+        UserError: ~ stands for nothing here.
+    """
+    if path.parts[:1] == ("~",):
+        raise UserError(f"HOME is not set, so there is no place for {path}: HOME=/a/folder, and the same command again")
+    return path
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class WebEntry:
 
     @property
     def path(self) -> Path:
-        return Path(self.to.format(**places())).expanduser() / self.url.rsplit("/", 1)[1]
+        return from_home(self.to.format(**places())) / self.url.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True)

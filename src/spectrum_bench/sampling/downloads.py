@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError 
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling.catalogue import Catalogue, HubEntry, WebEntry
+from spectrum_bench.sampling.catalogue import Catalogue, HubEntry, WebEntry, writable
 from spectrum_bench.sampling.models import SETTINGS, parts
 from spectrum_bench.sampling.remote import File, HubFile, PromptList, WebFile, check_space, explain, human
 
@@ -143,7 +143,9 @@ def _read_index(repo: str, info: ModelInfo, listed: list[str]) -> tuple[dict[str
 def plan_metric(name: str, catalogue: Catalogue) -> Plan:
     """The files that a metric declares as its weights."""
     entries = catalogue.metrics[name]
-    files: list[File] = [WebFile(e.source, e.path, e.size, e.sha256) for e in entries if isinstance(e, WebEntry)]
+    files: list[File] = [
+        WebFile(e.source, writable(e.path), e.size, e.sha256) for e in entries if isinstance(e, WebEntry)
+    ]
     repos: dict[str, list[str]] = {}
     for entry in entries:
         if isinstance(entry, HubEntry):

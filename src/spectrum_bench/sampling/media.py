@@ -6,7 +6,9 @@ there is a small copy with loss (yuv420p) for viewing.
 
 import io
 import math
+import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,27 @@ PREVIEW: dict[str, Any] = {
 }
 
 
+@cache
+def check_ffmpeg() -> None:
+    """Start the ffmpeg that writes and reads clips.
+
+    Raises:
+        UserError: it does not start.
+    """
+    import imageio_ffmpeg
+
+    try:
+        imageio_ffmpeg.get_ffmpeg_version()
+    except (OSError, RuntimeError):
+        given = os.environ.get("IMAGEIO_FFMPEG_EXE")
+        fix = (
+            f"unset IMAGEIO_FFMPEG_EXE, which names {given}"
+            if given
+            else "pip install --force-reinstall imageio-ffmpeg"
+        )
+        raise UserError(f"ffmpeg, which writes and reads clips, does not start here: {fix}") from None
+
+
 class Unreadable(UserError):
     """A sample's file cannot be compared. The message continues a sentence that begins with the file's name."""
 
@@ -65,11 +88,14 @@ def read(path: Path) -> Pixels:
         FileNotFoundError: there is no such file.
         Unreadable: the file is not an RGB PNG, is a clip coded with loss, or cannot be decoded. (H.264 has no checksum;
             a Record's sha256 shows other damage.)
+        UserError: a clip, and no ffmpeg.
     """
     try:
         check_file(path, FILE)
     except Damaged as damage:
         raise Unreadable(f"is damaged ({damage})") from None
+    if path.suffix != ".png":
+        check_ffmpeg()
     try:
         return _read_picture(path) if path.suffix == ".png" else _read_clip(path)
     except Unreadable:

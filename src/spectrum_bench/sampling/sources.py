@@ -20,7 +20,9 @@ def git_sha(root: Path = ROOT) -> str:
     tracked. Reports in results/ do not count, because runs write them. "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace"
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.paths import with_tilde
 from spectrum_bench.sampling.catalogue import WebEntry
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.sampling.remote import checksum
@@ -57,7 +58,7 @@ def backbone(metric: str) -> Path:
         MetricUnavailable: the file is not on this machine, or damaged.
     """
     (entry,) = WEIGHTS[metric]
-    shown = str(entry.path).replace(str(Path.home()), "~", 1)  # tables are published
+    shown = with_tilde(entry.path)
     fetch = f"wget -P {Path(shown).parent} {entry.source}"
     if not entry.path.is_file():
         raise MetricUnavailable(metric, f"no backbone weights {shown}", fetch)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.paths import from_home
 from spectrum_bench.sampling.catalogue import places
 from spectrum_bench.scoring.metrics import isolated
 from spectrum_bench.scoring.metrics.contracts import FilesScorer, ModelFacts, Scores
@@ -27,10 +28,10 @@ DIMENSIONS = tuple(QUALITY)
 def make_vbench(model: ModelFacts, name: str = "vbench") -> FilesScorer:
     """Scores clips of any prompt by all quality dimensions and the Quality Score."""
     isolated.weights("vbench", name)
-    home = Path(places()["vbench"]).expanduser()
+    folder = from_home(places()["vbench"])
 
     def score(items: Sequence[tuple[Path, str]]) -> list[Scores]:
-        clips = isolated.score("vbench", ("vbench", *DIMENSIONS), [home, *DIMENSIONS], items)
+        clips = isolated.score("vbench", ("vbench", *DIMENSIONS), [folder, *DIMENSIONS], items)
         return [clip | {"vbench": quality(clip)} for clip in clips]
 
     return score

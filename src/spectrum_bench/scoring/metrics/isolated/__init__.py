@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from spectrum_bench.errors import MetricUnavailable
-from spectrum_bench.sampling.catalogue import places
+from spectrum_bench.paths import from_home, with_tilde
+from spectrum_bench.sampling.catalogue import places, writable
 from spectrum_bench.scoring.metrics.isolated import header
 
-CACHE = Path.home() / ".cache" / "spectrum_bench" / "environments"
+CACHE = from_home("~/.cache/spectrum_bench/environments")
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ def environment(name: str) -> Path:
 
     Raises:
         MetricUnavailable: pip fails.
+        UserError: nobody knows the home folder.
     """
-    folder = _folder(name)
+    folder = writable(_folder(name))
     python = folder / "bin" / "python"
     if is_made(name):
         return python
@@ -62,7 +64,7 @@ def _folder(name: str) -> Path:
 
 
 def _step(name: str, *command: str | Path) -> None:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         reason, again = _last_line(done.stderr), " ".join(map(str, command))
         raise MetricUnavailable(name, f"its environment could not be made ({reason})", again)
@@ -111,14 +113,16 @@ def _run(
     """Score the samples of a manifest, append the results to `store`, and return them."""
     store.parent.mkdir(parents=True, exist_ok=True)
     if store.is_file() and not store.read_bytes().endswith(b"\n"):  # a kill cut the last line off: end it
-        with open(store, "a") as file:
+        with open(store, "a", encoding="utf-8") as file:
             file.write("\n")
     list_of_samples = store.with_suffix(".manifest")
     list_of_samples.write_text("".join(json.dumps(line) + "\n" for line in manifest.values()), encoding="utf-8")
     command = [environment(name), header.script(name), list_of_samples, store, *arguments]
-    torch_home = str(Path(places()["torch"]).expanduser())
+    torch_home = str(from_home(places()["torch"]))
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TORCH_HOME": torch_home}
-    done = subprocess.run(list(map(str, command)), env=os.environ | offline, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | offline, capture_output=True, encoding="utf-8", errors="replace"
+    )
     list_of_samples.unlink()
     if done.returncode:
         reason = f"its script failed ({_last_line(done.stderr)})"
@@ -158,6 +162,5 @@ def weights(name: str, metric: str | None = None) -> list[Path]:
     paths = [entry.path for entry in header.read(name).weights]
     for path in paths:
         if not path.is_file():
-            shown = str(path).replace(str(Path.home()), "~", 1)  # tables are published
-            raise MetricUnavailable(metric or name, f"no {shown}", f"python download.py metrics={name}")
+            raise MetricUnavailable(metric or name, f"no {with_tilde(path)}", f"python download.py metrics={name}")
     return paths
