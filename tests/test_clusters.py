@@ -40,18 +40,19 @@ def correction(branch, slot):
 
 def test_the_next_difference_starts_from_the_corrected_feature(random_pipes):
     """As in the published code, where the correction goes into the Taylor expansion's factor of order 0."""
-    pipe, slot, corrected = random_pipes("flux"), "0.ff.0", []
+    pipe, slot, computed, corrected = random_pipes("flux"), "0.ff.0", [], []
     with cached(pipe, schedule=MASK, forecaster=TAYLOR, site=SITE, num_steps=STEPS) as session:
 
         def step_done(pipe, step, timestep, tensors):
             if step == 3:  # 1 and 4 are computed
                 branch = session.branch
-                corrected.append(branch.histories[slot].features()[-1] + correction(branch, slot))
+                computed.append(branch.histories[slot].features()[-1])
+                corrected.append(computed[0] + correction(branch, slot))
             return session.callback(pipe, step, timestep, tensors)
 
         sample(pipe, "flux", callback=step_done)
         before, _ = session.branch.histories[slot].features()
-    assert torch.equal(before, corrected[0])
+    assert torch.equal(before, corrected[0]) and not torch.equal(before, computed[0])
 
 
 def test_a_row_takes_its_correction_in_when_the_next_one_comes():

@@ -280,6 +280,14 @@ def test_lines_for_a_person(spectrum, reference):
     assert lines[5].startswith("sanity, reference against shuffled prompts: psnr ")
 
 
+def test_a_missing_anchor_gives_its_reason(spectrum, reference):
+    """Six prompts and a metric that compares no pictures; then one prompt."""
+    summary = evaluate(spectrum, reference)
+    nothing = {"itself": {}, "shuffled": {}}
+    assert list(describe(summary | {"anchors": nothing}))[-1].endswith("prompts: n/a, no metric compares")
+    assert list(describe(summary | {"anchors": nothing | {"shuffled": None}}))[-1].endswith("n/a, one prompt only")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics
 

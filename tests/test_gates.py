@@ -1,6 +1,7 @@
 """Gates on signals made by hand: which steps they compute, worked out on paper."""
 
 import inspect
+import math
 import pickle
 
 import pytest
@@ -123,6 +124,12 @@ def test_a_ratio_to_zero_is_computed(gate, now):
     signals = {name: [0.0] * 7 + [now] for name in ("modulated", "entering", "latent", "output")}
     decisions, _ = ask(gate, 8, probe=[0.0] * 7 + [now], **signals)
     assert all(decisions)
+
+
+def test_a_distance_that_nobody_can_tell_is_infinite():
+    zero, one = torch.zeros(3), torch.ones(3)
+    assert distances.distance(zero, zero) == distances.distance(one, zero) == math.inf
+    assert distances.distance(one * math.nan, one) == math.inf and distances.distance(3 * one, one) == 2
 
 
 def test_confidence():
