@@ -185,6 +185,7 @@ WITHOUT_A_MODEL = [
     "evaluate.py --help",
     "evaluate.py nowhere reference=nowhere",
     "report.py --help",
+    "score.py nowhere reference=nowhere",
     "reproduce.py nothing",
     "budget.py --help",
     "cost.py --help",

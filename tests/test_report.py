@@ -235,7 +235,7 @@ def test_notes(home):
     notes = "\n".join(build(home).notes)
     for words in (
         f"{len(PROMPTS)} prompts ({len(PROMPTS)} samples, seed 0) against nocache",
-        "Device: test machine. Versions: torch 2.14.1. Code: 0123456789ab.",
+        "Device: test machine. Versions: torch 2.14.1. Code: 0123456789abcdef.",
         f"counted as 100 dB: again {len(PROMPTS)} of {len(PROMPTS)}",
         "Sanity, the reference against shuffled prompts: psnr",
         NOTE,

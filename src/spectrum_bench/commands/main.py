@@ -6,6 +6,7 @@ usage: spectrum-bench <command> [words]
   run         sample every prompt of a file: spectrum-bench run model=tiny-flux algo=spectrum
   evaluate    score runs against a reference run
   report      table, plot and page of scored runs
+  score       pictures or clips that other code made, against its own reference
   reproduce   a table or figure of a paper
   download    weights of models, lists of prompts, weights of metrics
   calibrate   measure a model for an algorithm that needs it
@@ -30,7 +31,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
 COMPOSED = ("run", "calibrate", "budget", "cost", "tune", "trace", "replay", "search")  # Hydra composes their words
-PLAIN = ("rows", "evaluate", "report", "reproduce", "download", "list")
+PLAIN = ("rows", "evaluate", "report", "score", "reproduce", "download", "list")
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def _setup(row: Row) -> list[Cell]:
         Cell(name or row.algo, ", ".join(filter(None, [detail, runtime(row)]))),
         Cell(schedule, arguments.removesuffix(")")),
         Cell("none" if row.site == "-" else site, parts.removesuffix(")")),
-        Cell(row.passes, value=row.costs.passes),
+        _number(row.costs.passes, lambda _: row.passes, row.costs.not_told),
     ]
 
 
@@ -116,7 +116,7 @@ def _caching(row: Row) -> list[Cell]:
     peak = f"GPU peak {_bytes(costs.peak_memory_bytes)}" if costs.peak_memory_bytes else ""
     return [
         _number(costs.skipped_step_s, lambda seconds: f"{1e3 * seconds:.2f}", costs.no_skipped_step, share),
-        Cell(_bytes(costs.cache_bytes), peak, value=costs.cache_bytes),
+        _number(costs.cache_bytes, _bytes, costs.not_told, peak),
     ]
 
 
@@ -155,7 +155,7 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}" if value >= 10 else f"{value:.3f}"
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: float) -> str:
     if count >= 2**30:
         return f"{count / 2**30:.1f} GiB"
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"

@@ -41,7 +41,7 @@ def markdown_files(table: Table) -> Files:
 
 def markdown(table: Table) -> str:
     marks = cells.marks(table)
-    text = pipe_table(cells.frame(table).map(lambda cell: _md_cell(cell, marks)), text_columns=3)
+    text = pipe_table(cells.frame(table).map(lambda cell: md_cell(cell, marks)), text_columns=3)
     footnotes = [f"<sup>{mark}</sup> {md(reason)}" for reason, mark in marks.items()]
     footnotes += [BLOCK.sub(r"\1\\\2", md(note)) for note in table.notes]
     return text + "\n\n" + "\n".join(f"- {note}" for note in footnotes) + "\n"
@@ -51,7 +51,7 @@ def differences(table: Table, comparison: Comparison) -> str:
     """Markdown: every method's difference from the baseline."""
     titles = [f"Difference from {md(comparison.baseline.name)}", "Passes", *(METRICS[m].title for m in table.metrics)]
     compared = cells.differences(table, comparison)
-    lines = [[md(row.name), row.passes, *(_md_cell(cell) for cell in line)] for row, line in compared]
+    lines = [[md(row.name), row.passes, *(md_cell(cell) for cell in line)] for row, line in compared]
     return f"{pipe_table(pd.DataFrame(lines, columns=titles))}\n\n{notes.DIFFERENCES}\n"
 
 
@@ -82,7 +82,7 @@ def pipe_table(frame: pd.DataFrame, text_columns: int = 1) -> str:
     return str(text)
 
 
-def _md_cell(cell: Cell, marks: dict[str, str] | None = None) -> str:
+def md_cell(cell: Cell, marks: dict[str, str] | None = None) -> str:
     body = (f"**{md(cell.text)}**" if cell.bold else md(cell.text)) + notes.FRONT * cell.front
     mark = (marks or {}).get(cell.reason or "")
     return body + (f" <sub>{md(cell.small)}</sub>" if cell.small else "") + (f"<sup>{mark}</sup>" if mark else "")

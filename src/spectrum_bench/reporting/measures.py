@@ -16,8 +16,9 @@ Stage = Literal["total", "full_step", "skipped_step"]  # of a record's latency
 def measure_costs(row: Row, reference: Row) -> Costs:
     """The costs of a row, including its speedup over the reference."""
     totals, steps = latencies(row, "total"), row.experiment.steps
-    passes = float(np.mean([record.nfe for record in row.records]))
+    passes = float(np.mean([record.nfe for record in row.records])) or None  # 0: nobody told
     unmeasured = notes.NOT_MEASURED if any(record.alone for record in row.records) else notes.BUSY
+    unmeasured = notes.NOT_TOLD if row.elsewhere else unmeasured
     incomparable = _incomparable(row, reference)
     cost = read_cost(row.experiment.folder)
     flops = _mean_flops(row, cost)
@@ -28,14 +29,15 @@ def measure_costs(row: Row, reference: Row) -> Costs:
         latency_p90_s=float(np.quantile(totals, 0.9)) if totals else None,
         full_step_s=_median(latencies(row, "full_step")),
         skipped_step_s=_median(latencies(row, "skipped_step")),
-        cache_bytes=max(record.cache_bytes for record in row.records),
+        cache_bytes=None if row.elsewhere else max(record.cache_bytes for record in row.records),
         peak_memory_bytes=max((r.peak_memory_bytes for r in row.records if r.peak_memory_bytes), default=None),
         speedup=None if incomparable else _ratio(latencies(reference, "total"), totals),
         flops=flops,
         flops_speedup=reference.experiment.steps * cost.full_step / flops if cost and flops else None,
-        no_flops=notes.UNCOUNTED if cost else notes.NOT_COUNTED,
+        not_told=notes.NOT_TOLD,
+        no_flops=notes.NOT_TOLD if row.elsewhere else notes.UNCOUNTED if cost else notes.NOT_COUNTED,
         no_latency=unmeasured,
-        no_skipped_step=unmeasured if passes < steps else notes.NO_SKIPPED_STEP,
+        no_skipped_step=unmeasured if passes is None or passes < steps else notes.NO_SKIPPED_STEP,
         no_speedup=incomparable or unmeasured,
     )
 

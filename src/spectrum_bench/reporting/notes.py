@@ -16,6 +16,7 @@ BUSY = "the device did other work meanwhile: no latency"
 NOT_MEASURED = "not measured"
 NO_SKIPPED_STEP = "no step is skipped"
 NOT_COUNTED = "operations are not counted: the run's own command writes cost.json"
+NOT_TOLD = "made elsewhere, and nobody told (times=)"
 UNCOUNTED = "operations are not counted where other people's code runs, or where skipped steps differ"
 OTHER_RUNTIME = "a speedup needs the same runtime"
 
@@ -63,24 +64,31 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
 def _means(rows: list[Row], align: str) -> str:
     reference = rows[0]
     seeds = ", ".join(map(str, sorted({record.seed for row in rows for record in row.records})))
+    rivals = f"Of the methods with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'}"
+    if align == "passes" and any(row.costs.passes is None for row in rows):
+        rivals = "Of the methods, whose passes nobody told"
     return (
         f"Means over {reference.prompt_count} prompts ({len(reference.records)} samples, seed {seeds}) against "
-        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. Of the methods "
-        f"with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'}, bold: none is better by "
-        "more than chance, and one is worse by more than chance (paired differences, uncorrected for their number); "
-        f"{FRONT}: none has a better mean."
+        f"{reference.experiment.name}; in brackets 95 % BCa bootstrap intervals over prompts. {rivals}, bold: none is "
+        "better by more than chance, and one is worse by more than chance (paired differences, uncorrected for their "
+        f"number); {FRONT}: none has a better mean."
     )
 
 
 def _conditions(rows: list[Row]) -> str:
     records = [record for row in rows for record in row.records]
+    latency = (
+        "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
+        "with a 95 % percentile bootstrap interval"
+    )
+    device = f"Device: {distinct(record.device for record in records)}."
+    if all(row.elsewhere for row in rows):
+        return f"{latency}. All samples and times were made elsewhere. {device}"
     versions = {", ".join(f"{package} {number}" for package, number in r.versions.items()) for r in records}
     return (
-        "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
-        "with a 95 % percentile bootstrap interval; a skipped step in ms and as a share of a full one. TFLOPs are "
-        "those of a sample's denoiser by count, a multiply-add as two; their speedup is over every step computed. "
-        f"Device: {distinct(record.device for record in records)}. Versions: {'; '.join(sorted(versions))}. "
-        f"Code: {distinct(record.git_sha for record in records)}."
+        f"{latency}; a skipped step in ms and as a share of a full one. TFLOPs are those of a sample's denoiser by "
+        f"count, a multiply-add as two; their speedup is over every step computed. {device} Versions: "
+        f"{'; '.join(sorted(versions))}. Code: {distinct(record.git_sha for record in records)}."
     )
 
 

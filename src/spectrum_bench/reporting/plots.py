@@ -99,7 +99,7 @@ def ranking(methods: list[Row], metrics: list[str]) -> dict[str, bytes]:
                     axes.plot(middle, y, "o", color=COLOURS[0], ms=5, mec="white", mew=0.7)
             axes.set_xlabel(f"{METRICS[name].title}, 95 % interval")
         figure.set_figwidth(2.6 + 2.6 * len(metrics))
-        names = [f"{_name(row)} passes" for row in methods]
+        names = [_name(row) + (" passes" if row.costs.passes else "") for row in methods]
         panels[0].set_yticks(range(len(methods), 0, -1), names, fontsize=8)
         return finish(figure, *panels)
 
@@ -130,12 +130,16 @@ def errors_by_step(lines: Mapping[str, Any]) -> dict[str, bytes]:
         return finish(figure, axes)
 
 
+def _passes(row: Row) -> float:
+    return row.costs.passes or math.nan
+
+
 def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
     """{"png", "svg"}: PSNR over passes, a line for each value of a swept key."""
     with drawing() as (figure, (axes,)):
         for i, (value, rows) in enumerate(lines.items()):
-            rows = sorted((row for row in rows if "psnr" in row.results), key=lambda row: row.costs.passes)
-            x, spans = [row.costs.passes for row in rows], [_interval(row, "psnr") for row in rows]
+            rows = sorted((row for row in rows if "psnr" in row.results), key=_passes)
+            x, spans = [_passes(row) for row in rows], [_interval(row, "psnr") for row in rows]
             y = [middle for _, middle, _ in spans]
             sizes = [[middle - low for low, middle, _ in spans], [high - middle for _, middle, high in spans]]
             style: Style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ms": 5}
@@ -229,4 +233,5 @@ def _name(row: Row) -> str:
     than the drawing would leave no room for it."""
     name = " ".join(row.name.split())
     name = name if len(name) <= LABEL else f"{name[:LABEL]}…"
-    return f"{name}  {row.passes}".replace("$", r"\$").lstrip("_")
+    passes = f"  {row.passes}" if row.costs.passes else ""
+    return f"{name}{passes}".replace("$", r"\$").lstrip("_")

@@ -40,16 +40,17 @@ class Costs:
     """The costs of a row's samples, in seconds and bytes; None for a cost that was not measured."""
 
     steps: int
-    passes: float  # computed steps, mean over the samples
+    passes: float | None  # computed steps, mean over the samples
     latency_s: float | None = None  # median over the samples
     latency_p90_s: float | None = None
     full_step_s: float | None = None
     skipped_step_s: float | None = None
-    cache_bytes: int = 0
+    cache_bytes: int | None = None
     peak_memory_bytes: int | None = None
     speedup: Estimate | None = None  # the reference's median latency divided by this row's
     flops: float | None = None  # of the denoiser, mean over the samples; a multiply-add is two
     flops_speedup: float | None = None  # those of all steps of the reference divided by these
+    not_told: str = ""  # why passes and cache_bytes are None
     no_flops: str = ""  # why both are None
     no_latency: str = ""  # why latency_s is None
     no_skipped_step: str = ""  # why skipped_step_s is None
@@ -106,7 +107,14 @@ class Row:
     @property
     def passes(self) -> str:
         """Passes of steps: 14/50, or 13.98/50; rows are sorted by their mean, and 13.98 is none of 14."""
+        if self.costs.passes is None:
+            return "—"
         return f"{round(self.costs.passes, 2):g}/{self.costs.steps}"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other code made the samples, so that only what was told is known."""
+        return self.records[0].elsewhere
 
     @property
     def algo(self) -> str:

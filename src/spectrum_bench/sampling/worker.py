@@ -90,6 +90,7 @@ class Worker:
             alone=self.alone and figures.alone,
             peak_memory_bytes=figures.peak_memory_bytes,
             cache_bytes=figures.cache_bytes,
+            elsewhere=False,
             schema=SCHEMA,
             **labels(self.settings),
             **environment(self.device, torch.get_num_threads()),

@@ -199,7 +199,10 @@ def _runs_in(folder: Path) -> list[Path]:
     candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     runs = [path for path in candidates if (path / "config.yaml").is_file() or (path / "records.jsonl").is_file()]
     if not runs:
-        raise UserError(f"no experiment directory in {folder}: name a folder that a run has made, or its parent")
+        raise UserError(
+            f"no experiment directory in {folder}: name a folder that a run has made, or its parent; for samples that "
+            "other code made there is src/score.py"
+        )
     return [folder] if folder in runs else runs
 
 
