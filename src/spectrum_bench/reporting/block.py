@@ -14,6 +14,7 @@ def block(table: Table, command: str) -> str:
     frame = full.drop(columns=empty).map(lambda cell: formats.md_cell(cell))
     marks = [reason for title in full.drop(columns=empty) for cell in full[title] if (reason := cell.reason)]
     notes = [*dict.fromkeys(f"A dash: {reason}." for reason in marks), *table.notes]
+    plain = printable(command).replace("`", "'")
     return "\n".join(
         [
             formats.pipe_table(frame, text_columns=1),
@@ -22,7 +23,7 @@ def block(table: Table, command: str) -> str:
             "",
             *(f"- {formats.md(note)}" for note in notes),
             "",
-            f"`{printable(command).replace('`', "'")}` (spectrum-bench {__version__})",
+            f"`{plain}` (spectrum-bench {__version__})",
             "",
             "</details>",
         ]
