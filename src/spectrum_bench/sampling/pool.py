@@ -7,16 +7,18 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spectrum_bench.caching.algorithm import Algorithm
+from spectrum_bench.caching.session import replace_method
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import PACKAGE
+from spectrum_bench.paths import environment_with_package
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.records import Failure, Record
 from spectrum_bench.sampling.settings import RunSettings
@@ -75,19 +77,22 @@ def _run_on_ray(
     }
     ray._private.utils.set_sigterm_handler = lambda handler: None  # it would end this process: see _keep_handler
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            configure_logging=False,
-            **(own if address is None else {}),
-        )
+        with ExitStack() as undo:
+            _ask_no_cloud(undo)
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                configure_logging=False,
+                **(own if address is None else {}),
+            )
     except Exception as error:  # Ray raises a bare Exception if the machine is too busy
         where = f"engine.address={address}" if address else "this machine"
         raise UserError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from None
     _keep_handler()
     try:
         of_worker = replace(settings, device="cuda") if cuda else _share_of_cpu(settings)
-        environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": str(1 if cuda else of_worker.threads)}
+        threads = 1 if cuda else of_worker.threads
+        environment = {"PYTHONPATH": environment_with_package()["PYTHONPATH"], "OMP_NUM_THREADS": str(threads)}
         remote = ray.remote(_Remote).options(
             num_gpus=1 if cuda else 0, num_cpus=1, max_restarts=0, runtime_env={"env_vars": environment}
         )
@@ -99,6 +104,23 @@ def _run_on_ray(
         yield from _Pull(ray, jobs, hire, folder, on_step, settings.num_inference_steps).outcomes(count)
     finally:
         ray.shutdown()
+
+
+def _ask_no_cloud(undo: ExitStack) -> None:
+    """Keep Ray's head process from asking the metadata servers of three clouds where it runs. It does so for its usage
+    report even where that is switched off, by a module that it loads alone where no dashboard is wanted. Name another
+    one in its place, which loads only if events of a platform are wanted; older versions of Ray have no such module."""
+    from ray._private import services
+
+    if find_spec("ray.dashboard.modules.platform_events") is None:
+        return
+    start = services.start_ray_process
+
+    def started(command: list[str], *args: Any, **kwargs: Any) -> Any:
+        words = [word.replace("=UsageStatsHead", "=PlatformEventsHead") for word in command]
+        return start(words, *args, **kwargs)
+
+    replace_method(services, "start_ray_process", started, undo)
 
 
 def _keep_handler() -> None:
