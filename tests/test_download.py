@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import httpx2
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status
 from safetensors.numpy import save
@@ -24,8 +25,9 @@ from safetensors.numpy import save
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import catalogue, downloads, remote
-from spectrum_bench.sampling.catalogue import WebEntry, parse, read_catalogue
+from spectrum_bench.sampling.catalogue import HubEntry, WebEntry, parse, read_catalogue
 from spectrum_bench.sampling.models import find_weights
+from spectrum_bench.scoring.evaluation import versions
 from spectrum_bench.scoring.metrics import METRICS, weights
 
 FLUX = "black-forest-labs/FLUX.1-dev"
@@ -474,3 +476,30 @@ def test_the_catalogue_is_complete():
     weightless = {"psnr", "ssim", "caption", "vbench_standard"}  # the last has vbench's
     assert set(everything.metrics) == set(METRICS) - weightless
     assert METRICS["vbench_standard"].weights() == METRICS["vbench"].weights()
+
+
+def test_content_of_the_hub_is_compared_with_its_list(tmp_path, monkeypatch):
+    """As `blob` of large files is their sha256."""
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(b"right")
+    monkeypatch.setattr(remote, "hf_hub_download", lambda *_, **__: str(path))
+    digest = hashlib.sha256(b"right").hexdigest()
+    remote.HubFile("a/b", "vocab.txt", 5, "c" * 40, digest, True).fetch()
+    path.write_bytes(b"wrong")
+    with pytest.raises(UserError, match="a/b: vocab.txt has another sha256"):
+        remote.HubFile("a/b", "vocab.txt", 5, "c" * 40, digest, True).fetch()
+    assert not path.exists()
+
+
+def test_scores_name_the_commit_of_their_weights(tmp_path, monkeypatch):
+    """Whose repository is not pinned, because nobody could tell its checksum here."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    entry = HubEntry("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "open_clip_model.safetensors")
+    assert entry.commit is None and entry.repo not in versions([METRICS["clip_g"]])
+    folder = tmp_path / "models--laion--CLIP-ViT-g-14-laion2B-s12B-b42K"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("c" * 40)
+    (folder / "snapshots" / ("c" * 40)).mkdir(parents=True)
+    (folder / "snapshots" / ("c" * 40) / entry.file).write_bytes(b"")
+    monkeypatch.setattr(catalogue, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path))
+    assert versions([METRICS["clip_g"]])[entry.repo] == "c" * 40

@@ -62,3 +62,27 @@ def test_the_tour_names_every_folder_and_module_at_the_top():
     modules = {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
     drawn = text.partition("```")[2].partition("```")[0]
     assert len(folders) > 5 and {name for name in folders | modules if name not in drawn} == set()
+
+
+def pinned(path: str) -> dict[str, str]:
+    """Package -> version of a requirements or lock file."""
+    found = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s\\;]+)", (ROOT / path).read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+@pytest.mark.parametrize(
+    "lock, sources",
+    [
+        ("requirements.lock", ["requirements.txt"]),
+        ("tests/requirements.lock", ["requirements.txt", "tests/requirements.txt"]),
+    ],
+)
+def test_locks_are_those_of_the_requirements(lock, sources):
+    """With a hash for each package, from no index but PyPI; `bash scripts/lock.sh` makes them again."""
+    wanted = {name: version for source in sources for name, version in pinned(source).items()}
+    locked, text = pinned(lock), (ROOT / lock).read_text()
+    assert wanted.items() <= locked.items()
+    assert "://" not in text and "--index" not in text
+    packages = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]
+    assert len(packages) == len(locked) and all("--hash=sha256:" in package for package in packages)
+    assert pinned("requirements.lock").items() <= pinned("tests/requirements.lock").items()

@@ -57,7 +57,7 @@ class WebEntry:
 
 @dataclass(frozen=True)
 class HubEntry:
-    """A file of a Hugging Face repository. The hub's client keeps it in its cache and checks its size."""
+    """A file of a Hugging Face repository. The hub's client keeps it in its cache, under the commit that it is of."""
 
     repo: str
     file: str
@@ -68,6 +68,11 @@ class HubEntry:
         cached = try_to_load_from_cache(self.repo, self.file)  # this looks it up and never fetches it
         folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
         return Path(cached) if isinstance(cached, str) else folder / self.file
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the repository that the file in the cache is of; None without a file."""
+        return self.path.relative_to(constants.HF_HUB_CACHE).parts[2] if self.path.is_file() else None
 
 
 Entry = WebEntry | HubEntry

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -50,9 +51,17 @@ class HubFile:
         return blob.exists() or isinstance(try_to_load_from_cache(self.repo, self.name, revision=self.commit), str)
 
     def fetch(self) -> None:
+        """Download the file. The client compares its size; its content is compared here.
+
+        Raises:
+            UserError: the checksum differs; the file was deleted.
+        """
         # The client records which commit "main" is only when it is asked for "main". We ask last, so that an
         # interrupted repository does not look complete. snapshot_download would fetch files that nothing needs.
-        hf_hub_download(self.repo, self.name, revision=None if self.last else self.commit)
+        path = Path(hf_hub_download(self.repo, self.name, revision=None if self.last else self.commit))
+        if re.fullmatch(r"[0-9a-f]{64}", self.blob) and checksum(path) != self.blob:
+            path.resolve().unlink()
+            raise UserError(f"{self.repo}: {self.name} has another sha256 than the hub's list says: try again")
 
 
 @dataclass(frozen=True)

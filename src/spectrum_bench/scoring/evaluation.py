@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from spectrum_bench.errors import MetricUnavailable, UserError
+from spectrum_bench.sampling.catalogue import HubEntry
 from spectrum_bench.sampling.records import Record
 from spectrum_bench.sampling.settings import SCHEMA
 from spectrum_bench.sampling.text import to_cell
@@ -329,7 +330,7 @@ def latent_errors(experiment: Experiment, reference: Experiment) -> LatentErrors
 
 
 def versions(metrics: Iterable[Metric]) -> dict[str, str]:
-    """The versions of Python, of the packages of every evaluation, and of the packages that the metrics declare."""
+    """The versions of Python and of the packages of every evaluation and of the metrics; the commits of weights."""
     numbers = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
     for metric in metrics:
         pinned = header.read(metric.environment) if metric.environment else None
@@ -340,4 +341,6 @@ def versions(metrics: Iterable[Metric]) -> dict[str, str]:
                 continue
             if number:
                 numbers[package] = number
+        hub = [entry for entry in metric.weights() if isinstance(entry, HubEntry)]
+        numbers |= {entry.repo: commit for entry in hub if (commit := entry.commit)}
     return numbers

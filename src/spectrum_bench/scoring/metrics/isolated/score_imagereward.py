@@ -42,14 +42,12 @@ Runs by itself: its packages cannot live beside the transformers of requirements
 # size = 485
 # sha256 = "d8b5029cc3c0124313d17009d043f0701bbe497f3721fa4ceb818720fe665326"
 #
-# # The tokenizer must be under the short name bert-base-uncased, by which ImageReward asks for it.
+# # The tokenizer of BERT, at a commit. Its checksum is the one that several projects have pinned.
 # [[tool.spectrum-bench.weights]]
-# repo = "bert-base-uncased"
-# file = "vocab.txt"
-#
-# [[tool.spectrum-bench.weights]]
-# repo = "bert-base-uncased"
-# file = "tokenizer_config.json"
+# url = "{hub}/google-bert/bert-base-uncased/resolve/86b5e0934494bd15c9632b12f734a8a67f723594/vocab.txt"
+# to = "~/.cache/ImageReward"
+# size = 231508
+# sha256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 # ///
 
 import json
@@ -91,7 +89,7 @@ def picture(path: str) -> Picture:
         return image.convert("RGB")
 
 
-def main(manifest: str, results: str, weights: str, med_config: str, vocabulary: str, *_: str) -> None:
+def main(manifest: str, results: str, weights: str, med_config: str, vocabulary: str) -> None:
     model = load(weights, med_config, vocabulary)
     with open(manifest, encoding="utf-8") as lines, open(results, "a", encoding="utf-8") as out:
         for line in lines:
