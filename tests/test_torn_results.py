@@ -254,6 +254,11 @@ def test_evaluate_dies_in_the_middle_of_a_file(home, ground, size):
     code = cut(lambda: score(home, "b"), size, ground)
     assert (code == 0) == (size == 10**6)
     assert (scores(home, "a") == old) == bool(code) and (scores(home, "b") is None) == bool(code)
+    at_work = home / f"fast/.summary.json.{os.getpid()}.part"
+    at_work.touch()
+    score(home, "b")
+    assert list((home / "fast").glob(".*.part")) == [at_work]
+    at_work.unlink()
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3])
@@ -277,6 +282,9 @@ def test_calibrate_dies_in_the_middle_of_a_file(tmp_path, ground, size):
     calibrate.write(path, old)
     code = cut(lambda: calibrate.write(path, new), size, ground)
     assert (code == 0) == (size == 1000) and json.loads(path.read_text()) == (old if code else new)
+    assert bool(list(path.parent.glob(".*.part"))) == bool(code)
+    calibrate.write(path, new)
+    assert list(path.parent.iterdir()) == [path]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, constants: dict[str, Any]) -> None:
     """Write the constants as JSON, each key and each list in one line."""
-    from spectrum_bench.sampling.records import write_atomically
+    from spectrum_bench.sampling.records import sweep, write_atomically
 
+    sweep(path.parent)
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in constants.items()]
     write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

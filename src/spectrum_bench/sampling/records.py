@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
+import psutil
+
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.jobs import Job
@@ -94,6 +96,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # a write itself does not name its file
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete the partial files that writers have left in the folder when they died. One of a writer that is at work
+    stays."""
+    for part in folder.glob(".*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            part.unlink(missing_ok=True)
 
 
 def save_record(folder: Path, record: Record) -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.reading import Damaged, check, parse_json, read_bytes, read_text, shown
-from spectrum_bench.sampling.records import write_atomically
+from spectrum_bench.sampling.records import sweep, write_atomically
 from spectrum_bench.sampling.settings import SCHEMA
 from spectrum_bench.sampling.text import from_cell
 from spectrum_bench.scoring.experiments import Experiment
@@ -37,6 +37,7 @@ def save(folder: Path, summary: Summary, text: str) -> Summary:
     Args:
         text: of metrics.csv.
     """
+    sweep(folder)
     data = text.encode()
     summary = {**summary, "metrics_sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(folder / NEW, data)
