@@ -254,7 +254,7 @@ def test_evaluate_dies_in_the_middle_of_a_file(home, ground, size):
     code = cut(lambda: score(home, "b"), size, ground)
     assert (code == 0) == (size == 10**6)
     assert (scores(home, "a") == old) == bool(code) and (scores(home, "b") is None) == bool(code)
-    at_work = home / f"fast/.summary.json.{os.getpid()}.part"
+    at_work = home / f"fast/.summary.json.{os.getppid()}.part"
     at_work.touch()
     score(home, "b")
     assert list((home / "fast").glob(".*.part")) == [at_work]
