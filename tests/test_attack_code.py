@@ -8,8 +8,8 @@ import subprocess
 import pytest
 import yaml
 from attack import ACCEPTED, attack
+from attacked import ids, lines, whole_command
 from helpers import composed
-from test_attack_words import ids, lines, whole_command
 
 from spectrum_bench.commands import run
 from spectrum_bench.commands.entry import check_words

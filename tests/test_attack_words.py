@@ -3,18 +3,15 @@
 import os
 import shlex
 import socket
-import sys
 
 import pytest
 from attack import ACCEPTED, attack
+from attacked import accept, command, ids, lines, whole_command
 from helpers import composed, settings
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
-from spectrum_bench.commands import budget, calibrate, ending, evaluate, report, reproduce, run, tune
 from spectrum_bench.commands import compose as composing
+from spectrum_bench.commands import reproduce, run, tune
 from spectrum_bench.commands.compose import build
-from spectrum_bench.commands.entry import call, check_words, hydra_entry
 from spectrum_bench.lab import calibration  # noqa: F401  imported before children are
 from spectrum_bench.reporting import page, paper  # noqa: F401
 from spectrum_bench.sampling import models
@@ -454,19 +451,6 @@ table1_flux algo=fora
 """
 
 
-def lines(table: str) -> list[str]:
-    return table.split("\n")[1:-1]
-
-
-def ids(line: str) -> str:
-    return line if len(line) < 80 else f"{line[:77]}..."
-
-
-def accept(*_: object, **__: object) -> None:
-    """In place of a model: what comes so far was not refused."""
-    os._exit(ACCEPTED)
-
-
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
     """A folder with prompt files that are none; before a model is opened a child ends as accepted."""
@@ -502,26 +486,6 @@ def find(model: typed.ModelSettings) -> str:
     if model.init != "random":
         models.find_weights(models._repo(model))
     return "weights"
-
-
-COMPOSED = {"base": run.main, "budget": budget.main, "calibrate": calibrate.main, "tune": tune.main}
-PLAIN = {"evaluate": evaluate.main, "report": report.main, "reproduce": reproduce.main}
-
-
-def command(name: str, words: list[str]) -> None:
-    sys.argv = [name, *words]
-    if name in PLAIN:
-        return ending.run(PLAIN[name])
-    cfg = check_words(name, words)  # Hydra would compose it twice more
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    call(COMPOSED[name], cfg)
-
-
-def whole_command(name: str, words: list[str]) -> None:
-    sys.argv = [name, *words]
-    hydra_entry(name, COMPOSED[name])()
 
 
 TABLES = [("base", RUN), ("budget", BUDGET), ("calibrate", CALIBRATE), ("tune", TUNE)]

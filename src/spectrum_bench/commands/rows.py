@@ -32,9 +32,10 @@ from spectrum_bench.commands.entry import composed, readable
 from spectrum_bench.commands.main import config_of
 from spectrum_bench.commands.run import sample
 from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
-from spectrum_bench.paths import environment_with_package
+from spectrum_bench.paths import environment_with_package, locate
 from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.limits import check_folder_name
+from spectrum_bench.sampling.prompts import read_prompt_file
 
 if TYPE_CHECKING:
     from spectrum_bench.sampling.settings import RunSettings
@@ -111,15 +112,20 @@ def checked(line: Line, words: list[str]) -> DictConfig:
     """The composed configuration of a row, with Hydra's own node.
 
     Raises:
-        UserError: a word is wrong, or the algorithm's parts do not fit together.
+        UserError: a word is wrong, the prompts are missing, or the algorithm's parts do not fit together.
     """
     wrong = [word for word in words if "=" not in word]
     if wrong:
         raise UserError(f"{line.name}: '{wrong[0][:80]}' is not key=value")
+    others = [word for word in words if word.lstrip("+").startswith(("exp_name=", "hydra."))]
+    if others:
+        raise UserError(f"{line.name}: {others[0][:80]}: a row has its name in front, and Hydra's own keys are not its")
     try:
         cfg = composed(config_of("run", words), [*words, f"exp_name='{line.name}'"])
         HydraConfig.instance().set_config(cfg)
-        build(settings_of(without_hydra(cfg)))
+        settings = settings_of(without_hydra(cfg))
+        read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num, settings.prompt_column)
+        build(settings)
     except UserError as error:
         raise UserError(f"{line.name}: {error}") from None
     return cfg

@@ -14,6 +14,7 @@ usage: python src/score.py <folder> [<folder> ...] reference=<folder> [key=value
   markdown=false      true prints a block for a pull request
 """
 
+import shutil
 import sys
 from itertools import count as count_from
 from pathlib import Path
@@ -24,6 +25,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.text import printable
 
 if TYPE_CHECKING:
+    from spectrum_bench.scoring.experiments import Experiment
     from spectrum_bench.scoring.foreign.experiments import Folder
 
 OPTIONS = {"reference": None, "prompts": "", "by": "auto", "times": "", "metrics": "", "out": "scored", "rows": "16"}
@@ -32,7 +34,7 @@ OPTIONS |= {"markdown": "false"}
 
 def main(argv: list[str]) -> None:
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
-    count = arguments.count("rows", options["rows"])
+    arguments.count("rows", options["rows"])
     if options["markdown"] not in ("true", "false"):
         raise UserError(f"markdown={options['markdown'][:80]}: write markdown=true")
     from spectrum_bench.sampling.prompts import read_prompts
@@ -40,7 +42,9 @@ def main(argv: list[str]) -> None:
     from spectrum_bench.scoring.foreign.experiments import Folder, annotate, bring_in
     from spectrum_bench.scoring.foreign.strangers import check_pairs
     from spectrum_bench.scoring.foreign.times import Told, read_times
+    from spectrum_bench.scoring.metrics import ModelFacts, chosen
 
+    chosen(ModelFacts(), options["metrics"])
     reference, out = Path(options["reference"]), Path(options["out"])
     prompts = read_prompts(options["prompts"]) if options["prompts"] else []
     times = read_times(Path(options["times"])) if options["times"] else {}
@@ -50,29 +54,36 @@ def main(argv: list[str]) -> None:
     way, keys = pairing.keys({folder: pairing.find(folder) for folder in names}, options["by"], prompts)
     ranks = pairing.ranks(keys.values())
     given = [Folder(folder, name, keys[folder]) for folder, name in names.items()]
-    print(f"by {way}: {printable(example(given))}", file=sys.stderr)
 
+    told = {name: times.get(name, Told()) for name in names.values()}
+    fresh = not out.exists()
+    try:
+        target = bring_in(given[0], out / "reference", prompts, ranks, told[given[0].name]).experiment
+        experiments, notes = [], []
+        for folder in given[1:]:
+            place = out / "rows" / folder.name
+            brought = bring_in(folder, place, prompts, ranks, told[folder.name], target)
+            experiments.append(brought.experiment)
+            notes += brought.notes + check_pairs(brought.experiment, target)
+    except UserError:
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    print(f"by {way}: {printable(example(given))}", file=sys.stderr)
+    show(experiments, annotate(target, notes), out, options, " ".join(["spectrum-bench score", *argv]))
+
+
+def show(experiments: "list[Experiment]", target: "Experiment", out: Path, options: dict[str, str], line: str) -> None:
+    """Score the experiments, write the report, and print the table."""
     from spectrum_bench.reporting.block import block
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
     from spectrum_bench.scoring.evaluation import evaluate
-    from spectrum_bench.scoring.metrics import chosen
 
-    told = {name: times.get(name, Told()) for name in names.values()}
-    target = bring_in(given[0], out / "reference", prompts, ranks, told[given[0].name]).experiment
-    chosen(target.facts, options["metrics"])
-    experiments, notes = [], []
-    for folder in given[1:]:
-        place = out / "rows" / folder.name
-        brought = bring_in(folder, place, prompts, ranks, told[folder.name], target)
-        experiments.append(brought.experiment)
-        notes += brought.notes + check_pairs(brought.experiment, target)
-    target = annotate(target, notes)
     list(evaluate(experiments, target, options["metrics"] or None))
-    table = write_report(experiments, target, out / "report", count)
+    table = write_report(experiments, target, out / "report", int(options["rows"]))
     if options["markdown"] == "true":
-        command = " ".join(["spectrum-bench score", *argv])
-        print(block(table, command))
+        print(block(table, line))
     else:
         print(plain(table))
         print(f"\nTables, plot and page: {(out / 'report' / 'index.html').resolve()}")

@@ -69,7 +69,7 @@ def check_path(key: str, value: object) -> str:
     """
     if value is None:
         raise BadValue(f"{key} is null: name one")
-    if isinstance(value, (list, dict)) or not str(value):
+    if not isinstance(value, (str, int, float)) or not str(value):
         raise BadValue(f"{key}={brief(value)} is no path: name one")
     path = str(value)
     if len(path) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in path.split("/")) or "\0" in path:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 import yaml
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling.text import cleaned
+from spectrum_bench.sampling.text import cleaned, is_printable
 
 RECORD = 2**20  # bytes of a JSON file of one sample or one model: a prompt of 64 KiB and a thousand steps fit
 CONFIG = 2**18  # bytes of a config.yaml, which has some 5 KB and which PyYAML reads at 200 KB/s
@@ -68,7 +68,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     check_file(path, most)
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            data = file.read(most + 1)
+            data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)  # so much memory is taken at once
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > most:
@@ -89,6 +89,24 @@ def read_text(path: Path, most: int) -> str:
         raise Damaged(f"{path} is not UTF-8") from None
 
 
+def read_lines(path: Path, most: int) -> Iterator[str]:
+    """The lines of an ordinary file in UTF-8, one at a time, without their ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: a line is not UTF-8, the file is not ordinary, cannot be read, or has more than `most` bytes.
+    """
+    check_file(path, most)
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            for line in file:
+                yield line.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError:
+        raise Damaged(f"{path} is not UTF-8") from None
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+
+
 def parse_json(text: str) -> Any:
     """A JSON value without NaN, infinities and repeated keys. Control characters in its texts are removed.
 
@@ -96,7 +114,8 @@ def parse_json(text: str) -> Any:
         Damaged: it is no such value. The message continues a sentence that begins with the file's name.
     """
     try:
-        return cleaned(json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique))
+        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
+        return value if "\\" not in text and is_printable(text) else cleaned(value)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"no JSON: {str(error)[:80]}") from None
 
@@ -176,22 +195,27 @@ def check(hint: Any, value: Any) -> None:
 
 def misfits(value: Any, hint: Any, name: str) -> Iterator[str]:
     """The parts of a value that have a wrong type, each in words like `latency.total is null`."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in PLAIN:
+        if not PLAIN[hint](value):
+            yield f"{name or 'it'} is {shown(value)}"
+        return
     if hint is Any:
         return
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if all(next(misfits(value, each, name), None) for each in arguments):
             yield from misfits(value, arguments[0], name)
     elif is_typeddict(hint) and isinstance(value, dict):
         yield from _misfits_of(value, _hints(hint), hint.__required_keys__, f"{name}." if name else "")
     elif origin is list and isinstance(value, list):
-        for i, each in enumerate(value):
-            yield from misfits(each, arguments[0], f"{name}[{i}]")
+        if arguments[0] not in PLAIN or not all(map(PLAIN[arguments[0]], value)):
+            for i, each in enumerate(value):
+                yield from misfits(each, arguments[0], f"{name}[{i}]")
     elif origin is dict and isinstance(value, dict):
         for key, each in value.items():
             yield from misfits(key, arguments[0], f"a key of {name}")
             yield from misfits(each, arguments[1], f"{name}.{str(key)[:40]}")
-    elif hint not in PLAIN or not PLAIN[hint](value):
+    else:
         yield f"{name or 'it'} is {shown(value)}"
 
 

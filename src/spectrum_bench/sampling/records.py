@@ -5,9 +5,9 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
@@ -17,7 +17,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import reading
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.limits import MOST_STEPS
-from spectrum_bench.sampling.reading import Damaged, parse_json, read_text, shown, typed
+from spectrum_bench.sampling.reading import Damaged, parse_json, read_lines, read_text, shown, typed
 from spectrum_bench.sampling.settings import SCHEMA
 
 
@@ -33,7 +33,7 @@ class Latency(TypedDict, total=False):
     skipped_step: float | None
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One finished sample. Times in seconds, memory in bytes; None for what does not exist or was not measured."""
 
@@ -65,6 +65,12 @@ class Record:
     schema: int = 1  # records of commit 6771973 and before have none
 
 
+NAMES = [field.name for field in fields(Record)]
+# Those that most samples of a run have in common. Nobody changes their values.
+COMMON = ["model", "algo", "schedule", "forecaster", "site", "computed_steps", "device", "versions", "git_sha"]
+COMMON += ["pictures", "code"]
+
+
 @dataclass
 class Failure:
     """A sample that could not be made, and why."""
@@ -81,13 +87,14 @@ class Failure:
         return cls(job.id, job.prompt_index, job.prompt, job.seed, reason)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write so that `path` holds either all of `data` or what it held before, whenever the process dies."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write so that `path` holds either all of `data`, which may come in parts, or what it held before, whenever the
+    process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -109,8 +116,7 @@ def sweep(folder: Path) -> None:
 
 def save_record(folder: Path, record: Record) -> None:
     """Write the record into `records/`. From then on the sample counts as finished."""
-    text = json.dumps(asdict(record), ensure_ascii=False)
-    write_atomically(folder / "records" / f"{record.id}.json", text.encode())
+    write_atomically(folder / "records" / f"{record.id}.json", _json(record).encode())
     (folder / "failures" / f"{record.id}.json").unlink(missing_ok=True)
 
 
@@ -161,10 +167,10 @@ def _lock(file: IO[str], folder: Path) -> None:
         print(f"{folder}: no locks here: nobody keeps a second run out of this folder", file=sys.stderr)
 
 
-def finished(folder: Path) -> set[str]:
-    """The ids of the samples that have a record and a file of the recorded size. Hashes would take as long as reading
-    all samples; scoring compares them."""
-    return {record.id for record in _records(folder) if _is_whole(sample_file(folder, record), record.sample_bytes)}
+def finished(folder: Path, records: Iterable[Record]) -> set[str]:
+    """The ids of the records whose samples have a file of the recorded size. Hashes would take as long as reading all
+    samples; scoring compares them."""
+    return {record.id for record in records if _is_whole(sample_file(folder, record), record.sample_bytes)}
 
 
 def _is_whole(path: Path, size: int | None) -> bool:
@@ -176,16 +182,24 @@ def sample_file(folder: Path, record: Record) -> Path:
     the run's, and may be another run's picture.
     """
     path = folder / record.sample
-    inside = os.path.realpath(folder / "samples") + os.sep
-    return path if os.path.realpath(path).startswith(inside) else path.with_name(f"{path.name} (a link out of samples)")
+    if path.is_symlink() and not os.path.realpath(path).startswith(os.path.realpath(folder / "samples") + os.sep):
+        return path.with_name(f"{path.name} (a link out of samples)")
+    return path
 
 
-def collect_records(folder: Path) -> list[Record]:
-    """Gather `records/*.json` into `records.jsonl`, in the order of the prompts, and return them."""
-    records = sorted(_records(folder), key=lambda r: (r.prompt_index, r.seed, r.id))
-    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
-    write_atomically(folder / "records.jsonl", lines.encode())
+def collect_records(folder: Path, records: list[Record] | None = None) -> list[Record]:
+    """Gather the records into `records.jsonl`, in the order of the prompts, and return them.
+
+    Args:
+        records: all of the folder's; None: those in `records/*.json`.
+    """
+    records = sorted(records or kept_records(folder), key=lambda r: (r.prompt_index, r.seed, r.id))
+    write_atomically(folder / "records.jsonl", (f"{_json(record)}\n".encode() for record in records))
     return records
+
+
+def _json(record: Record) -> str:
+    return json.dumps({name: getattr(record, name) for name in NAMES}, ensure_ascii=False)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -196,8 +210,8 @@ def read_records(folder: Path) -> list[Record]:
     """
     path = Path(folder) / "records.jsonl"
     try:
-        lines = read_text(path, reading.TABLE).split("\n")
-        records = [_record(line, f"line {number}: ") for number, line in enumerate(lines, 1) if line]
+        lines, seen = read_lines(path, reading.TABLE), _Seen()
+        records = [seen.share(_record(line, f"line {number}: ")) for number, line in enumerate(lines, 1) if line]
         _check_distinct(records)
     except FileNotFoundError:
         raise UserError(
@@ -212,7 +226,25 @@ def read_records(folder: Path) -> list[Record]:
     return records
 
 
-def _records(folder: Path) -> list[Record]:
+class _Seen:
+    """What records of a run have in common, held once: a million records of one run take a third of the memory."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def share(self, record: Record) -> Record:
+        for name in COMMON:
+            value = getattr(record, name)
+            setattr(record, name, self._values.setdefault(f"{name} {value}", value))
+        return record
+
+
+def kept_records(folder: Path) -> list[Record]:
+    """The records of the finished samples, each from its own file.
+
+    Raises:
+        UserError: one is damaged.
+    """
     records = []
     for path in (folder / "records").glob("*.json"):
         try:

@@ -13,27 +13,37 @@ from spectrum_bench.sampling.cost import lines, read_cost
 from spectrum_bench.sampling.identity import headline
 from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.prompts import Prompts
-from spectrum_bench.sampling.records import Failure, Record, collect_records, finished, only_run, read_failures
+from spectrum_bench.sampling.records import (
+    Failure,
+    Record,
+    collect_records,
+    finished,
+    kept_records,
+    only_run,
+    read_failures,
+)
 from spectrum_bench.sampling.settings import Part, RunSettings
 from spectrum_bench.sampling.sources import sources_hash
 
 
 @dataclass(frozen=True)
 class State:
-    """The state of a run: how many of its samples are finished, and which jobs are left."""
+    """The state of a run: how many of its samples are finished, which jobs are left, and all records of its folder."""
 
     finished: int
     missing: list[Job]
+    records: list[Record]
 
 
 def look(jobs: list[Job], folder: Path, settings: RunSettings) -> State:
     """Compare the jobs with the folder. A sample without the latents that `keep_latents` asks for is made again."""
-    done = finished(folder)
+    records = kept_records(folder)
+    done = finished(folder, records)
     with_latents = {path.stem for path in folder.glob("latents/*.safetensors")}
     done -= {job.id for job in jobs if job.prompt_index < settings.keep_latents} - with_latents
     failed = set() if settings.retry_failed else {failure.id for failure in read_failures(folder)}
     missing = [job for job in jobs if job.id not in done and job.id not in failed]
-    return State(len(done & {job.id for job in jobs}), missing)
+    return State(len(done & {job.id for job in jobs}), missing, records)
 
 
 def tell_finished(settings: RunSettings, prompts: Prompts) -> int | None:
@@ -54,7 +64,7 @@ def tell_finished(settings: RunSettings, prompts: Prompts) -> int | None:
         state = look(jobs, folder, settings)
         if state.missing:
             return None
-        records, failures = collect_records(folder), of(jobs, read_failures(folder))
+        records, failures = collect_records(folder, state.records), of(jobs, read_failures(folder))
     if {record.code for record in records} != {sources_hash()}:
         return None
     steps, computed = settings.num_inference_steps, {tuple(record.computed_steps) for record in records}

@@ -12,6 +12,11 @@ FORMULA = re.compile("'*[=+@\t\r\n\uff0b\uff0d\uff1d\uff20-]")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 
 
+def is_printable(text: str) -> bool:
+    """Whether the text has no control characters but tabs and line feeds."""
+    return NOT_PRINTABLE.search(text) is None
+
+
 def printable(text: str) -> str:
     """The text without control characters. Tabs and line feeds stay."""
     return NOT_PRINTABLE.sub("", text)

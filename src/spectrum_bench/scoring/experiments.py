@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import media, reading
 from spectrum_bench.sampling.media import Pixels
-from spectrum_bench.sampling.reading import Damaged, check_file, misfits, parse_yaml, read_bytes, read_text
+from spectrum_bench.sampling.reading import Damaged, check_file, misfits, parse_yaml, read_text
 from spectrum_bench.sampling.records import Record, read_records, sample_file
 from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, RuntimeSettings
 from spectrum_bench.sampling.text import printable
@@ -144,7 +144,9 @@ class Experiment:
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(read_bytes(path, reading.TABLE)).hexdigest()
+        check_file(path, reading.TABLE)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise UserError(f"no {path}: run the experiment again") from None
 
