@@ -18,6 +18,7 @@ from attack import Outcome, attack
 from helpers import composed
 
 from spectrum_bench.commands import budget, calibrate, download, ending, evaluate, list_, report, reproduce, tune
+from spectrum_bench.commands import score as scoring
 from spectrum_bench.commands.entry import call
 from spectrum_bench.errors import UserError
 from spectrum_bench.lab import budget as searching
@@ -210,6 +211,24 @@ def test_report(scored, ground, name, first):
     assert [path.read_bytes() for path in out.iterdir()] == [b"old"]
 
 
+@pytest.mark.parametrize("name, first", [*((name, 0) for name in REFUSALS), *(("ENOSPC", n) for n in (3, 9, 15, 25))])
+def test_score(scored, ground, name, first):
+    """At a sample, at a record, at the scores and at the report; the user's pictures stay."""
+    folders = [scored / each / "samples" for each in ("one", "two", "reference")]
+    before = [[(path, path.read_bytes()) for path in sorted(folder.iterdir())] for folder in folders]
+    words = [*folders[:2], f"reference={folders[2]}", f"out={scored}/out/here", "by=mtime", "metrics=psnr"]
+
+    def work():
+        refused(scored / "out", name, first)
+        command(scoring.main, *words)
+
+    (scored / "out").mkdir()
+    outcome = attack(work, ground)
+    assert in_one_line(outcome, name), outcome
+    assert [[(path, path.read_bytes()) for path in sorted(folder.iterdir())] for folder in folders] == before
+    assert attack(lambda: command(scoring.main, *words), ground).code == 0
+
+
 @pytest.mark.parametrize("place", ["reports/a", "samples/a/tiny-flux/one"])
 def test_reproduce(experiments, tmp_path, ground, monkeypatch, place):
     """The report, or the scores, of one of two experiments are refused; the other is reported."""
@@ -323,9 +342,11 @@ def printing(home, offered, monkeypatch):
     monkeypatch.setattr(tune, "main", lambda cfg: print("0.5: 14 passes", flush=True))
     budgeted = composed("algo=teacache", config_name="budget")
     folders = [home / "one", home / "two", f"reference={home / 'reference'}"]
+    pictures = [home / "one/samples", f"reference={home / 'reference/samples'}"]
     return {
         "evaluate": lambda: command(evaluate.main, *folders, "metrics=psnr"),
         "report": lambda: command(report.main, *folders, f"out={home}/out"),
+        "score": lambda: command(scoring.main, *pictures, f"out={home}/brought", "by=mtime", "metrics=psnr"),
         "download": lambda: command(download.main, "prompts=one,two"),
         "list": lambda: command(list_.main, "algos"),
         "help": lambda: command(reproduce.main, "--help"),
@@ -334,7 +355,7 @@ def printing(home, offered, monkeypatch):
     }
 
 
-COMMANDS = ("evaluate", "report", "download", "list", "help", "budget", "tune")
+COMMANDS = ("evaluate", "report", "score", "download", "list", "help", "budget", "tune")
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ DISK |= {errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTA
 def run(main: Callable[[list[str]], object]) -> None:
     """Call `main` with the command line, and end the process as it should end."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that is not UTF-8 shows ? for what it lacks
-            stream.reconfigure(errors="replace")
+        with suppress(OSError):  # of a stream that is broken already: its first line will tell
+            if isinstance(stream, io.TextIOWrapper):  # a terminal or log that is not UTF-8 shows ? for what it lacks
+                stream.reconfigure(errors="replace")
     with stoppable(), one_line():
         main(without_debug(sys.argv[1:]))
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectrum_bench.commands import words as arguments
+from spectrum_bench.commands.ending import say
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.text import printable
 
@@ -69,7 +70,8 @@ def main(argv: list[str]) -> None:
         if fresh:
             shutil.rmtree(out, ignore_errors=True)
         raise
-    print(f"by {way}: {printable(example(given))}", file=sys.stderr)
+    paired = f"by {way}: {printable(example(given))}"
+    print(paired, file=sys.stderr) if options["markdown"] == "true" else say(paired)  # a block alone is copied
     show(experiments, annotate(target, notes), out, options, " ".join(["spectrum-bench score", *argv]))
 
 
