@@ -15,6 +15,8 @@ from spectrum_bench.commands import run
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.sampling import run as sampling
 
+pytestmark = pytest.mark.slow
+
 # Where a part of a method stands -> the words that put a node there; a target in each of them.
 PLACES = {
     "site": "algo=nocache ++site=NODE",

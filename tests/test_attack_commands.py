@@ -22,6 +22,8 @@ from spectrum_bench.reporting import block, page  # noqa: F401
 from spectrum_bench.sampling import counting, models
 from spectrum_bench.scoring.foreign import experiments, strangers, times  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 LONG = "x" * 256
 
 COST = f"""

@@ -33,6 +33,8 @@ from spectrum_bench.scoring.evaluation import evaluate as score
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.results import load
 
+pytestmark = pytest.mark.slow
+
 REFUSALS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO", "EFBIG")
 CHANGES = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate")  # audit events beside open
 

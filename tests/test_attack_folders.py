@@ -20,6 +20,8 @@ from spectrum_bench.commands import ending, evaluate, report
 from spectrum_bench.reporting import page  # noqa: F401  imported before children are
 from spectrum_bench.scoring import evaluation  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 NAN, INF = float("nan"), float("inf")
 TENS = list(zip("abcdefgh", "bcdefghi", strict=True))
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(

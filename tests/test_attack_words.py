@@ -18,6 +18,8 @@ from spectrum_bench.sampling import models
 from spectrum_bench.sampling import run as sampling
 from spectrum_bench.sampling import settings as typed
 
+pytestmark = pytest.mark.slow
+
 LONG = "x" * 256
 VERY_LONG = "y" * 5000
 

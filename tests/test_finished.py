@@ -13,6 +13,8 @@ from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import state
 from spectrum_bench.sampling.records import Failure, read_records, save_failure
 
+pytestmark = pytest.mark.slow
+
 
 class Built(Exception):
     """The long way was taken."""

@@ -11,6 +11,8 @@ from spectrum_bench.sampling import records as jobs
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def runs(compose, words, tmp_path):

@@ -104,6 +104,7 @@ def test_scripts_name_keys_that_exist(command, runs, tmp_path):
     assert len([words for words in asked if words[0].startswith("src/text_to")]) + len(noted) == runs
 
 
+@pytest.mark.slow
 def test_four_lines_of_python(random_pipe, capsys):
     """As the README has them, on a small random pipeline in the place of FLUX.1-dev."""
     small = SimpleNamespace(to=lambda device: random_pipe)

@@ -20,6 +20,8 @@ from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.metrics import pixel
 from spectrum_bench.scoring.scorers import Item, by_frame
 
+pytestmark = pytest.mark.slow
+
 
 def clip(frames=5, height=48, width=64, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
