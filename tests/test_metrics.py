@@ -39,6 +39,17 @@ def test_psnr_does_not_wrap(a, b):
     assert found == pytest.approx(20 * math.log10(255 / (b - a)))
 
 
+@pytest.mark.parametrize("difference, square", [(10, 100), (16, 0), (17, 33), (200, 64)])
+def test_the_diagnostic_wraps_as_the_formula_does(difference, square):
+    """By hand: a square modulo 256, whichever picture is brighter."""
+    dark, bright = np.full((16, 16, 3), 20, np.uint8), np.full((16, 16, 3), 20 + difference, np.uint8)
+    expected = 100 if square == 0 else 10 * math.log10(255**2 / square)
+    assert pixel.psnr_uint8_wrapped(bright, dark) == pytest.approx(expected)
+    assert pixel.psnr_uint8_wrapped(dark, bright) == pytest.approx(expected)
+    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    assert pixel.psnr_uint8_wrapped(*noise) == pytest.approx(28, abs=0.3) and pixel.psnr(*noise) < 8
+
+
 @pytest.mark.parametrize("sigma", LEVELS)
 def test_psnr_and_ssim_agree_with_scikit_image(sigma):
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity

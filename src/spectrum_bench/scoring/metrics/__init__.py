@@ -61,6 +61,12 @@ METRICS = {
             "caption", "single", "Caption %", True, "caption:make_caption", 1, factor=100, unit="share", unrelated=0.5,
             details=("things", "sizes", "relation", "background", "motion"), packages=("torch",),
         ),
+        Metric(
+            "psnr_uint8_wrapped", "paired", "PSNR uint8 (wrong) dB", True, "pixel:make_psnr_uint8_wrapped", 2,
+            unit="dB", perfect=100.0, packages=("numpy",),
+            about="PSNR uint8 (wrong): what arithmetic that wraps at 256 gives, to tell where a published value may "
+            "come from (docs/psnr.md)",
+        ),
     )
 }  # fmt: skip
 DEFAULT = ("psnr", "ssim", "lpips", "caption")  # for a model whose configuration lists none

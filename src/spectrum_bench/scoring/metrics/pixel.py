@@ -17,6 +17,10 @@ def make_psnr(model: ModelFacts) -> PairedScorer:
     return psnr
 
 
+def make_psnr_uint8_wrapped(model: ModelFacts) -> PairedScorer:
+    return psnr_uint8_wrapped
+
+
 def make_ssim(model: ModelFacts) -> PairedScorer:
     return ssim
 
@@ -25,6 +29,15 @@ def psnr(sample: Pixels, reference: Pixels) -> float:
     """10 log10(255^2 / MSE) in dB over all pixels and channels, in float64, at most 100."""
     check_pair(sample, reference, side=1)
     mse = np.mean((sample.astype(np.float64) - reference.astype(np.float64)) ** 2)
+    return CAP if mse == 0 else min(CAP, float(10 * np.log10(255**2 / mse)))
+
+
+def psnr_uint8_wrapped(sample: Pixels, reference: Pixels) -> float:
+    """The PSNR that `np.mean((a - b) ** 2)` gives for uint8 arrays, where differences and squares wrap at 256: to tell
+    what formula a published value may come from (docs/psnr.md), and for nothing else."""
+    check_pair(sample, reference, side=1)
+    wrapped = sample - reference
+    mse = np.mean(wrapped * wrapped)
     return CAP if mse == 0 else min(CAP, float(10 * np.log10(255**2 / mse)))
 
 
