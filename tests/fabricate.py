@@ -86,7 +86,7 @@ def experiment(
         sample = f"samples/{job.id}.png"
         Image.fromarray(image).save(folder / sample)
         record = Record(
-            **asdict(job) | {"pictures": {}},
+            **asdict(job) | {"inputs": {}},
             sample=sample,
             model=model["name"],
             algo=algo,

@@ -1,19 +1,26 @@
 """Prompt lists: text in several codes, tables as others publish them, and pictures beside prompts."""
 
+import dataclasses
 import json
 import shutil
 
 import diffusers
+import fabricate
 import numpy as np
 import pytest
+import torch
 from helpers import composed, settings
 from PIL import Image
 
+from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
+from spectrum_bench.forecasters import reuse
 from spectrum_bench.sampling.jobs import make_jobs
 from spectrum_bench.sampling.prompts import read_prompt_file, read_prompts
 from spectrum_bench.sampling.records import read_records
+from spectrum_bench.sampling.sampler import Sampler
+from spectrum_bench.schedules import full
 from spectrum_bench.scoring.experiments import pairs, read_experiment
 
 TWO = ["a red ring", "a blue star, \u201csmall\u201d"]
@@ -133,16 +140,53 @@ def test_a_picture_enters_the_identity_by_its_bytes(listed):
     ]
 
 
+def test_ids_with_inputs_are_frozen(tmp_path):
+    (tmp_path / "ring.ppm").write_bytes(b"P6 1 1 255\n\xff\0\0")
+    lines = [{"image": "ring.ppm"}, {"image": "ring.ppm", "mask_image": "ring.ppm"}, {}]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"prompt": "a ring"} | line) for line in lines))
+    ids = [job.id for job in make_jobs(read_prompt_file(tmp_path / "list.jsonl").lines, 0, {})]
+    assert ids == ["25096f065536f744", "8ff949e953f1532b", "654eed964f8f6f61"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_pipeline_gets_the_text_of_a_line(batch, random_pipe, tmp_path):
+    """The line's negative prompt stands before that of all lines."""
+    text = json.dumps({"prompt": "a ring", "negative_prompt": "blur é"})
+    (tmp_path / "list.jsonl").write_text(text, encoding="utf-8")
+    (job,) = make_jobs(read_prompt_file(tmp_path / "list.jsonl").lines, 0, {})
+    common = {"height": 32, "width": 32, "max_sequence_length": 16, "true_cfg_scale": 4.0}
+    sampler = Sampler(random_pipe, Algorithm("x", full, reuse, None), 2, common | {"negative_prompt": "a dog"}, batch)
+    expected = random_pipe(
+        "a ring", negative_prompt="blur é", generator=torch.Generator().manual_seed(0),
+        num_inference_steps=2, output_type="np", **common,
+    ).images[0]  # fmt: skip
+    made = sampler.sample(job)[0]
+    assert np.abs(made - 255 * expected).max() < (0.51 if batch == 1 else 1.01)
+    other = dataclasses.replace(job, inputs=())
+    assert np.abs(sampler.sample(other)[0] - 255 * expected).max() > 5
+
+
+def test_a_record_of_before_names_its_inputs_pictures(tmp_path):
+    fabricate.experiment(tmp_path / "x", ["a ring"], fabricate.pictures(["a ring"]))
+    file = tmp_path / "x/records.jsonl"
+    file.write_text(file.read_text().replace('"inputs": {}', '"pictures": {"image": "ab"}'))
+    assert read_records(tmp_path / "x")[0].inputs == {"image": "ab"}
+
+
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
         ("image", None, "row 1: there is no image .*gone.png"),
         ("image", b"GIF89a", "row 1: image .*gone.png is no picture"),
+        ("negative_prompt", 3, "row 1: negative_prompt is no text"),
+        ("negative_prompt", "x" * 2**16, "row 1: negative_prompt has more than 64 KiB"),
+        ("image", 3, "row 1: image is no path of a file"),
     ],
 )
-def test_a_wrong_picture_is_told_at_once(name, data, reason, tmp_path):
-    (tmp_path / "list.jsonl").write_text(json.dumps({"prompt": "a ring", name: "gone.png"}))
-    if data:
+def test_a_wrong_input_is_told_at_once(name, data, reason, tmp_path):
+    given = "gone.png" if data is None or isinstance(data, bytes) else data
+    (tmp_path / "list.jsonl").write_text(json.dumps({"prompt": "a ring", name: given}))
+    if isinstance(data, bytes):
         (tmp_path / "gone.png").write_bytes(data)
     with pytest.raises(UserError, match=reason):
         read_prompt_file(tmp_path / "list.jsonl")
@@ -162,13 +206,13 @@ def test_an_editing_pipeline_gets_its_picture(listed, random_pipe, tmp_path):
         run.main(composed(*words, f"algo={algo}", f"exp_name={algo}"))
     records = read_records(tmp_path / "out/nocache")
     samples = [np.asarray(Image.open(tmp_path / "out/nocache" / record.sample)) for record in records]
-    assert records[0].prompt == records[1].prompt and records[0].pictures != records[1].pictures
+    assert records[0].prompt == records[1].prompt and records[0].inputs != records[1].inputs
     assert not np.array_equal(*samples)
     own, reference = (read_experiment(tmp_path / "out" / name) for name in ("spectrum", "nocache"))
     assert len(pairs(own, reference)) == 2 and own.records[0].nfe < 8
     listed.write_text("\n".join(reversed(listed.read_text().splitlines())))
     run.main(composed(*words, "algo=fora", "exp_name=other"))
-    with pytest.raises(UserError, match="other pictures beside it"):
+    with pytest.raises(UserError, match="other inputs beside it"):
         pairs(read_experiment(tmp_path / "out/other"), reference)
 
 

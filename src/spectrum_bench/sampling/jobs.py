@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.identity import Identity, sample_id
+from spectrum_bench.sampling.inputs import Input, hashes
 from spectrum_bench.sampling.limits import MOST_JOBS
-from spectrum_bench.sampling.prompts import Picture, Prompt
+from spectrum_bench.sampling.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Job:
     prompt_index: int  # line in the prompt file, from 0, empty lines not counted
     prompt: str
     seed: int
-    pictures: tuple[Picture, ...] = ()  # that the pipeline takes beside the prompt
+    inputs: tuple[Input, ...] = ()  # that the pipeline takes beside the prompt
 
 
 def make_jobs(prompts: Sequence[Prompt], seed: int, who: Identity, samples: int = 1) -> list[Job]:
@@ -38,9 +39,8 @@ def make_jobs(prompts: Sequence[Prompt], seed: int, who: Identity, samples: int 
     for each in range(seed, seed + samples):
         before: Counter[Prompt] = Counter()
         for index, prompt in enumerate(prompts):
-            beside = {picture.name: picture.sha256 for picture in prompt.pictures}
-            own = {**who, "pictures": beside} if beside else who
+            own = {**who, "pictures": hashes(prompt.inputs)} if prompt.inputs else who  # their name in ids
             job_id = sample_id(own, prompt.text, each, before[prompt])
-            jobs.append(Job(job_id, index, prompt.text, each, prompt.pictures))
+            jobs.append(Job(job_id, index, prompt.text, each, prompt.inputs))
             before[prompt] += 1
     return jobs

@@ -1,6 +1,6 @@
 """Prompt lists: text files with one prompt a line, and tables (CSV, TSV, JSON, JSON lines) with a column of prompts.
 
-A line of a .jsonl file may also name the pictures that the pipeline takes beside the prompt.
+A line of a .jsonl file may also give what the pipeline takes beside the prompt: see `inputs`.
 """
 
 import codecs
@@ -15,18 +15,16 @@ from typing import Any
 
 from spectrum_bench.checks import brief
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling import media
+from spectrum_bench.sampling.inputs import Input, inputs_of
 from spectrum_bench.sampling.reading import Damaged, parse_json, read_bytes
 from spectrum_bench.sampling.text import from_cell, printable
 
 # A tokenizer's 77 to 512 tokens are some 2 KB; one line of 10 MB took 107 s of tokenizing a sample.
 LONGEST = 2**16  # bytes of a prompt
 LARGEST = 2**28  # bytes of a prompt file: some million prompts
-PICTURE = 2**26  # bytes of a picture beside a prompt
 
 # In lower case: DrawBench has "Prompts", PartiPrompts "Prompt", VBench_full_info "prompt_en", COCO "caption".
 COLUMNS = ("prompt", "prompts", "prompt_en", "caption")
-PICTURES = ("image", "last_image", "mask_image", "control_image")  # arguments of diffusers' pipelines
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -39,30 +37,16 @@ Row = dict[str, Any]  # a row of a table, by column
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that the pipeline takes beside the prompt.
-
-    Attributes:
-        name: the argument of the pipeline's call.
-        sha256: of the file's bytes.
-    """
-
-    name: str
-    path: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Prompt:
-    """The text of one sample, and the pictures beside it."""
+    """The text of one sample, and what the pipeline takes beside it."""
 
     text: str
-    pictures: tuple[Picture, ...] = ()
+    inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a file, and the hash of all bytes that they were read from, pictures included."""
+    """The prompts of a file, and the hash of all bytes that they were read from, inputs included."""
 
     lines: tuple[Prompt, ...]
     sha256: str
@@ -81,7 +65,7 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None, col
 
     Raises:
         UserError: no such file or no ordinary one, too large, no text, a table that is not recognised, no prompt in
-            it, or a picture beside a prompt is missing.
+            it, or an input beside a prompt is missing or wrong.
     """
     path = Path(path)
     try:
@@ -102,7 +86,7 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None, col
         if len(prompt.text.encode()) > LONGEST:
             raise UserError(f"{path}: prompt {index} has more than {LONGEST // 1024} KiB: write one prompt a line")
     chosen = tuple(found[:limit])
-    beside = "".join(picture.sha256 for prompt in chosen for picture in prompt.pictures)
+    beside = "".join(each.sha256 for prompt in chosen for each in prompt.inputs)
     return Prompts(chosen, hashlib.sha256(data + beside.encode()).hexdigest())
 
 
@@ -228,7 +212,7 @@ TABLES: dict[str, Callable[[Path, str], Iterator[Row]]] = {
 
 
 def _from_table(path: Path, rows: Sequence[Row], column: str | None) -> Iterator[Prompt]:
-    """The prompts of a table. Only JSON lines may name pictures: other lists have columns of that name for other uses.
+    """The prompts of a table. Only JSON lines may give inputs: other lists have columns of those names for other uses.
 
     Raises:
         UserError: there is no such column or more than one, or a cell of it is no text.
@@ -242,8 +226,9 @@ def _from_table(path: Path, rows: Sequence[Row], column: str | None) -> Iterator
             shown = "no" if text is None else f"no text as its {brief(text)} as"
             raise UserError(f"{path}: row {number} has {shown} {brief(name)}: it has {_listed(row)}")
         if text.strip():
-            pictures = tuple(_pictures(path, number, row)) if path.suffix.lower() == ".jsonl" else ()
-            yield Prompt(text.replace("\n", " ").strip(), pictures)
+            lines = path.suffix.lower() == ".jsonl"
+            inputs = tuple(inputs_of(row, path.parent, f"{path}: row {number}")) if lines else ()
+            yield Prompt(text.replace("\n", " ").strip(), inputs)
 
 
 def _usual_column(path: Path, row: Row) -> str:
@@ -256,22 +241,3 @@ def _usual_column(path: Path, row: Row) -> str:
 
 def _listed(row: Row) -> str:
     return ", ".join(brief(str(key)) for key in row)
-
-
-def _pictures(path: Path, number: int, row: Row) -> Iterator[Picture]:
-    for name in PICTURES:
-        if name not in row:
-            continue
-        if not isinstance(row[name], str):
-            raise UserError(f"{path}: row {number}: {name} is no path of a picture")
-        file = path.parent / row[name]
-        try:
-            data = read_bytes(file, PICTURE)
-            media.read_input(data)
-        except FileNotFoundError:
-            raise UserError(f"{path}: row {number}: there is no {name} {file}") from None
-        except Damaged as reason:
-            raise UserError(f"{path}: row {number}: {name} {reason}") from None
-        except media.Unreadable as reason:
-            raise UserError(f"{path}: row {number}: {name} {file} {reason}") from None
-        yield Picture(name, file, hashlib.sha256(data).hexdigest())

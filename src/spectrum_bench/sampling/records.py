@@ -59,7 +59,7 @@ class Record:
     alone: bool = True  # whether no other program used the device much; otherwise the latency does not count
     sha256: str | None = None  # of the sample's file
     sample_bytes: int | None = None  # the file's size
-    pictures: dict[str, str] = field(default_factory=dict)  # beside the prompt: argument of the call -> sha256
+    inputs: dict[str, str] = field(default_factory=dict)  # beside the prompt: argument of the call -> sha256
     code: str | None = None  # hash of the package's sources, for installations without git
     elsewhere: bool = False  # made by other code: steps and passes are as told, 0 where nobody told
     schema: int = 1  # records of commit 6771973 and before have none
@@ -68,7 +68,7 @@ class Record:
 NAMES = [field.name for field in fields(Record)]
 # Those that most samples of a run have in common. Nobody changes their values.
 COMMON = ["model", "algo", "schedule", "forecaster", "site", "computed_steps", "device", "versions", "git_sha"]
-COMMON += ["pictures", "code"]
+COMMON += ["inputs", "code"]
 
 
 @dataclass
@@ -259,7 +259,10 @@ def kept_records(folder: Path) -> list[Record]:
 
 def _record(text: str, place: str = "") -> Record:
     try:
-        record = typed(Record, parse_json(text))
+        values = parse_json(text)
+        if isinstance(values, dict) and "pictures" in values:  # the name in older records
+            values["inputs"] = values.pop("pictures")
+        record = typed(Record, values)
         if wrong := next(_nonsense(record), None):
             raise Damaged(wrong)
     except Damaged as reason:

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.errors import DoesNotFit, NotFinite, UserError
-from spectrum_bench.sampling import media
 from spectrum_bench.sampling.clock import Laps, alone, processor_seconds
 from spectrum_bench.sampling.jobs import Job
-from spectrum_bench.sampling.prompts import Picture
 from spectrum_bench.sampling.records import Latency
 from spectrum_bench.sampling.settings import RunSettings
 
@@ -126,12 +123,12 @@ class Sampler:
             laps.mark()
             self._mark_end_of_text(laps, undo)
             sample = self.pipe(
+                **{**self.arguments, **self._inputs(job)},
                 **self._prompt_and_noise(job),
                 num_inference_steps=self.num_steps,
                 callback_on_step_end=step_done,
                 output_type=output,
                 return_dict=False,
-                **self.arguments,
             )[0][0]
             laps.mark()
         if session.step != self.num_steps:
@@ -140,22 +137,23 @@ class Sampler:
 
     def _prompt_and_noise(self, job: Job) -> dict[str, Any]:
         generators = [torch.Generator().manual_seed(job.seed + i) for i in range(self.batch_size)]
-        pictures = {picture.name: self._loaded(picture) for picture in job.pictures}
         if self.batch_size == 1:
-            return {"prompt": job.prompt, "generator": generators[0], **pictures}
-        many = {name: [picture] * self.batch_size for name, picture in pictures.items()}
-        return {"prompt": [job.prompt] * self.batch_size, "generator": generators, **many}
+            return {"prompt": job.prompt, "generator": generators[0]}
+        return {"prompt": [job.prompt] * self.batch_size, "generator": generators}
 
-    def _loaded(self, picture: Picture) -> Image.Image:
-        """The picture, which the pipeline must take.
+    def _inputs(self, job: Job) -> dict[str, Any]:
+        """What the job gives beside the prompt, by the argument of the call.
 
         Raises:
-            UserError: it takes none.
+            UserError: the pipeline does not take it.
         """
         pipeline = type(self.pipe)
-        if picture.name not in inspect.signature(pipeline.__call__).parameters:
-            raise UserError(f"{pipeline.__name__} takes no {picture.name}: leave it out of the prompt file")
-        return media.read_input(picture.path.read_bytes())
+        taken = inspect.signature(pipeline.__call__).parameters
+        for each in job.inputs:
+            if each.name not in taken:
+                raise UserError(f"{pipeline.__name__} takes no {each.name}: leave it out of the prompt file")
+        values = {each.name: each.value() for each in job.inputs}
+        return values if self.batch_size == 1 else {name: [value] * self.batch_size for name, value in values.items()}
 
     def _mark_end_of_text(self, laps: Laps, undo: ExitStack) -> None:
         """The text stage ends when any of the pipeline's denoisers runs for the first time."""

@@ -15,6 +15,7 @@ from spectrum_bench.errors import NotFinite, UserError
 from spectrum_bench.sampling import media
 from spectrum_bench.sampling.clock import environment
 from spectrum_bench.sampling.identity import labels
+from spectrum_bench.sampling.inputs import hashes
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import open_pipeline
 from spectrum_bench.sampling.records import Failure, Record, save_failure, save_record, write_atomically
@@ -81,7 +82,7 @@ class Worker:
             sample=sample,
             sha256=hashlib.sha256(data).hexdigest(),
             sample_bytes=len(data),
-            pictures={picture.name: picture.sha256 for picture in job.pictures},
+            inputs=hashes(job.inputs),
             model=self.settings.model.name,
             num_inference_steps=self.settings.num_inference_steps,
             computed_steps=figures.computed_steps,

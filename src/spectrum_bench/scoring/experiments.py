@@ -330,9 +330,9 @@ def pairs(experiment: Experiment, reference: Experiment) -> list[tuple[Record, R
                 f"prompt {sample.prompt_index} is {own!r} in {experiment.folder} but {other!r} in {reference.folder}: "
                 "make both with the same prompt_file"
             )
-        if sample.pictures != target.pictures:
+        if sample.inputs != target.inputs:
             raise UserError(
-                f"prompt {sample.prompt_index} has other pictures beside it in {experiment.folder} than in "
+                f"prompt {sample.prompt_index} has other inputs beside it in {experiment.folder} than in "
                 f"{reference.folder}: make both with the same prompt_file"
             )
     return partners
