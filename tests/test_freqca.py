@@ -15,7 +15,7 @@ from spectrum_bench.caching.sites.bands import Bands
 from spectrum_bench.caching.sites.corrected import Corrected
 from spectrum_bench.caching.sites.stack import LastBlock
 from spectrum_bench.errors import BadValue, DoesNotFit
-from spectrum_bench.frequencies import low_band
+from spectrum_bench.frequencies import low_band, on_grid
 
 FREQCA = partial(forecasters.freqca, order=2, sigma=0.71)
 
@@ -74,3 +74,10 @@ def test_bands_are_refused_where_nothing_splits_them():
         Algorithm("x", mask, FREQCA, Bands(2)).check(20)
     for site in (Bands(), Corrected(Bands())):
         Algorithm("x", mask, FREQCA, site).check(20)
+
+
+def test_tokens_that_fill_no_grid_are_refused():
+    tokens = torch.arange(12.0).reshape(1, 6, 2)
+    assert torch.equal(on_grid(tokens, torch.tensor([2, 3])), tokens.reshape(1, 2, 3, 2))
+    with pytest.raises(DoesNotFit, match="6 tokens are no grid of 2 x 2: use an algo without frequencies"):
+        on_grid(tokens, torch.tensor([2, 2]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from torch import Tensor, nn
 
@@ -72,9 +73,12 @@ def _time_embedding(block: nn.Module, given: dict[str, Any]) -> Tensor:
 
 
 def _modulated_by_table(block: nn.Module, given: dict[str, Any]) -> Tensor:
-    """(B, L, D) normalised and modulated; the block adds a table of its own to the time embedding (B, 6, D)."""
+    """(B, L, D) normalised and modulated; the block adds a table of its own to the time embedding (B, 6, D), or
+    (B, L, 6, D) where each token has its own time."""
     own: Any = block
-    shift, scale = (own.scale_shift_table + given["temb"].float()).chunk(6, dim=1)[:2]
+    shift, scale = (own.scale_shift_table + given["temb"].float()).unbind(-2)[:2]
+    if given["temb"].ndim == 3:
+        shift, scale = shift[:, None], scale[:, None]
     tokens: Tensor = own.norm1(given["hidden_states"].float()) * (1 + scale) + shift
     return tokens.type_as(given["hidden_states"])
 
@@ -197,6 +201,11 @@ class Argument:
         return args[self.place] if self.place < len(args) else kwargs.get(self.name)
 
 
+def stacked(latent: Any) -> Any:
+    """A denoiser's latent or output, (B, ...); some take and give a list with one tensor for each sample."""
+    return torch.stack(latent) if isinstance(latent, list) and len({x.shape for x in latent}) == 1 else latent
+
+
 class TokenGrid:
     """The grid of the image or video tokens, (height, width) or (frames, height, width), from the first call that the
     denoiser gets."""
@@ -206,7 +215,9 @@ class TokenGrid:
         self.latent, self.places = Argument(denoiser, 0), Argument(denoiser, "img_ids")
         settings: Any = denoiser.config
         patch = getattr(settings, "patch_size", 1)
-        self.patch = patch if isinstance(patch, (tuple, list)) else (getattr(settings, "patch_size_t", 1), patch, patch)
+        self.patch = (
+            patch if isinstance(patch, (tuple, list)) else (getattr(settings, "patch_size_t", 1) or 1, patch, patch)
+        )
         self.grid: tuple[int, ...] = ()
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:

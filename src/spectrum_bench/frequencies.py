@@ -5,12 +5,25 @@ import math
 import torch
 from torch import Tensor
 
+from spectrum_bench.errors import DoesNotFit
+
 LOUDEST = 1e6  # noise-to-signal ratio of pure noise, as SeaCache's code has it
 
 
 def on_grid(x: Tensor, grid: Tensor) -> Tensor:
-    """(B, *grid, C) of tokens (B, L, C) in the grid's order, or of a latent (B, C, *sizes)."""
-    return x.unflatten(1, [int(n) for n in grid.flatten()]) if x.ndim == 3 else x.movedim(1, -1)
+    """(B, *grid, C) of tokens (B, L, C) in the grid's order, or of a latent (B, C, *sizes).
+
+    Raises:
+        DoesNotFit: there are more or fewer tokens than places, as where text or another picture is among them.
+    """
+    if x.ndim != 3:
+        return x.movedim(1, -1)
+    sizes = [int(n) for n in grid.flatten()]
+    if x.shape[1] != math.prod(sizes):
+        places = " x ".join(map(str, sizes))
+        raise DoesNotFit(f"{x.shape[1]} tokens are no grid of {places}: use an algo without frequencies")
+    tokens: Tensor = x.unflatten(1, sizes)
+    return tokens
 
 
 def wiener(x: Tensor, noise: float) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import Anatomy, Argument, anatomy
+from spectrum_bench.anatomy import Anatomy, Argument, anatomy, stacked
 from spectrum_bench.caching.history import History
 from spectrum_bench.caching.noise import noise_ratio
 from spectrum_bench.caching.weights import Remembered
@@ -319,10 +319,10 @@ def _keep_time(name: str, denoiser: nn.Module, session: Session, undo: ExitStack
     latent, timestep = Argument(denoiser, 0), Argument(denoiser, "timestep")
 
     def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
-        session.begin_call(name, latent.of(args, kwargs), timestep.of(args, kwargs))
+        session.begin_call(name, stacked(latent.of(args, kwargs)), timestep.of(args, kwargs))
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
-        session.end_call(output[0])
+        session.end_call(stacked(output[0]))
 
     undo.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
     undo.callback(denoiser.register_forward_hook(end).remove)

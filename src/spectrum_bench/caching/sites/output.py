@@ -7,7 +7,7 @@ from typing import Any
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
-from spectrum_bench.anatomy import Anatomy, Argument
+from spectrum_bench.anatomy import Anatomy, Argument, stacked
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, replace_forward
 from spectrum_bench.errors import DoesNotFit
@@ -25,14 +25,19 @@ class OutputResidual(Site):
         run, latent = denoiser.forward, Argument(denoiser, 0)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            x = latent.of(args, kwargs)
+            given = latent.of(args, kwargs)
+            x = stacked(given)
             if session.computing:
                 out = run(*args, **kwargs)
-                if out[0].shape != x.shape:
+                v = stacked(out[0])
+                if len(out) > 1:
+                    raise DoesNotFit(f"{type(denoiser).__name__} cannot be skipped: it gives more than one output")
+                if v.shape != x.shape:
                     raise DoesNotFit(f"{type(denoiser).__name__} cannot be skipped: its output is no latent's shape")
-                session.branch.store("output", out[0] - x)
+                session.branch.store("output", v - x)
                 return out
             v = x + session.branch.forecast("output")
+            v = list(v) if isinstance(given, list) else v
             return Transformer2DModelOutput(sample=v) if kwargs.get("return_dict", True) else (v,)
 
         replace_forward(denoiser, forward, undo)
