@@ -259,6 +259,9 @@ def test_a_denoiser_of_two_outputs_is_refused_where_one_is_cached():
             return hidden_states, hidden_states
 
     parts, pipe = algorithm("easycache"), SimpleNamespace(transformer=Sounding())
-    with pytest.raises(DoesNotFit, match="Sounding cannot be skipped: it gives more than one output"):
-        with cached(pipe, schedule=schedules.full, forecaster=parts.forecaster, site=parts.site, num_steps=STEPS):
-            pipe.transformer(torch.zeros(1, 4), torch.ones(1), return_dict=False)
+    schedule, forecaster, site = schedules.full, parts.forecaster, parts.site
+    with (
+        pytest.raises(DoesNotFit, match="Sounding cannot be skipped: it gives more than one output"),
+        cached(pipe, schedule=schedule, forecaster=forecaster, site=site, num_steps=STEPS),
+    ):
+        pipe.transformer(torch.zeros(1, 4), torch.ones(1), return_dict=False)

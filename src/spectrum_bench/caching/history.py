@@ -3,7 +3,7 @@
 No other module indexes its rows, so that another implementation may hold them in a ring buffer or in host memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -127,3 +127,16 @@ def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:
 def _kernels() -> ModuleType | None:
     """kernels.py, or None without Triton. It is imported at the first forecast on a GPU."""
     return import_module("spectrum_bench.caching.kernels") if find_spec("triton") else None
+
+
+def tensors(node: object) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples, dicts and dataclasses."""
+    if isinstance(node, Tensor):
+        yield node
+    elif isinstance(node, (list, tuple)):
+        for part in node:
+            yield from tensors(part)
+    elif isinstance(node, dict):
+        yield from tensors(list(node.values()))
+    elif hasattr(node, "__dataclass_fields__"):
+        yield from tensors(list(vars(node).values()))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, anatomy, stacked
-from spectrum_bench.caching.history import History
+from spectrum_bench.caching.history import History, tensors
 from spectrum_bench.caching.noise import noise_ratio
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Progressing, State
@@ -120,25 +120,13 @@ def _kind(latent: Tensor) -> object:
     return (latent.shape, latent.dtype) if isinstance(latent, Tensor) else None
 
 
-def tensors(node: object) -> Iterator[Tensor]:
-    """Every tensor in nested lists, tuples, dicts and dataclasses."""
-    if isinstance(node, Tensor):
-        yield node
-    elif isinstance(node, (list, tuple)):
-        for part in node:
-            yield from tensors(part)
-    elif isinstance(node, dict):
-        yield from tensors(list(node.values()))
-    elif hasattr(node, "__dataclass_fields__"):
-        yield from tensors(list(vars(node).values()))
-
-
 class Session:
     """The clock and the branches of one pipeline call.
 
     Attributes:
         step, call: the index of the denoising step, and of the denoiser's call in this step (0 cond, 1 uncond).
         branches: the branches by the denoiser's name and the call.
+        networks: the steps that each denoiser ran at or was to run at, by its name.
         branch: the current branch.
         undecided: whether the decision about this step in this branch is still open.
         held_elsewhere: functions that return the bytes which other people's caching holds.
@@ -170,6 +158,8 @@ class Session:
         self.step = 0
         self.call = -1
         self.branches: dict[tuple[str, int], Branch] = {}
+        self.networks: defaultdict[str, list[int]] = defaultdict(list)
+        self._since = 0  # the first step of the current denoiser
         self._leader: Branch | None = None  # this denoiser's first branch in this step
         self.held_elsewhere: list[Callable[[], int]] = []
         self.cache_bytes = 0
@@ -207,7 +197,10 @@ class Session:
                 "scheduler with two passes a step, such as Heun's, or with warm-up, as PNDM's, does so"
             )
         self.call += 1
-        key = (name, self.call)
+        steps, key = self.networks[name], (name, self.call)
+        if self.step not in steps[-1:]:
+            steps.append(self.step)
+        self._since = steps[0]
         branch = self.branches.get(key)
         if branch is None or not branch.continues(self.step, latent):
             self.branches[key] = self._new_branch()
@@ -218,7 +211,7 @@ class Session:
         self.decide_at(Call(latent, timestep, self.branch.output, partial(self._noise, self.step)))
 
     def _new_branch(self) -> Branch:
-        state = self._gate.start(self.num_steps) if self._gate else None
+        state = self._gate.start(self.num_steps - self._since) if self._gate else None
         progress = state.progress if self._follows_gate and isinstance(state, Progressing) else None
         return Branch(self._remembered, state, progress)
 
@@ -237,9 +230,11 @@ class Session:
             (self._seen if self.undecided else self.branch.late)[signal] = value
 
     def _decide(self) -> None:
-        """Decide by the mask, the first branch or the gate whether this branch computes this step."""
+        """Decide by the mask, the first branch or the gate whether this branch computes this step. A denoiser that
+        takes over in mid-run begins anew: it gets the mask's first computed steps again, and a gate's count of steps.
+        """
         if self._mask is not None:
-            computing = bool(self._mask[self.step])
+            computing = bool(self._mask[self.step] or self._mask[: self.step - self._since + 1].all())
         elif self._gate is None:
             raise TypeError(f"{self.schedule} is neither a mask nor a Gate")
         elif self._gate.shared and self._leader is not None and self._leader is not self.branch:
@@ -251,7 +246,7 @@ class Session:
                     f"{self._gate.name} observes {unknown[0]}, which is not known when it decides: let more blocks "
                     "run at every step (site.front)"
                 )
-            computing = self._gate.decide(self.step, self._seen, self.branch.state)
+            computing = self._gate.decide(self.step - self._since, self._seen, self.branch.state)
         self._seen, self.undecided = {}, False
         self.branch.begin(self.step, computing)
 
@@ -272,6 +267,9 @@ class Session:
 class Attachable(Protocol):
     """The part of a site (caching/sites/base.py) that a session needs."""
 
+    @property
+    def at_scheduler(self) -> bool: ...
+
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None: ...
 
     def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None: ...
@@ -288,12 +286,17 @@ def cached(
         num_steps: the call's `num_inference_steps`.
 
     Raises:
-        DoesNotFit: the schedule lacks step 0, the pipeline has no denoiser or one that the site does not know, or it
-            takes more steps than `num_steps`.
+        DoesNotFit: the schedule lacks step 0, the pipeline has no denoiser, one that the site does not know or too many
+            of them, or it takes more steps than `num_steps`.
     """
     networks = denoisers(pipe)
     if not networks:
         raise DoesNotFit(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
+    if site is not None and site.at_scheduler and len(networks) > 1:
+        raise DoesNotFit(
+            f"{type(pipe).__name__} runs {' and '.join(networks)} by turns, and this site would forecast the output of "
+            "one from the other's: use a site in the denoiser, such as site=last_block"
+        )
     for name, denoiser in networks.items():
         if site is not None and hasattr(denoiser, "_orig_mod"):
             raise DoesNotFit(

@@ -60,6 +60,7 @@ class Record:
     sha256: str | None = None  # of the sample's file
     sample_bytes: int | None = None  # the file's size
     inputs: dict[str, str] = field(default_factory=dict)  # beside the prompt: argument of the call -> sha256
+    networks: dict[str, list[int]] = field(default_factory=dict)  # where several run by turns: name -> its steps
     code: str | None = None  # hash of the package's sources, for installations without git
     elsewhere: bool = False  # made by other code: steps and passes are as told, 0 where nobody told
     schema: int = 1  # records of commit 6771973 and before have none
@@ -68,7 +69,7 @@ class Record:
 NAMES = [field.name for field in fields(Record)]
 # Those that most samples of a run have in common. Nobody changes their values.
 COMMON = ["model", "algo", "schedule", "forecaster", "site", "computed_steps", "device", "versions", "git_sha"]
-COMMON += ["inputs", "code"]
+COMMON += ["inputs", "networks", "code"]
 
 
 @dataclass
@@ -286,6 +287,9 @@ def _nonsense(record: Record) -> Iterator[str]:
         yield f"num_inference_steps is {steps}"
     if computed != sorted(set(computed)) or computed and not 0 <= computed[0] <= computed[-1] < steps:
         yield "computed_steps are no steps of the sample"
+    for name, ran in record.networks.items():
+        if ran != sorted(set(ran)) or ran and not 0 <= ran[0] <= ran[-1] < steps:
+            yield f"networks.{shown(name)} are no steps of the sample"
     if not re.fullmatch(r"[\w-]{1,64}", record.id):
         yield f"id is {shown(record.id)}"
     if not re.fullmatch(r"samples/\w[\w.-]{0,99}", record.sample):

@@ -45,6 +45,7 @@ class Figures:
     """Counts and measurements of one sample: fields of a Record."""
 
     computed_steps: list[int]
+    networks: dict[str, list[int]]
     latency: Latency
     alone: bool
     peak_memory_bytes: int | None
@@ -93,6 +94,7 @@ class Sampler:
         steps = laps.seconds()  # synchronises
         figures = Figures(
             computed_steps=session.computed_steps,
+            networks=dict(session.networks) if len(session.networks) > 1 else {},
             latency=latency(steps, session.computed_steps),
             alone=alone(device, before),
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,

@@ -87,6 +87,7 @@ class Worker:
             num_inference_steps=self.settings.num_inference_steps,
             computed_steps=figures.computed_steps,
             nfe=figures.nfe,
+            networks=figures.networks,
             latency=figures.latency,
             alone=self.alone and figures.alone,
             peak_memory_bytes=figures.peak_memory_bytes,

@@ -38,6 +38,11 @@ class Site:
         return False
 
     @property
+    def at_scheduler(self) -> bool:
+        """Whether outputs of several steps are joined at the scheduler, so that they must be one denoiser's."""
+        return False
+
+    @property
     def steps_differ(self) -> bool:
         """Whether what a step computes depends on its number, and not only on being computed or on its place in the
         gap. Then the operations of a sample do not follow from a few of its steps."""

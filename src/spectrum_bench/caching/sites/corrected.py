@@ -56,6 +56,10 @@ class Corrected(Site):
         return self.site.decides
 
     @property
+    def at_scheduler(self) -> bool:
+        return True
+
+    @property
     def steps_differ(self) -> bool:
         return self.site.steps_differ
 

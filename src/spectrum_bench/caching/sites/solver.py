@@ -74,6 +74,10 @@ class SchedulerSite(Site):
     def runs_blocks(self) -> bool:
         return False
 
+    @property
+    def at_scheduler(self) -> bool:
+        return True
+
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         run = denoiser.forward
 
