@@ -15,20 +15,39 @@ from pathlib import Path
 import fabricate
 import pytest
 from attack import Outcome, attack
-from helpers import composed
+from helpers import composed, made_up_sample
 
-from spectrum_bench.commands import budget, calibrate, download, ending, evaluate, list_, report, reproduce, tune
+from spectrum_bench.commands import (
+    budget,
+    calibrate,
+    cost,
+    download,
+    ending,
+    evaluate,
+    list_,
+    replay,
+    report,
+    reproduce,
+    rows,
+    search,
+    trace,
+    tune,
+)
 from spectrum_bench.commands import score as scoring
 from spectrum_bench.commands.entry import call
 from spectrum_bench.errors import UserError
 from spectrum_bench.lab import budget as searching
-from spectrum_bench.lab import calibration
+from spectrum_bench.lab import calibration, searched, traces
+from spectrum_bench.lab import replay as replaying  # noqa: F401  imported before children are
 from spectrum_bench.reporting import folder as swapping
 from spectrum_bench.reporting import paper
 from spectrum_bench.reporting.folder import replace_folder
 from spectrum_bench.reporting.paper import Plan, Run
-from spectrum_bench.sampling import models, remote
+from spectrum_bench.sampling import counting, models, remote
 from spectrum_bench.sampling.catalogue import Catalogue, WebEntry
+from spectrum_bench.sampling.cost import Cost
+from spectrum_bench.sampling.prompts import Prompt
+from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.evaluation import evaluate as score
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.results import load
@@ -261,18 +280,23 @@ def calibrated(tmp_path, monkeypatch):
     (tmp_path / "calibration/teacache").mkdir(parents=True)
     path = tmp_path / "calibration/teacache/tiny-flux.json"
     path.write_text('{"polynomial": [1.0]}')
-    monkeypatch.setattr(calibrate, "prepare", lambda cfg: (calibrate.settings_of(cfg), NO_PROMPTS))
-    monkeypatch.setattr(calibrate, "origin", lambda *_: {})
-    monkeypatch.setattr(models, "open_pipeline", lambda settings: (None, "cpu"))
+    without_model(calibrate, monkeypatch)
     monkeypatch.setattr("spectrum_bench.caching.session.denoisers", lambda pipe: {"transformer": None})
-    monkeypatch.setattr("spectrum_bench.lab.uncached.Uncached", lambda *_: None)
     monkeypatch.setitem(calibration.METHODS, "teacache", lambda *_: {"polynomial": [2.0, 3.0], "first": 1})
     cfg = composed("algo=teacache", config_name="calibrate")
     return path, lambda: call(calibrate.main, cfg)
 
 
-class NO_PROMPTS:
-    lines = ()
+class PROMPTS:
+    lines = (Prompt("a red ring"),)
+
+
+def without_model(module, monkeypatch):
+    """A command that opens no model, and measures nothing of the machine."""
+    monkeypatch.setattr(module, "prepare", lambda cfg: (calibrate.settings_of(cfg), PROMPTS))
+    monkeypatch.setattr(module, "origin", lambda *_: {})
+    monkeypatch.setattr(models, "open_pipeline", lambda settings: (None, "cpu"))
+    monkeypatch.setattr("spectrum_bench.lab.uncached.Uncached", lambda *_: None)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -333,12 +357,83 @@ def test_download(offered, ground, name):
     assert first > 3
 
 
+@pytest.fixture
+def studies(tmp_path, monkeypatch):
+    """trace, search and replay without a model: the folder that each writes into, and its work."""
+    basis, matrix = made_up_sample()
+    made = traces.Trace(basis @ basis.T / basis.shape[1], matrix)
+    without_model(trace, monkeypatch), without_model(search, monkeypatch)
+    monkeypatch.setattr(traces, "trace", lambda *_: made)
+    monkeypatch.setattr(searched, "find", lambda *_: {"mask": [0, 4]})
+    monkeypatch.setattr(search, "CALIBRATION", tmp_path / "calibration")
+    monkeypatch.setattr(replay, "identify", lambda model: None)
+    traces.write(tmp_path / "given", [made, made], {"steps": 8, "guidance": 3.5})
+    steps = "num_inference_steps=8"
+    traced = composed(f"trace={tmp_path}/traces/here", steps, config_name="trace")
+    sought = composed("algo=taylorseer", "site=last_block", "passes=4", steps, config_name="search")
+    words = [f"trace={tmp_path}/given", f"out={tmp_path}/replay", "algo=spectrum", steps]
+    replayed = composed(*words, config_name="replay")
+    return {
+        "trace": (tmp_path / "traces", lambda: ending.run(lambda _: call(trace.main, traced))),
+        "search": (tmp_path / "calibration", lambda: ending.run(lambda _: call(search.main, sought))),
+        "replay": (tmp_path / "replay", lambda: ending.run(lambda _: call(replay.main, replayed))),
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("study, name", [*(("trace", n) for n in REFUSALS), ("search", "ENOSPC"), ("replay", "ENOSPC")])
+def test_a_study(studies, ground, study, name):
+    """Each of its files is the old one or the new one, and nothing else stays."""
+    folder, work = studies[study]
+    assert attack(work, ground).code == 0
+    whole = contents(folder)
+    for path in folder.rglob("*"):
+        path.write_bytes(b"old") if path.is_file() else None
+    for first in range(30):
+
+        def full(first=first):
+            refused(folder, name, first)
+            work()
+
+        outcome = attack(full, ground)
+        left = contents(folder)
+        assert left.keys() == whole.keys() and all(left[each] in (b"old", whole[each]) for each in whole)
+        if outcome.code == 0:
+            break
+        assert in_one_line(outcome, name) and str(folder) in outcome.words, outcome
+    assert first >= 3 and left == whole
+
+
+@pytest.mark.parametrize("name, first", [("EROFS", 0), *(("ENOSPC", n) for n in (5, 8, 12))])
+def test_rows(words, tmp_path, ground, name, first):
+    """The folder of one row is refused, at its settings, lock, cost, sample or record; the other row is finished."""
+    (tmp_path / "rows.txt").write_text("one algo=reuse\ntwo algo=reuse\n")
+    common = [word for word in words if not word.startswith("exp_name=")]
+
+    def work():
+        refused(tmp_path / "out/one", name, first)
+        command(rows.main, tmp_path / "rows.txt", "total_prompt_num=1", *common)
+
+    outcome = attack(work, ground)
+    own, all_of_them = [line for line in outcome.words.splitlines() if line.startswith("error: ")]
+    assert str(tmp_path / "out/one") in own and reason(name) in own, outcome
+    assert all_of_them.startswith("error: one failed; the others are finished") and outcome.code == 1, outcome
+    assert len(read_records(tmp_path / "out/two")) == 1 and "Traceback" not in outcome.words
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Where the output goes
 
 
-def printing(home, offered, monkeypatch):
+def printing(home, offered, studies, monkeypatch):
     """Every command with something to print, without a model."""
+    (home / "rows").write_text("one algo=reuse\ntwo algo=fora\n")
+    monkeypatch.setattr(rows, "sample", lambda *_: print("a sample", flush=True) or 0)
+    monkeypatch.setattr(counting, "count", lambda *_: Cost(1000, [1], 2048, 8192, 1024))
+    counted = composed("algo=spectrum", config_name="cost")
     monkeypatch.setattr(budget, "passes_by", lambda cfg: lambda threshold: print(threshold, flush=True) or 14.0)
     monkeypatch.setattr(searching, "search", lambda passes, target, *_: (0.5, passes(0.5)))
     monkeypatch.setattr(tune, "main", lambda cfg: print("0.5: 14 passes", flush=True))
@@ -354,15 +449,18 @@ def printing(home, offered, monkeypatch):
         "help": lambda: command(reproduce.main, "--help"),
         "budget": lambda: ending.run(lambda _: call(budget.main, budgeted)),
         "tune": lambda: ending.run(lambda _: call(tune.main, budgeted)),
-    }
+        "rows": lambda: command(rows.main, home / "rows"),
+        "cost": lambda: ending.run(lambda _: call(cost.main, counted)),
+    } | {name: work for name, (_, work) in studies.items()}
 
 
-COMMANDS = ("evaluate", "report", "score", "download", "list", "help", "budget", "tune")
+COMMANDS = ("evaluate", "report", "score", "download", "list", "help", "budget", "tune", "rows", "cost")
+COMMANDS += ("trace", "search", "replay")
 
 
 @pytest.fixture
-def commands(scored, offered, monkeypatch):
-    return printing(scored, offered, monkeypatch)
+def commands(scored, offered, studies, monkeypatch):
+    return printing(scored, offered, studies, monkeypatch)
 
 
 def done(home: Path, offered: Path) -> dict[str, bool]:

@@ -53,12 +53,15 @@ def one_line() -> Iterator[None]:
             raise
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
-        if error.errno not in DISK:
-            raise
-        fail(UserError(f"{error.filename or 'output'}: {error.strerror}: {REMEDY}"))
+        fail(refusal(error))
 
 
-REMEDY = "make room or change its permissions, and give the same command again"
+def refusal(error: OSError) -> UserError:
+    """What a disk has refused, in words. Any other error is raised again."""
+    if error.errno not in DISK:
+        raise error
+    remedy = "make room or change its permissions, and give the same command again"
+    return UserError(f"{error.filename or 'output'}: {error.strerror}: {remedy}")
 
 
 def fail(error: Exception) -> NoReturn:

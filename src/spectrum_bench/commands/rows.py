@@ -28,6 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from spectrum_bench.commands.compose import build, settings_of
+from spectrum_bench.commands.ending import refusal
 from spectrum_bench.commands.entry import composed, readable
 from spectrum_bench.commands.main import config_of
 from spectrum_bench.commands.run import sample
@@ -75,8 +76,8 @@ def main(argv: list[str]) -> None:
         HydraConfig.instance().set_config(cfg)
         try:
             codes.append(sample(without_hydra(cfg), opener))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (UserError, OSError) as error:
+            print(f"error: {refusal(error) if isinstance(error, OSError) else error}", file=sys.stderr)
             codes.append(1)
         if codes[-1] == INTERRUPTED:
             sys.exit(INTERRUPTED)
