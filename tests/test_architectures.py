@@ -72,21 +72,21 @@ def test_number_of_blocks(name, blocks):
     [  # stacks, their entry, and what the blocks alone read (ANATOMY's `unread` and `embedder`)
         ("flux", "last_block", 2 + 1 + 3),
         ("flux", "stack_residual", 2 + 1 + 2),
-        ("flux", "modules", 19 * 3 + 38 * 3),
+        ("flux", "modules", 19 * (3 + 4) + 38 * (3 + 1)),  # modules and the norms before them
         ("sd3-5", "last_block", 1 + 1 + 2),
         ("sd3-5", "stack_residual", 1 + 1 + 1),
-        ("sd3-5", "modules", 37 * 3 + 2),  # the last block drops its text stream
+        ("sd3-5", "modules", 37 * (3 + 4) + 2 + 3),  # the last block drops its text stream
         ("sdxl", "last_block", 3 + 1),
         ("sdxl", "stack_residual", 3 + 1),
         ("hunyuan", "last_block", 2 + 1 + 3),
         ("hunyuan", "stack_residual", 2 + 1 + 2),
-        ("hunyuan", "modules", 20 * 3 + 40 * 3),
+        ("hunyuan", "modules", 20 * (3 + 4) + 40 * (3 + 1)),
         ("wan14b", "last_block", 1 + 1 + 3),
         ("wan14b", "stack_residual", 1 + 1 + 2),
-        ("wan14b", "modules", 40 * 3),
+        ("wan14b", "modules", 40 * (3 + 3)),
         ("wan1-3b", "last_block", 1 + 1 + 3),
         ("wan1-3b", "stack_residual", 1 + 1 + 2),
-        ("wan1-3b", "modules", 30 * 3),
+        ("wan1-3b", "modules", 30 * (3 + 3)),
     ],
 )
 def test_sites_attach_and_leave_nothing(name, site, stand_ins):

@@ -344,7 +344,7 @@ def test_an_unknown_denoiser_raises():
 @pytest.mark.parametrize(
     "site,stand_ins",
     # two stacks and their entry; what the blocks alone read: text projection, rotary table, and the embedded latent
-    [("last_block", 2 + 1 + 3), ("stack_residual", 2 + 1 + 2), ("modules", 19 * 3 + 38 * 3)],
+    [("last_block", 2 + 1 + 3), ("stack_residual", 2 + 1 + 2), ("modules", 19 * (3 + 4) + 38 * (3 + 1))],
 )
 def test_sites_attach_to_flux_dev_at_its_full_size(site, stand_ins):
     """FLUX.1-dev's own architecture (the class's defaults) on the meta device: 19 double and 38 single blocks."""

@@ -12,6 +12,7 @@ from helpers import CALLS, MASK, STEPS, TAYLOR, blocks, denoiser, inventory, rec
 from spectrum_bench import decisions, distances, forecasters, gates, schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.peers import DiffusersCache
+from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
@@ -20,6 +21,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import clock
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Sampler
+from spectrum_bench.signals import TOKENS
 
 GATE = gates.accumulated(threshold=0.05, polynomial=[1.0, 0.0])
 SITES = {
@@ -97,14 +99,14 @@ def test_a_skipped_step_runs_no_block_and_forecasts_what_enters_the_epilogue(ran
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "sdxl"])
 def test_modules_run_on_computed_steps_alone(random_pipes, name):
-    """Every attention and MLP; the last SD3 block has no MLP for text."""
+    """Every attention and MLP, and the norms before them; the last SD3 block has no MLP for text."""
     pipe, calls = random_pipes(name), Counter()
     words = ("to_q", "proj_mlp", "proj_out", "net.0.proj")
     handles = [
         m.register_forward_hook(lambda m, a, o, n=n: calls.update([n]))
         for i, block in enumerate(blocks(pipe))
         for n, m in ((f"{i}.{n}", m) for n, m in block.named_modules())
-        if n.endswith(words)
+        if n.endswith(words) or isinstance(m, torch.nn.LayerNorm)
     ]
     try:
         _, session = run(pipe, name, Modules())
@@ -113,6 +115,34 @@ def test_modules_run_on_computed_steps_alone(random_pipes, name):
             handle.remove()
     each = CALLS.get(name, 1)
     assert len(handles) == len(calls) and set(calls.values()) == {len(session.computed_steps) * each}
+
+
+def test_a_modulation_of_each_token_needs_no_norm_either(random_pipes):
+    """Wan2.2 5B gives every token its own time. A step on the same input reuses what it would compute."""
+    pipe, generator = random_pipes("wan"), torch.Generator().manual_seed(0)
+    latent = torch.randn(1, pipe.transformer.config.in_channels, 3, 8, 8, generator=generator)
+    text = torch.randn(1, 8, pipe.transformer.config.text_dim, generator=generator)
+    site, schedule = Modules(), partial(schedules.mask, steps=[0])
+    with cached(pipe, schedule=schedule, forecaster=forecasters.reuse, site=site, num_steps=2) as session:
+        outputs = []
+        for step in range(2):
+            outputs.append(pipe.transformer(latent, torch.linspace(1, 900, 3 * 8 * 8)[None], text)[0])
+            session.callback(pipe, step, None, {})
+    assert session.computed_steps == [0] and torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_a_gate_reads_what_enters_the_first_block_at_skipped_steps_too(random_pipes, name):
+    """The norm that the signal reads does not run in the block then."""
+    shapes = []
+
+    @decisions.gate(observes=(TOKENS,), state=gates.AccumulatedState)
+    def watched(step, T, seen, state):
+        shapes.append(seen[TOKENS].shape)
+        return step == 0
+
+    run(random_pipes(name), name, Modules(), watched(), forecasters.reuse)
+    assert len(shapes) == STEPS * CALLS.get(name, 1) and len(set(shapes)) == 1
 
 
 def test_modules_refuse_a_unet_with_the_way_out(random_pipes):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,10 @@ class BlockModules:
 
     Attributes:
         cached: modules whose outputs are gated and added to the stream. These outputs are cached and forecast.
-        idle: modules whose output only a cached module reads. A skipped step need not run them.
+        idle: modules whose output only cached modules read -> these. A step that forecasts them need not run it. The
+            norms are among them; the layers that make the gates are not, because gates multiply forecasts too.
+        left: how many tokens an idle module gives where it does not run. It is 1 where the modulation may differ from
+            token to token (Wan2.2 5B), because 0 tokens do not broadcast over many.
         attentions: the attention modules, for token-wise caching, which takes its scores from the first.
         mlps: MLPs with their own stream of tokens -> the place of these tokens in the joint attention, "head" or
             "tail".
@@ -27,7 +30,8 @@ class BlockModules:
     """
 
     cached: tuple[str, ...]
-    idle: tuple[str, ...] = ()
+    idle: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    left: int = 0
     attentions: tuple[str, ...] = ("attn",)
     mlps: dict[str, str] | None = None
     fused: tuple[str, str] | None = None
@@ -94,10 +98,23 @@ def _behind_text(leaving: Tensor, entering: Tensor) -> Tensor:
     return leaving[:, -entering.shape[1] :]
 
 
-TEXT_THEN_IMAGE = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "tail", "ff_context": "head"})
-IMAGE_THEN_TEXT = BlockModules(cached=("attn", "ff", "ff_context"), mlps={"ff": "head", "ff_context": "tail"})
+ATTENTIONS = ("attn", "attn2")
+JOINT_NORMS = {
+    "norm1.norm": ATTENTIONS,
+    "norm1_context.norm": ATTENTIONS,
+    "norm2": ("ff",),
+    "norm2_context": ("ff_context",),
+}
+JOINT = BlockModules(cached=("attn", "ff", "ff_context"), idle=JOINT_NORMS)
+TEXT_THEN_IMAGE = replace(JOINT, mlps={"ff": "tail", "ff_context": "head"})
+IMAGE_THEN_TEXT = replace(JOINT, mlps={"ff": "head", "ff_context": "tail"})
 # one linear layer closes attention and MLP together: its output is "total" in TaylorSeer's code
-SINGLE = BlockModules(cached=("proj_out",), idle=("attn", "proj_mlp"), mlps={}, fused=("proj_mlp", "proj_out"))
+SINGLE = BlockModules(
+    cached=("proj_out",),
+    idle=dict.fromkeys(("norm.norm", "attn", "proj_mlp"), ("proj_out",)),
+    mlps={},
+    fused=("proj_mlp", "proj_out"),
+)
 
 ANATOMY = {
     "FluxTransformer2DModel": Anatomy(
@@ -110,8 +127,9 @@ ANATOMY = {
         modulated=_first_norm,
         modules={
             "JointTransformerBlock": BlockModules(
-                cached=("attn", "attn2", "ff", "ff_context"),
-                attentions=("attn", "attn2"),
+                cached=(*ATTENTIONS, "ff", "ff_context"),
+                idle=JOINT_NORMS,
+                attentions=ATTENTIONS,
                 mlps={"ff": "head", "ff_context": "tail"},
             )
         },
@@ -129,7 +147,11 @@ ANATOMY = {
         tokens=_modulated_by_table,
         modules={
             "WanTransformerBlock": BlockModules(
-                cached=("attn1", "attn2", "ffn"), attentions=("attn1", "attn2"), mlps={"ffn": "head"}
+                cached=("attn1", "attn2", "ffn"),
+                idle={"norm1": ("attn1",), "norm2": ("attn2",), "norm3": ("ffn",)},
+                left=1,
+                attentions=("attn1", "attn2"),
+                mlps={"ffn": "head"},
             )
         },
         unread={"rope": (), "condition_embedder.text_embedder": ("encoder_hidden_states",)},

@@ -85,6 +85,16 @@ class StandIn(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
 
+def replace(module: nn.Module, name: str, stand_in: Callable[[nn.Module], nn.Module], undo: ExitStack) -> None:
+    """Put the stand-in that is made of a part of the module in its place; `name` is a path. `undo` puts the part
+    back."""
+    path, _, last = name.rpartition(".")
+    parent = module.get_submodule(path)
+    part = getattr(parent, last)
+    undo.callback(setattr, parent, last, part)
+    setattr(parent, last, stand_in(part))
+
+
 def replace_forward(denoiser: nn.Module, forward: Callable[..., Any], undo: ExitStack) -> None:
     """Make a denoiser run `forward`. `undo` restores the old function, which may be the wrapper of an offload hook."""
     replace_method(denoiser, "forward", forward, undo)

@@ -2,6 +2,8 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor, nn
 from spectrum_bench import checks
 from spectrum_bench.anatomy import Anatomy, BlockIO, all_blocks, stacks
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site, StandIn
-from spectrum_bench.caching.sites.modules import Cached, Modules
+from spectrum_bench.caching.sites.base import Site, StandIn, replace
+from spectrum_bench.caching.sites.modules import Cached, Modules, known, present, unread
 from spectrum_bench.caching.sites.tokens import pick
 
 
@@ -45,12 +47,14 @@ class Clusters(Site):
         Modules().attach(denoiser, anatomy, session, undo)
         first = getattr(denoiser, stacks(denoiser)[0])
         for i, block in enumerate(all_blocks(denoiser)[: len(first)]):
-            for name in anatomy.modules[type(block).__name__].mlps or {}:
-                cached = getattr(block, name)
-                if cached is not None:  # SD3's last block has no ff_context
-                    undo.callback(setattr, block, name, cached)
-                    stream = "image" if name in ("ff", "ffn") else "text"
-                    setattr(block, name, _Corrected(cached, session, f"{i}.{name}.0", self, stream))
+            modules = known(block, anatomy)
+            for name in present(block, modules.mlps or {}):
+                stream = "image" if name in ("ff", "ffn") else "text"
+                slot = f"{i}.{name}.0"
+                corrected = partial(_Corrected, session=session, slot=slot, site=self, stream=stream)
+                replace(block, name, corrected, undo)
+                for norm in unread(block, modules, [name]):  # it runs: some of its tokens are read
+                    replace(block, norm, attrgetter("module"), undo)
         io = BlockIO(first[-1])
 
         def cluster(block: nn.Module, args: Any, output: Any) -> None:
@@ -95,12 +99,12 @@ class _Corrected(StandIn):
         chosen = one_of_each(cluster, self.site.count, self.draws)
         values = self.module.module(pick(hidden, chosen))
 
-        def replace(newest: Tensor) -> Tensor:
+        def renew(newest: Tensor) -> Tensor:
             real = values.to(newest.dtype)
             base = newest.scatter(1, chosen[..., None].expand(-1, -1, real.shape[2]), real)
             return base + self.site.share * (pick(real, cluster) - base) if self.stream == "image" else base
 
-        return out + branch.histories[self.slot].correct(replace)
+        return out + branch.histories[self.slot].correct(renew)
 
 
 def k_means(tokens: Tensor, count: int, rounds: int, start: Tensor | None) -> tuple[Tensor, Tensor]:

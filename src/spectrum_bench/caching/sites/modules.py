@@ -1,14 +1,16 @@
 """At a skipped step the blocks run, but the outputs of their attention and MLPs are forecast."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 from torch import nn
 
 from spectrum_bench.anatomy import Anatomy, BlockModules, all_blocks
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block, replace_forward
+from spectrum_bench.caching.sites.base import Site, StandIn, observe_first_block, replace, replace_forward
 from spectrum_bench.decisions import Verifier
 from spectrum_bench.errors import DoesNotFit
 
@@ -16,7 +18,8 @@ from spectrum_bench.errors import DoesNotFit
 @dataclass(frozen=True)
 class Modules(Site):
     """Attention and MLP outputs of every block, before the gate (FORA, arXiv:2407.01425, section 3; TaylorSeer,
-    arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). Norms, modulation and gates run."""
+    arXiv:2503.06923, section 3.3; module list as in Shenyi-Z/TaylorSeer@288776d). A skipped step computes the gates,
+    and not the norms and modulations of what it does not run, as in that code."""
 
     verify: bool = False  # let a gate compare the last block's forecast with the truth (SpeCa)
 
@@ -28,12 +31,12 @@ class Modules(Site):
         for i, block in enumerate(blocks):
             modules, last = known(block, anatomy), self.verify and block is blocks[-1]
             names = present(block, modules.cached)
-            stand_ins: dict[str, type[Cached] | type[Idle]] = dict.fromkeys(names, Cached)
-            stand_ins |= dict.fromkeys(modules.idle, Idle)
-            if last:
-                stand_ins |= dict.fromkeys(names[-1:], _Verified) | dict.fromkeys(modules.idle, _Feeding)
-            for name, stand_in in stand_ins.items():
-                replace(block, name, stand_in(getattr(block, name), session, f"{i}.{name}"), undo)
+            for name in names:
+                kind = _Verified if last and name == names[-1] else Cached
+                replace(block, name, partial(kind, session=session, slot=f"{i}.{name}"), undo)
+            for name in unread(block, modules, modules.cached):
+                idle = partial(_Feeding if last else Idle, session=session, left=modules.left)
+                replace(block, name, idle, undo)
 
 
 def known(block: nn.Module, anatomy: Anatomy) -> BlockModules:
@@ -51,15 +54,16 @@ def known(block: nn.Module, anatomy: Anatomy) -> BlockModules:
     return modules
 
 
-def present(block: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """Those of the names that the block has; SD3's blocks lack some."""
-    return [name for name in names if getattr(block, name, None) is not None]
+def present(block: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of the paths that lead to a module of the block; SD3's blocks lack some."""
+    whole: Any = block
+    parts = {name: reduce(lambda part, step: getattr(part, step, None), name.split("."), whole) for name in names}
+    return [name for name, part in parts.items() if part is not None]
 
 
-def replace(block: nn.Module, name: str, stand_in: StandIn, undo: ExitStack) -> None:
-    """Put a stand-in in a module's place; `undo` puts the module back."""
-    undo.callback(setattr, block, name, getattr(block, name))
-    setattr(block, name, stand_in)
+def unread(block: nn.Module, modules: BlockModules, forecast: Iterable[str]) -> list[str]:
+    """The modules whose output nothing but these cached ones reads."""
+    return [name for name in present(block, modules.idle) if set(present(block, modules.idle[name])) <= set(forecast)]
 
 
 class Cached(StandIn):
@@ -83,17 +87,18 @@ class Cached(StandIn):
 
 
 class Idle(StandIn):
-    """Stands in for a module whose output only a forecast module reads: at a skipped step it gives tensors with 0
-    channels."""
+    """Stands in for a module whose output only forecast modules read: at a skipped step it gives the first `left`
+    tokens of what it gets. With 0 of them the modulation that follows has nothing to do, and starts no kernel."""
 
-    def __init__(self, module: nn.Module, session: Session, slot: str):
+    def __init__(self, module: nn.Module, session: Session, left: int):
         super().__init__(module, session)
+        self.left = left
         self.outputs = 0
 
     @property
     def runs(self) -> bool:
-        """Whether the module runs in this step and branch."""
-        return self.session.computing
+        """Whether the module runs in this step and branch. A gate may read its output before the decision."""
+        return not self.session.skipping
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.runs:
@@ -101,7 +106,7 @@ class Idle(StandIn):
             self.outputs = len(out) if isinstance(out, tuple) else 0
             return out
         streams = [*args, *(kwargs[k] for k in ("hidden_states", "encoder_hidden_states") if k in kwargs)]
-        nothing = tuple(stream[..., :0] for stream in streams[: max(self.outputs, 1)])
+        nothing = tuple(stream[:, : self.left] for stream in streams[: max(self.outputs, 1)])
         return nothing if self.outputs else nothing[0]
 
 

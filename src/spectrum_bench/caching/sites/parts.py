@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,8 +11,8 @@ from torch import nn
 from spectrum_bench import checks
 from spectrum_bench.anatomy import Anatomy, all_blocks
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site, observe_first_block
-from spectrum_bench.caching.sites.modules import Cached, Idle, known, present, replace
+from spectrum_bench.caching.sites.base import Site, observe_first_block, replace
+from spectrum_bench.caching.sites.modules import Cached, Idle, known, present, unread
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse
 from spectrum_bench.schedules import Schedule, bare, plan, smooth_mask, smoothcache
@@ -25,8 +26,11 @@ class Attentions(Site):
         blocks = all_blocks(denoiser)
         observe_first_block(blocks[0], anatomy, session, undo)
         for i, block in enumerate(blocks):
-            for name in present(block, known(block, anatomy).attentions):
-                replace(block, name, Cached(getattr(block, name), session, f"{i}.{name}"), undo)
+            modules = known(block, anatomy)
+            for name in present(block, modules.attentions):
+                replace(block, name, partial(Cached, session=session, slot=f"{i}.{name}"), undo)
+            for name in unread(block, modules, modules.attentions):
+                replace(block, name, partial(Idle, session=session, left=modules.left), undo)
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,16 @@ class Halves(Site):
 
         def reused(i: int) -> Callable[[], bool]:
             late, front, rear = self.switch * session.num_steps, i < count, i >= len(blocks) - count
-            return lambda: not session.computing and (front if session.step >= late else rear)
+            return lambda: session.skipping and (front if session.step >= late else rear)
 
         for i, block in enumerate(blocks):
             modules = known(block, anatomy)
-            for name in (*present(block, modules.cached), *modules.idle):
-                stand_in = _Sometimes if name in modules.cached else _Unread
-                replace(block, name, stand_in(getattr(block, name), session, f"{i}.{name}", reused(i)), undo)
+            for name in present(block, modules.cached):
+                forecast = partial(_Sometimes, session=session, slot=f"{i}.{name}", reused=reused(i))
+                replace(block, name, forecast, undo)
+            for name in unread(block, modules, modules.cached):
+                idle = partial(_Unread, session=session, left=modules.left, reused=reused(i))
+                replace(block, name, idle, undo)
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,8 @@ class Kinds(Site):
             whole = plan(session.schedule, session.num_steps)
             masks = dict.fromkeys(self.kinds or (), [] if whole is None else whole.tolist())
 
-        def reused(kind: str) -> Callable[[], bool]:
-            return lambda: not masks[kind][session.step]
+        def reused(*kinds: str) -> Callable[[], bool]:
+            return lambda: not any(masks[kind][session.step] for kind in kinds)
 
         for i, block in enumerate(all_blocks(denoiser)):
             modules = known(block, anatomy)
@@ -105,10 +112,12 @@ class Kinds(Site):
             if not set(names) <= set(masks):
                 raise DoesNotFit(f"smoothcache was measured for {', '.join(masks)}, and not for {', '.join(names)}")
             for name in names:
-                replace(block, name, _OfKind(getattr(block, name), session, f"{i}.{name}", reused(name)), undo)
-            for name in modules.idle:  # the block's only cached module reads them
-                stand_in = _Unread(getattr(block, name), session, f"{i}.{name}", reused(names[0]))
-                replace(block, name, stand_in, undo)
+                reuse_newest = partial(_OfKind, session=session, slot=f"{i}.{name}", reused=reused(name))
+                replace(block, name, reuse_newest, undo)
+            for name in unread(block, modules, modules.cached):
+                readers = present(block, modules.idle[name])
+                idle = partial(_Unread, session=session, left=modules.left, reused=reused(*readers))
+                replace(block, name, idle, undo)
 
 
 class _Sometimes(Cached):
@@ -140,10 +149,10 @@ class _OfKind(_Sometimes):
 
 
 class _Unread(Idle):
-    """Stands in for a module that only such a module reads: it runs when that one runs."""
+    """Stands in for a module that only such modules read: it runs when one of them runs."""
 
-    def __init__(self, module: nn.Module, session: Session, slot: str, reused: Callable[[], bool]):
-        super().__init__(module, session, slot)
+    def __init__(self, module: nn.Module, session: Session, left: int, reused: Callable[[], bool]):
+        super().__init__(module, session, left)
         self.reused = reused
 
     @property

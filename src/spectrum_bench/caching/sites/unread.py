@@ -4,6 +4,7 @@ step that bypasses the blocks."""
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Size, Tensor, nn
@@ -11,7 +12,7 @@ from torch import Size, Tensor, nn
 from spectrum_bench.anatomy import Anatomy, Argument
 from spectrum_bench.caching.history import tensors
 from spectrum_bench.caching.session import Branch, Session
-from spectrum_bench.caching.sites.base import StandIn
+from spectrum_bench.caching.sites.base import StandIn, replace
 
 
 class _Tensors:
@@ -46,7 +47,7 @@ class _Unread(StandIn):
     not decided yet it returns the newest output, if the module would compute it again from the same tensors.
     """
 
-    def __init__(self, name: str, module: nn.Module, session: Session, sources: list[Argument] | None, call: list[Any]):
+    def __init__(self, module: nn.Module, session: Session, name: str, sources: list[Argument] | None, call: list[Any]):
         super().__init__(module, session)
         self.name, self.sources, self.call = name, sources, call
         self.outlines: dict[tuple[Branch, Size], Any] = {}  # by the shape of the module's input
@@ -96,17 +97,11 @@ def leave_out_unread(
 
     if anatomy.unread:
         undo.callback(denoiser.register_forward_pre_hook(look, with_kwargs=True).remove)
-    for name, sources in anatomy.unread.items():
-        _replace(denoiser, name, session, undo, [Argument(denoiser, source) for source in sources], call)
+    unread: dict[str, list[Argument] | None] = {
+        name: [Argument(denoiser, source) for source in sources] for name, sources in anatomy.unread.items()
+    }
     if anatomy.embedder is not None and not reads_embedded:
-        _replace(denoiser, anatomy.embedder, session, undo, None, call)
-
-
-def _replace(
-    denoiser: nn.Module, name: str, session: Session, undo: ExitStack, sources: list[Argument] | None, call: list[Any]
-) -> None:
-    path, _, last = name.rpartition(".")
-    parent = denoiser.get_submodule(path)
-    module = getattr(parent, last)
-    undo.callback(setattr, parent, last, module)
-    setattr(parent, last, _Unread(name, module, session, sources, call))
+        unread[anatomy.embedder] = None
+    for name, arguments in unread.items():
+        stand_in = partial(_Unread, session=session, name=name, sources=arguments, call=call)
+        replace(denoiser, name, stand_in, undo)
