@@ -2,11 +2,12 @@
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -147,6 +148,26 @@ def sweep(lines: dict[str, list[Row]], key: str) -> dict[str, bytes]:
         axes.set_xlabel("network passes")
         axes.set_ylabel("PSNR to the reference (dB), 95 % interval")
         return finish(figure, axes)
+
+
+def heat_map(
+    values: Any, rows: Sequence[str], columns: Sequence[str], title: str, digits: int, higher_is_better: bool
+) -> dict[str, bytes]:
+    """{"png", "svg"}: a matrix (R, C) of numbers on a ground that is the darker the better."""
+    with drawing(0.8 + 0.34 * len(rows)) as (figure, (axes,)):
+        better = values if higher_is_better else -values
+        axes.imshow(better, cmap="Blues", aspect="auto", vmin=better.min() - 0.1 * np.ptp(better))
+        middle = better.min() + 0.6 * np.ptp(better)
+        for i in range(len(rows)):
+            for j in range(len(columns)):
+                ink = "white" if better[i, j] > middle else "#1b1f24"
+                axes.text(j, i, f"{values[i, j]:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+        axes.set_xticks(range(len(columns)), columns, fontsize=8)
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        axes.set_title(title, fontsize=9, color=INK, loc="left")
+        axes.tick_params(length=0)
+        written = finish(figure)
+    return written
 
 
 # ---------------------------------------------------------------------------------------------------------------------
