@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from spectrum_bench.reporting.rows import Row, Table
 from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.stats import Estimate
 
 INK, FAINT = "#1b1f24", "#8a9199"
 COLOURS = (
@@ -168,6 +169,19 @@ def heat_map(
         axes.tick_params(length=0)
         written = finish(figure)
     return written
+
+
+def differences(rows: Mapping[str, Estimate], factor: float, title: str) -> dict[str, bytes]:
+    """{"png", "svg"}: a line for each name with its difference and interval, and a line at none."""
+    with drawing(0.9 + 0.24 * len(rows)) as (figure, (axes,)):
+        for y, each in zip(range(len(rows), 0, -1), rows.values(), strict=True):
+            if each.low is not None and each.high is not None:
+                axes.plot([factor * each.low, factor * each.high], [y, y], color=COLOURS[0], lw=1.4)
+            axes.plot(factor * each.mean, y, "o", color=COLOURS[0], ms=5, mec="white", mew=0.7)
+        axes.axvline(0, color=FAINT, ls="--", lw=1)
+        axes.set_yticks(range(len(rows), 0, -1), list(rows), fontsize=8)
+        axes.set_xlabel(title)
+        return finish(figure, axes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,148 @@
+"""Gates as they decide beside their frozen schedules: the paired difference of each, with its interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from spectrum_bench.errors import UserError
+from spectrum_bench.reporting.cells import DASH
+from spectrum_bench.reporting.formats import pipe_table
+from spectrum_bench.reporting.plots import differences
+from spectrum_bench.scoring.experiments import Experiment
+from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.results import load
+from spectrum_bench.scoring.stats import Estimate, by_prompt, estimate, holm, sign_flip
+
+FROZEN = "-frozen"  # at the end of the name of the run that replays the schedule of the run without it
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A gate and its frozen schedule on the same samples.
+
+    Attributes:
+        difference: the frozen schedule's score less the gate's.
+        masks: how many different choices of steps the gate made.
+        p_holm: two-sided, by flipping signs, corrected for the number of pairs.
+    """
+
+    name: str
+    gate: float
+    frozen: float
+    difference: Estimate
+    gate_passes: float
+    frozen_passes: float
+    masks: int
+    samples: int
+    p_holm: float = 1.0
+
+
+def pairs(experiments: Sequence[Experiment], reference: Experiment, metric: str) -> list[Pair]:
+    """The pairs among the runs, in the order of their names.
+
+    Raises:
+        UserError: there is no pair, a run is not scored by the metric, or a pair shares no sample.
+    """
+    runs = {experiment.name: experiment for experiment in experiments}
+    names = sorted(name for name in runs if f"{name}{FROZEN}" in runs)
+    if not names:
+        raise UserError(f"no run has a partner whose name ends in {FROZEN}: bash scripts/frozen.sh makes both")
+    made, p = [], []
+    for name in names:
+        pair, values = _pair(name, runs[name], runs[f"{name}{FROZEN}"], reference, metric)
+        made.append(pair)
+        p.append(sign_flip(values) if np.any(values) else 1.0)
+    corrected = holm(p)
+    return [replace(pair, p_holm=each) for pair, each in zip(made, corrected, strict=True)]
+
+
+def _pair(
+    name: str, gate: Experiment, frozen: Experiment, reference: Experiment, metric: str
+) -> tuple[Pair, np.ndarray]:
+    tables = [load(each, reference)[0] for each in (gate, frozen)]
+    if any(metric not in table for table in tables):
+        raise UserError(f"{gate.folder} and {frozen.folder} are not both scored by {metric}")
+    keys = sorted(set(tables[0].index) & set(tables[1].index))
+    if not keys:
+        raise UserError(f"{gate.folder} and {frozen.folder} have no sample in common")
+    scores = [table.loc[keys, metric].to_numpy(float) for table in tables]
+    prompts = [gate.by_key[key].prompt for key in keys]
+    difference = estimate(scores[1] - scores[0], prompts)
+    if difference is None:
+        raise UserError(f"{metric} of {gate.folder} or {frozen.folder} could not be computed")
+    records = [[each.by_key[key] for key in keys] for each in (gate, frozen)]
+    passes = [float(np.mean([record.nfe for record in of])) for of in records]
+    masks = len({tuple(record.computed_steps) for record in records[0]})
+    means = [float(each.mean()) for each in scores]
+    pair = Pair(name, means[0], means[1], difference, passes[0], passes[1], masks, len(keys))
+    return pair, by_prompt(scores[1] - scores[0], prompts)
+
+
+def files(found: Sequence[Pair], metric: str) -> dict[str, bytes]:
+    """frozen.md, frozen.csv, and frozen.png and .svg."""
+    frame = pd.DataFrame(
+        [
+            {key: value for key, value in vars(pair).items() if key != "difference"}
+            | {"difference": pair.difference.mean, "low": pair.difference.low, "high": pair.difference.high}
+            for pair in found
+        ]
+    )
+    drawn = {
+        f"frozen.{kind}": data
+        for kind, data in differences(
+            {pair.name: pair.difference for pair in found},
+            METRICS[metric].factor,
+            f"{METRICS[metric].label}, frozen less as it decides",
+        ).items()
+    }
+    text = f"{_table(found, metric)}\n\n{words(found, metric)}\n"
+    return {"frozen.md": text.encode(), "frozen.csv": frame.to_csv(index=False, float_format="%.6g").encode(), **drawn}
+
+
+def words(found: Sequence[Pair], metric: str) -> str:
+    """What the pairs show together, in a sentence."""
+    better = [pair for pair in found if pair.p_holm < 0.05 and pair.difference.mean > 0]
+    worse = [pair for pair in found if pair.p_holm < 0.05 and pair.difference.mean < 0]
+    mean = float(np.mean([pair.difference.mean for pair in found]))
+    factor = METRICS[metric].factor
+    return (
+        f"Of {len(found)} gates, frozen schedules are better by more than chance in {len(better)}, worse in "
+        f"{len(worse)}, and tell no difference in {len(found) - len(better) - len(worse)} (signs flipped at random, "
+        f"Holm's correction); the mean difference in {METRICS[metric].label} is {factor * mean:+.2f}. Masks: the "
+        "different choices of steps that the gate made on these samples. A frozen schedule is the choice that it made "
+        "most often on other prompts, and may have another number of passes."
+    )
+
+
+def _table(found: Sequence[Pair], metric: str) -> str:
+    factor, digits = METRICS[metric].factor, METRICS[metric].digits
+    lines = []
+    for pair in found:
+        d = pair.difference
+        bounds = () if d.low is None or d.high is None else (factor * d.low, factor * d.high)
+        span = f" <sub>[{bounds[0]:+.{digits}f}, {bounds[1]:+.{digits}f}]</sub>" if bounds else ""
+        lines.append(
+            [
+                pair.name,
+                f"{factor * pair.gate:.{digits}f}",
+                f"{factor * pair.frozen:.{digits}f}",
+                f"{factor * d.mean:+.{digits}f}{span}",
+                f"{pair.p_holm:.2g}" if pair.p_holm < 1 else DASH,
+                f"{pair.gate_passes:g}",
+                f"{pair.frozen_passes:g}",
+                f"{pair.masks} of {pair.samples}",
+            ]
+        )
+    titles = [
+        "Gate",
+        "As it decides",
+        "Frozen",
+        f"Difference, {METRICS[metric].label}",
+        "p",
+        "Passes",
+        "Frozen",
+        "Masks",
+    ]
+    return pipe_table(pd.DataFrame(lines, columns=titles))
