@@ -3,15 +3,16 @@
 import pkgutil
 import re
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import hydra
 import pytest
-from helpers import settings
+from helpers import composed, settings
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules
-from spectrum_bench.commands.compose import build, check_upstream_keys, instantiate
+from spectrum_bench.commands.compose import build, check_upstream_keys, instantiate, settings_of
 from spectrum_bench.commands.entry import paths
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CONFIGS
@@ -56,12 +57,33 @@ def check_parts(method, algorithm):
                 assert value == given.constants[key], (part, key)
 
 
+@cache
+def node(group, name):
+    """What the choice of a name puts into a configuration. Composing it for each pair would take minutes."""
+    return composed(f"{group}={name}")[group]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", GROUPS["model"])
+@pytest.mark.parametrize("group", ["model", "schedule", "site"])
+def test_the_choice_of_a_name_changes_its_node_alone(group):
+    """So that the tests below may put nodes together."""
+
+    def others(cfg):
+        return {key: cfg._get_node(key) for key in cfg if key != group}
+
+    default = others(composed())
+    for name in GROUPS[group]:
+        extra = {"of"} if name == "frozen" else set()
+        chosen = others(composed(f"{group}={name}"))
+        assert chosen.keys() - extra == default.keys(), name
+        assert all(chosen[key] == default[key] for key in default), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", GROUPS["algo"])
-def test_every_model_and_algorithm_builds(compose, model, algo):
-    words = [f"model={model}", f"algo={algo}"]
-    words += {
+def test_every_model_and_algorithm_builds(algo):
+    models = {name: node("model", name) for name in GROUPS["model"]}
+    words = {
         "teacache": ["schedule.polynomial=[1,0]"],
         "magcache": ["schedule.ratios=[1,1]"],
         "sencache": SENCACHE,
@@ -70,21 +92,23 @@ def test_every_model_and_algorithm_builds(compose, model, algo):
         "smoothcache": SMOOTH,
         "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
-    cfg = settings(*words)
-    algorithm = build(cfg)
-    assert algorithm.name == algo == labels(cfg)["algo"]
-    check_parts(cfg.method, algorithm)
-    mask = schedules.plan(algorithm.schedule, cfg.num_inference_steps)
-    assert mask is None or mask.all() == (algo in ("nocache", "steps"))
+    cfg = composed(f"algo={algo}", *words)
+    for model in models:
+        cfg.model = models[model]
+        given = settings_of(cfg)
+        algorithm = build(given)
+        assert algorithm.name == algo == labels(given)["algo"] and given.model.name == models[model].name, model
+        check_parts(given.method, algorithm)
+        mask = schedules.plan(algorithm.schedule, given.num_inference_steps)
+        assert mask is None or mask.all() == (algo in ("nocache", "steps")), model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", GROUPS["site"])
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
 @pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
-def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site):
-    words = [f"algo={algo}", f"schedule={schedule}", f"site={site}"]
-    words += {
+def test_any_schedule_with_any_forecaster_and_site(algo, schedule):
+    sites = {name: node("site", name) for name in GROUPS["site"]}
+    words = {
         "mask": ["schedule.steps=[0,1,9]"],
         "frozen": ["schedule.steps=[0,1,9]", "of=nowhere"],
         "searched": ["schedule.steps=[0,1,9]", "schedule.T_searched=50"],
@@ -92,34 +116,38 @@ def test_any_schedule_with_any_forecaster_and_site(compose, algo, schedule, site
         "smoothcache": [f"schedule.errors=[[{CURVE}]]"],
         "sencache": SENCACHE,
     }.get(schedule, [])
-    if site == "diffusers_magcache":
-        words.append("site.arguments.mag_ratios=[1,1]")
+    cfg = composed(f"algo={algo}", f"schedule={schedule}", *words)
+    for site in sites:
+        cfg.site = sites[site]
+        if site == "diffusers_magcache":
+            cfg.site.arguments.mag_ratios = [1, 1]
+        check_triple(cfg, algo, schedule, site)
+
+
+def check_triple(cfg, algo, schedule, site):
+    """It is built as it is named, or refused for its reason."""
     peer = site.startswith(("diffusers_", "cachedit_"))
     if peer or schedule == "observed":
         alone = peer and schedule == "observed" and algo == "reuse"
         with nullcontext() if alone else pytest.raises(UserError, match="alone|observes the f"):
-            build(settings(*words))
+            build(settings_of(cfg))
         return
-    given = settings(*words)
+    given = settings_of(cfg)
     gate_or_mask, where = (instantiate(part) for part in (given.method.schedule, given.method.site))
     places = {signal.place for signal in getattr(gate_or_mask, "observes", ())}
     if Front in places and not where.front or FirstBlock in places and not where.runs_blocks:
-        with pytest.raises(UserError, match="observes the f"):
-            build(given)
+        refusal = "observes the f"
+    elif site == "kinds" and (schedule != "smoothcache" or algo != "reuse"):
+        refusal = "use algo=smoothcache"
+    elif site == "fitted_solver" and schedule != "fitted":
+        refusal = "use algo=hindcast"
+    elif site in ("tokens", "alternating", "mean_velocity") and algo != "reuse":
+        refusal = "token-wise caching reuses|a forecast of its own"
+    else:
+        check_parts(given.method, build(given))
         return
-    if site == "kinds" and (schedule != "smoothcache" or algo != "reuse"):
-        with pytest.raises(UserError, match="use algo=smoothcache"):
-            build(given)
-        return
-    if site == "fitted_solver" and schedule != "fitted":
-        with pytest.raises(UserError, match="use algo=hindcast"):
-            build(given)
-        return
-    if site in ("tokens", "alternating", "mean_velocity") and algo != "reuse":
-        with pytest.raises(UserError, match="token-wise caching reuses|a forecast of its own"):
-            build(given)
-        return
-    check_parts(given.method, build(given))
+    with pytest.raises(UserError, match=refusal):
+        build(given)
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,15 @@ def pipeline(model: str):
     return load_pipeline(settings(f"model={model}").model, "cpu")
 
 
+@cache
+def chosen(model: str, algo: str, steps: int, words: tuple[str, ...]):
+    """The settings, which nothing can change."""
+    return settings(f"model={model}", f"algo={algo}", f"num_inference_steps={steps}", *WORDS.get(algo, []), *words)
+
+
 def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words=()):
     pipe = pipeline(model)
-    words = [f"model={model}", f"algo={algo}", f"num_inference_steps={steps}", *WORDS.get(algo, []), *words]
-    config = settings(*words)
+    config = chosen(model, algo, steps, tuple(words))
     algorithm = build(config)
     rules = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
     with torch.no_grad(), cached(pipe, **rules, num_steps=steps) as session:
