@@ -1,19 +1,25 @@
 """Pipelines of newer models, small and random, with drawn embeddings in the place of their large text encoders: the
 pipeline's own loop, guidance, scheduler and packing run as they are."""
 
+import inspect
+import re
 from functools import cache
 from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
+import transformers
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from helpers import inventory, no_identity, settings
 from PIL import Image
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.commands.compose import build
+from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.paths import ROOT
 
 STEPS = 8
 SIZES = dict(num_attention_heads=2, attention_head_dim=16)
@@ -25,6 +31,7 @@ def text(length: int, seed: int = 7) -> torch.Tensor:
     return torch.randn(1, length, 24, generator=torch.Generator().manual_seed(seed))
 
 
+PICTURE = Image.new("RGB", (64, 64), (200, 30, 30))
 PAIR = dict(prompt_embeds=text(5), negative_prompt_embeds=text(5, seed=8))
 
 
@@ -52,24 +59,15 @@ def _flux2(**config):
     )
 
 
-def _flux2_vae():
-    return diffusers.AutoencoderKLFlux2(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4,) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=1,
-    ).eval()
-
-
 def flux2_dev():
-    pipe = diffusers.Flux2Pipeline(flow(), _flux2_vae(), None, None, _flux2())
+    pipe = diffusers.Flux2Pipeline(flow(), _vae(diffusers.AutoencoderKLFlux2), None, None, _flux2())
     return pipe, dict(prompt_embeds=text(5), guidance_scale=4.0)
 
 
 def flux2_klein():
-    pipe = diffusers.Flux2KleinPipeline(flow(), _flux2_vae(), None, None, _flux2(guidance_embeds=False))
+    pipe = diffusers.Flux2KleinPipeline(
+        flow(), _vae(diffusers.AutoencoderKLFlux2), None, None, _flux2(guidance_embeds=False)
+    )
     return pipe, PAIR | dict(guidance_scale=4.0)
 
 
@@ -110,7 +108,7 @@ def cogvideox():
     return pipe, PAIR | dict(guidance_scale=6.0, num_frames=5)
 
 
-def _wan(in_channels: int = 16):
+def _wan(in_channels: int = 16, **config):
     return diffusers.WanTransformer3DModel(
         in_channels=in_channels,
         out_channels=16,
@@ -120,6 +118,7 @@ def _wan(in_channels: int = 16):
         num_layers=2,
         rope_max_seq_len=32,
         **SIZES,
+        **config,
     )
 
 
@@ -140,7 +139,7 @@ def wan22_t2v():
 def wan22_i2v():
     parts = dict(tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=_unipc(5.0))
     pipe = diffusers.WanImageToVideoPipeline(**parts, transformer=_wan(36), transformer_2=_wan(36), boundary_ratio=0.9)
-    return pipe, PAIR | dict(guidance_scale=3.5, num_frames=5, image=Image.new("RGB", (64, 64), (200, 30, 30)))
+    return pipe, PAIR | dict(guidance_scale=3.5, num_frames=5, image=PICTURE)
 
 
 def wan22_ti2v():
@@ -150,12 +149,111 @@ def wan22_ti2v():
     return pipe, PAIR | dict(guidance_scale=5.0, num_frames=5)
 
 
+def wan21_i2v():
+    """An image encoder beside the first frame."""
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    parts = dict(tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=_unipc(3.0))
+    parts |= dict(image_encoder=transformers.CLIPVisionModel(vision).eval())
+    parts |= dict(image_processor=transformers.CLIPImageProcessor(size=32, crop_size=32))
+    transformer = _wan(36, image_dim=16, added_kv_proj_dim=32)
+    pipe = diffusers.WanImageToVideoPipeline(**parts, transformer=transformer)
+    return pipe, PAIR | dict(guidance_scale=5.0, num_frames=5, image=PICTURE)
+
+
+def z_image_turbo():
+    """No guidance, and one prompt alone."""
+    pipe, arguments = z_image()
+    return pipe, dict(prompt_embeds=arguments["prompt_embeds"], guidance_scale=0.0)
+
+
+def _flux(**config):
+    return diffusers.FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=24,
+        axes_dims_rope=(4, 6, 6),
+        **SIZES,
+        **config,
+    )
+
+
+def _vae(kind=diffusers.AutoencoderKL, **config):
+    return kind(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=1,
+        **config,
+    ).eval()
+
+
+POOLED = dict(prompt_embeds=text(5), pooled_prompt_embeds=text(1)[:, 0])
+
+
+def flux_schnell():
+    pipe = diffusers.FluxPipeline(flow(), _vae(), None, None, None, None, _flux())
+    return pipe, POOLED | dict(guidance_scale=0.0)
+
+
+def flux_kontext():
+    """The given picture's tokens stand behind those of the picture to be made."""
+    vae = _vae(shift_factor=0.0)
+    pipe = diffusers.FluxKontextPipeline(flow(), vae, None, None, None, None, _flux(guidance_embeds=True))
+    return pipe, POOLED | dict(guidance_scale=2.5, image=PICTURE, max_area=64 * 64, _auto_resize=False)
+
+
+def sd35_medium():
+    """Its first block has a second attention, on the picture alone."""
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        joint_attention_dim=24,
+        caption_projection_dim=32,
+        pooled_projection_dim=24,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+        **SIZES,
+    )
+    negative = dict(negative_prompt_embeds=text(5, seed=8), negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
+    encoders = (None,) * 6
+    pipe = diffusers.StableDiffusion3Pipeline(transformer, flow(shift=3.0), _vae(), *encoders)
+    return pipe, POOLED | negative | dict(guidance_scale=4.5)
+
+
+def qwen_image_edit():
+    edit_plus.VAE_IMAGE_SIZE = edit_plus.CONDITION_IMAGE_SIZE = (
+        64 * 64
+    )  # it would make 1024 x 1024 of the picture given
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ).eval()
+    of, arguments = qwen_image()
+    return diffusers.QwenImageEditPlusPipeline(flow(), vae, None, None, None, of.transformer), arguments | dict(
+        image=[PICTURE]
+    )
+
+
 MAKERS = {
     "qwen-image": qwen_image,
     "flux2-dev": flux2_dev,
     "flux2-klein": flux2_klein,
     "z-image": z_image,
+    "z-image-turbo": z_image_turbo,
+    "flux-schnell": flux_schnell,
+    "flux-kontext": flux_kontext,
+    "sd3-5-medium": sd35_medium,
+    "qwen-image-edit": qwen_image_edit,
     "cogvideox": cogvideox,
+    "wan2-1-i2v": wan21_i2v,
     "wan2-2-t2v": wan22_t2v,
     "wan2-2-i2v": wan22_i2v,
     "wan2-2-ti2v": wan22_ti2v,
@@ -197,23 +295,24 @@ def under(name: str, algo: str, schedule=None, **call):
 
 
 WORDS = {
-    "spectrum": ["algo=spectrum", "algo.w=0.5"],
+    "spectrum": ["algo=spectrum", "algo.w=0.5", "schedule.warmup=2"],
     "taylorseer": ["algo=taylorseer", "site=last_block", "schedule.warmup=2"],
     "easycache": ["algo=easycache", "schedule.threshold=5"],
     "teacache": ["algo=teacache", "schedule.threshold=2"],
-    "taylorseer on modules": ["algo=taylorseer"],
+    "taylorseer on modules": ["algo=taylorseer", "schedule.warmup=2"],
     "seacache": ["algo=seacache", "schedule.threshold=3"],
     "freqca": ["algo=freqca"],
 }
-WANS = {"wan2-2-t2v", "wan2-2-i2v", "wan2-2-ti2v"}
+WANS = {"wan2-1-i2v", "wan2-2-t2v", "wan2-2-i2v", "wan2-2-ti2v"}
+OLDER = {"flux-schnell", "flux-kontext", "sd3-5-medium"}  # denoisers of classes that the miniatures have too
 KNOWN = {  # algorithm -> the models whose denoisers it knows; the others are refused
     "spectrum": set(MAKERS),
     "taylorseer": set(MAKERS),
-    "easycache": set(MAKERS) - {"wan2-2-i2v"},
-    "teacache": WANS,
-    "taylorseer on modules": WANS,
-    "seacache": WANS,
-    "freqca": WANS | {"flux2-dev", "flux2-klein"},
+    "easycache": set(MAKERS) - {"wan2-1-i2v", "wan2-2-i2v"},
+    "teacache": WANS | OLDER,
+    "taylorseer on modules": WANS | OLDER,
+    "seacache": WANS | OLDER,
+    "freqca": WANS | OLDER | {"flux2-dev", "flux2-klein"},
 }
 WAY_OUT = {
     "easycache": "output is no latent's shape",
@@ -224,17 +323,27 @@ WAY_OUT = {
 }
 
 
+@cache
+def plain(name: str) -> torch.Tensor:
+    out = sampled(name)
+    assert torch.isfinite(out).all()
+    return out
+
+
 @pytest.mark.parametrize(("algo", "name"), [(algo, name) for algo in WORDS for name in sorted(KNOWN[algo])])
-def test_never_skipped_it_is_the_plain_pipeline_and_a_b_a(name, algo):
-    pipe, _ = made(name)
-    plain, before = sampled(name), [inventory(denoiser) for denoiser in denoisers(pipe).values()]
-    assert torch.isfinite(plain).all()
-    assert torch.equal(under(name, algo, schedule=schedules.full)[0], plain)
-    first, session = under(name, algo)
-    assert len(session.computed_steps) < STEPS and not torch.equal(first, plain)
-    assert not torch.equal(under(name, algo, seed=3, prompt_embeds=_other(name))[0], first)
-    assert torch.equal(under(name, algo)[0], first)
-    assert [inventory(denoiser) for denoiser in denoisers(pipe).values()] == before
+def test_never_skipped_it_is_the_plain_pipeline(name, algo):
+    expected, before = plain(name), [inventory(denoiser) for denoiser in denoisers(made(name)[0]).values()]
+    assert torch.equal(under(name, algo, schedule=schedules.full)[0], expected)
+    out, session = under(name, algo)
+    assert len(session.computed_steps) < STEPS and not torch.equal(out, expected)
+    assert [inventory(denoiser) for denoiser in denoisers(made(name)[0]).values()] == before
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_b_a_gives_the_first_a_again(name):
+    first, _ = under(name, "spectrum")
+    assert not torch.equal(under(name, "spectrum", seed=3, prompt_embeds=_other(name))[0], first)
+    assert torch.equal(under(name, "spectrum")[0], first)
 
 
 def _other(name: str):
@@ -248,7 +357,7 @@ def _other(name: str):
 def test_what_is_not_known_of_them_is_refused_with_the_way_out(name, algo):
     with pytest.raises(DoesNotFit, match=WAY_OUT[algo]):
         under(name, algo)
-    assert torch.isfinite(sampled(name)).all()
+    assert torch.equal(sampled(name), plain(name))
 
 
 def test_a_denoiser_of_two_outputs_is_refused_where_one_is_cached():
@@ -265,3 +374,33 @@ def test_a_denoiser_of_two_outputs_is_refused_where_one_is_cached():
         cached(pipe, schedule=schedule, forecaster=forecaster, site=site, num_steps=STEPS),
     ):
         pipe.transformer(torch.zeros(1, 4), torch.ones(1), return_dict=False)
+
+
+def test_their_configurations_name_arguments_that_their_pipelines_take():
+    for name in MAKERS:
+        given = settings(f"model={name}").model
+        taken = inspect.signature(type(made(name)[0]).__call__).parameters
+        assert given.repo and set(given.arguments) <= set(taken), name
+
+
+PAGE = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+ROWS = dict(re.findall(r"^\| `([\w-]+)` \|(.*)\|$", PAGE, re.MULTILINE))
+
+
+def test_the_page_lists_the_models_that_there_are():
+    listed = {path.stem for path in (ROOT / "configs/model").glob("*.yaml") if not path.stem.startswith("tiny-")}
+    assert ROWS.keys() == listed
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_page_tells_what_each_refuses(name):
+    refused = {algo for algo in WORDS if name not in KNOWN[algo]}
+    words = {"site=modules" if algo == "taylorseer on modules" else f"algo={algo}" for algo in refused}
+    assert set(re.findall(r"`([^`]+)`", ROWS[name].split("|")[-1])) == words
+
+
+def test_the_page_s_commands_name_keys_that_exist():
+    commands = re.findall(r"`python src/text_to_(image|video)\.py ([^`]+)`", PAGE)
+    assert len(commands) == len(ROWS)
+    for kind, words in commands:
+        check_words("video" if kind == "video" else "base", words.split())
