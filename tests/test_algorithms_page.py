@@ -42,6 +42,7 @@ def test_two_guidance_calls_are_treated_as_the_gate_itself_says(script, algo, sa
     assert getattr(schedule, "shared", False) == (says == "the first decides")
 
 
+@pytest.mark.slow
 def test_a_forecast_that_follows_its_gate_is_not_called_linear(script):
     for path in (ROOT / "configs" / "algo").glob("*.yaml"):
         part = settings(f"algo={path.stem}").method.forecaster

@@ -40,6 +40,7 @@ def stored(module):
     return sum(t.numel() for t in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_counts_are_the_published_ones(name):
     pipe, published = full_size(name), architecture(name)["parameters"]
@@ -206,11 +207,13 @@ def shapes_alone(name, site):
     return {slot: [(tuple(row.shape), row.dtype) for row in h.features()] for slot, h in histories.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_forecast_at_the_full_size(name):
     assert shapes_alone(name, LastBlock()) == {"stack": [(CALLS[name][1], torch.bfloat16)] * 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,slots",
     [("flux", 19 * 4 + 38), ("sd3-5", 37 * 4 + 3), ("hunyuan", 20 * 4 + 40), ("wan14b", 40 * 3)],

@@ -25,6 +25,8 @@ from spectrum_bench.sampling.text import from_cell, to_cell
 from spectrum_bench.scoring import results
 from spectrum_bench.scoring.experiments import read_experiment
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = {
     "every control character": "a" + "".join(map(chr, [*range(1, 32), *range(0x7F, 0xA0)])) + "b",
     "a terminal's title": "\x1b]0;pwned\x07x",

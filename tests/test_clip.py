@@ -86,6 +86,7 @@ def test_without_weights_it_is_unavailable(name, monkeypatch, tmp_path):
         METRICS[name].scorer(ModelFacts())
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_refused(small):
     with pytest.raises(MetricUnavailable, match="does not fit ViT-B-32"):
         clip.load("clip", "ViT-B-32", small[1])

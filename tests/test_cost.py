@@ -68,6 +68,7 @@ def compare_with_a_real_sample(model, algo, *more):
     assert cost.cache_bytes == figures.cache_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["spectrum", "taylorseer", "teacache", "duca", "hindsight", "nocache"])
 def test_the_cache_is_as_large_as_foretold(algo):
     compare_with_a_real_sample("tiny-flux", algo)
@@ -77,6 +78,7 @@ def test_the_outputs_that_correct_a_latent_count_as_cache():
     compare_with_a_real_sample("tiny-flux", "reuse", "correct=hindsight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_sample_may_have_few_steps(steps):
     given = settings("model=tiny-flux", "algo=reuse", f"num_inference_steps={steps}")
@@ -101,6 +103,7 @@ class Computed(Observer):
         self.steps = session.computed_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo,off", [("spectrum", 0), ("duca", 0), ("clusca", 0.01)])  # k-means may end early
 def test_the_operations_are_those_of_a_real_sample(algo, off):
     given = settings("model=tiny-flux", f"algo={algo}", "num_inference_steps=12")
@@ -114,6 +117,7 @@ def test_the_operations_are_those_of_a_real_sample(algo, off):
     assert cost.flops(look.steps, 12) == pytest.approx(total, rel=off)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["smoothcache", "delta_dit", "diffusers_taylorseer"])
 def test_operations_that_do_not_follow_from_a_few_steps_are_unknown(algo):
     """A step counts as computed if any kind of module runs; the first half of the blocks costs more than the other."""

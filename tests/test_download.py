@@ -219,6 +219,7 @@ def test_a_model_is_what_its_pipeline_needs_and_is_then_found_offline(hub, downl
     assert hub.sent() == ["model_index.json"]  # which says what is needed
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_at_the_commit_that_its_yaml_names(hub, download, checkout, tmp_path, monkeypatch):
     commit = "0123456789abcdef" * 2 + "01234567"
     path = checkout / "configs/model/flux.yaml"
@@ -246,6 +247,7 @@ def test_dry_run_lists_sizes_and_fetches_nothing(hub, download, tmp_path):
     assert not [path for path in (tmp_path / "hf").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_dropped_connection_is_taken_up_where_it_broke(hub, download, tmp_path, monkeypatch):
     hub.repos[FLUX][SHARD] = data = save({"weight": np.zeros(6_000_000, np.float32)})
     hub.cut.add(hub.url_of(SHARD))
@@ -256,6 +258,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(hub, download, tmp_path
     assert (offline_weights(monkeypatch, tmp_path) / SHARD).read_bytes() == data
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_whole_files_are_kept(hub, start, download, tmp_path, monkeypatch):
     hub.stall.add(hub.url_of(SHARD))
     process = start("model=flux")
@@ -276,6 +279,7 @@ def test_after_ctrl_c_whole_files_are_kept(hub, start, download, tmp_path, monke
     offline_weights(monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_gated_model_says_how_to_log_in(hub, download):
     hub.gated.add(FLUX)
     code, out, errors = download("model=flux")
@@ -288,6 +292,7 @@ def test_a_gated_model_says_how_to_log_in(hub, download):
     assert {line.split()[-1] for line in out[1:-1]} == set(NEEDED) and hub.sent() == []
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_anything_is_fetched(hub, download):
     hub.sizes[SHARD] = 10**16
     code, _, errors = download("model=flux")
@@ -305,6 +310,7 @@ def test_what_has_come_already_needs_no_room(tmp_path, monkeypatch):
         remote.check_space([file])
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_lose_the_others(hub, start, checkout, tmp_path, monkeypatch):
     for name, repo in (("pickled", "a/pickled"), ("nowhere", "a/nowhere")):
         (checkout / f"configs/model/{name}.yaml").write_text(f"name: {name}\nrepo: {repo}\n")
@@ -321,6 +327,7 @@ def test_one_failure_does_not_lose_the_others(hub, start, checkout, tmp_path, mo
     offline_weights(monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "env, message",
     [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "no connection"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
@@ -347,6 +354,7 @@ def test_what_a_server_refuses_is_explained(url, status, headers, message):
     assert message.format(**catalogue.places()) in remote.explain(refused.value)
 
 
+@pytest.mark.slow
 def test_prompts_come_with_their_origin_and_only_if_the_checksum_is_right(hub, download, checkout):
     path, listed = "/lists/drawbench.txt", b"A red car.\n\nTwo cats \n"
     digest = hashlib.sha256(listed).hexdigest()
@@ -393,6 +401,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_path):
     """One of each kind, which declare their weights themselves."""
     digest = hashlib.sha256(b"weights").hexdigest()
@@ -442,6 +451,7 @@ def test_words_stand_for_names():
     assert ("model", "flux") in parse(["model=all"], everything)[0]
 
 
+@pytest.mark.slow
 def test_help_says_what_there_is():
     words = [sys.executable, str(ROOT / "download.py"), "--help"]
     out = subprocess.run(words, capture_output=True, text=True, check=True).stdout

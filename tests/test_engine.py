@@ -90,6 +90,7 @@ def test_a_cpu_out_of_memory_is_the_samples_own_error():
     assert not of_the_sample(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
+@pytest.mark.slow
 def test_two_runs_never_share_a_directory(compose, more_words, tmp_path):
     with jobs.only_run(tmp_path / "out/x"):
         with pytest.raises(UserError, match="another run is at work in .*/out/x: wait for it"):

@@ -237,6 +237,7 @@ def test_what_another_command_prints_is_shown_and_kept(capsys):
     assert reproduce.ask("list", "nonsense") is None
 
 
+@pytest.mark.slow
 def test_the_list_of_experiments():
     done = fabricate.run_script("reproduce.py")
     assert done.returncode == 0 and all(name in done.stdout for name in paper.names())

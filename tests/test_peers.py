@@ -44,6 +44,7 @@ PEERS |= {
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer,name", [(p, n) for p in PEERS for n in NAMES if (p, n) != ("pab", "wan")])
 def test_a_b_a_steps_are_observed_and_nothing_stays(random_pipes, name, peer):
     pipe, site = random_pipes(name), PEERS[peer]

@@ -219,6 +219,7 @@ def skipping(pipe, name, site, gate, forecaster):
     raise AssertionError("it never skips")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("algo", DYNAMIC)
 def test_gates_skip_and_leave_nothing(random_pipes, name, algo):

@@ -464,6 +464,7 @@ def test_page_is_self_contained_and_escaped(written):
     assert len(images) == 6 * len(PROMPTS)  # those among the worst are not repeated
 
 
+@pytest.mark.slow
 def test_page_caps_prompts_and_shrinks_pictures(tmp_path):
     prompts = PROMPTS[:3]
     pictures = fabricate.pictures(prompts, side=600)
@@ -539,6 +540,7 @@ def test_a_pooled_metric_needs_the_same_samples_in_every_row():
         assert "some rows lack samples" in each.digest.unavailable["vbench_standard"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -555,6 +557,7 @@ def test_bad_command_lines(home, tmp_path, arguments, words):
     assert words in found.stderr
 
 
+@pytest.mark.slow
 def test_script(home, tmp_path):
     found = fabricate.run_script("report.py", home, f"reference={home / 'nocache'}", f"out={tmp_path}", "rows=2")
     assert found.returncode == 0 and found.stderr == ""

@@ -30,6 +30,7 @@ def loads(monkeypatch):
     return loaded
 
 
+@pytest.mark.slow
 def test_rows_are_what_runs_of_their_own_are_and_load_the_model_once(compose, common, loads, tmp_path):
     (tmp_path / "rows.txt").write_text(ROWS)
     rows.main([str(tmp_path / "rows.txt"), *common])
@@ -52,6 +53,7 @@ def test_a_row_that_fails_does_not_stop_the_others(common, loads, tmp_path, monk
     assert len(read_records(tmp_path / "out/spec")) == 2 and loads == ["tiny-flux"]
 
 
+@pytest.mark.slow
 def test_another_runtime_is_another_pipeline(common, loads, monkeypatch):
     text = (
         "a algo=nocache\nb algo=nocache runtime.attention=_native_math\nc algo=nocache runtime.attention=_native_math\n"

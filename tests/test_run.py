@@ -84,6 +84,7 @@ def test_running_again_makes_only_what_is_missing(compose, words, tmp_path, caps
     assert [r.id for r in jobs.read_records(folder)] == [first.id, second.id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 100, -1], ids=["empty", "cut", "a byte short"])
 def test_a_sample_that_was_cut_after_its_record_is_made_again(compose, words, tmp_path, capsys, kept):
     """A record that says no size, as older ones do, is believed: scoring then compares hashes."""
@@ -111,6 +112,7 @@ def test_more_prompts_extend_a_finished_run(compose, words, tmp_path, capsys):
     assert len(jobs.read_records(tmp_path / "out/x")) == 2
 
 
+@pytest.mark.slow
 def test_more_samples_of_a_prompt_have_the_seeds_after_it(compose, words, tmp_path, capsys):
     run.main(compose(*words))
     run.main(compose("samples_per_prompt=2", *words))
@@ -199,6 +201,7 @@ def test_a_footnote_does_not_make_another_experiment(compose, words, capsys):
     assert "2 samples, 2 of them finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_damaged_bookkeeping_is_named(compose, words, tmp_path):
     run.main(compose(*words))
     folder = tmp_path / "out/x"

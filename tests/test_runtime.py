@@ -24,6 +24,7 @@ def sample(compose, words, name, *more):
     return np.stack([experiment.picture(r).astype(int) for r in experiment.records])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["nocache", "spectrum"])
 def test_batch_and_attention_change_rounding_alone(compose, words, algo):
     plain = sample(compose, words, "plain", f"algo={algo}")

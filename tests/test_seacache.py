@@ -46,6 +46,7 @@ def test_without_noise_the_gate_sums_relative_changes():
     assert computed == [True, False, True, True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold,longest", [(0.2, 2), (0.3, 2), (0.3, 0), (9.0, 3)])
 def test_seacache_taylor_is_that_of_diffusers_on_wan(random_pipes, threshold, longest):
     pipe, rule = random_pipes("wan"), {"threshold": threshold, "max_consecutive_cached": longest}

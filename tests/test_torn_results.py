@@ -103,6 +103,7 @@ def scores(home: Path, reference: str) -> list[float] | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [1, 2])
 def test_evaluate_dies_at_every_write(home, tmp_path, schema):
     kept = tmp_path / "kept"
@@ -130,6 +131,7 @@ def test_evaluate_dies_at_every_write(home, tmp_path, schema):
     assert len(states) > 8 and states[0] == (old, None) and states == sorted(states, key=lambda s: s[0] is None)
 
 
+@pytest.mark.slow
 def test_calibrate_dies_at_every_write(tmp_path, ground):
     """In a folder that is there, and in a new one."""
     old, new = {"polynomial": [1.0]}, {"polynomial": [2.0, 3.0], "first": 1}
@@ -157,6 +159,7 @@ OLD = {"table.md": b"old", "index.html": b"old", "differences.md": b"old"}
 NEW = {"table.md": b"new", "index.html": b"new", "plot.svg": b"new"}
 
 
+@pytest.mark.slow
 def test_a_report_dies_at_every_write(tmp_path, ground):
     """Other files in its folder stay; what an older report had and the new one has not, goes."""
     out = tmp_path / "out"
@@ -178,6 +181,7 @@ def test_a_report_dies_at_every_write(tmp_path, ground):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ground", "out"]  # nothing of the dead is left
 
 
+@pytest.mark.slow
 def test_a_first_report_dies_at_every_write(tmp_path, ground):
     out = tmp_path / "deep/out"
     for _, code in deaths(lambda: replace_folder(out, NEW), lambda: shutil.rmtree(out.parent, True), ground):

@@ -39,6 +39,7 @@ FEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", RUN, ids=str)
 def test_a_skipped_step_runs_the_shallow_layers_on_the_kept_feature(pipe, at):
     """The same picture as when all layers run and a hook puts back what enters the first shallow up layer."""
@@ -70,6 +71,7 @@ def test_a_skipped_step_runs_the_shallow_layers_on_the_kept_feature(pipe, at):
     assert not torch.equal(ours, sample(pipe, "sdxl"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", RUN, ids=str)
 def test_never_skip_a_b_a_and_nothing_stays(pipe, at):
     plain = sample(pipe, "sdxl")

@@ -40,6 +40,7 @@ def everything(pipe, name, monkeypatch, *site, **rules):
         return counted(pipe, name, *site, **rules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [("a red ring",), ("a red ring", "a blue star")], ids=["one", "two"])
 @pytest.mark.parametrize("name", PIPES)
 def test_masks(name, prompts, random_pipes, monkeypatch):

@@ -87,7 +87,7 @@ def own_pipe():
 
 
 @pytest.mark.parametrize(
-    "wrapper", [pytest.param(w, marks=pytest.mark.slow) if w == "compile" else w for w in WRAPPERS]
+    "wrapper", [w if w == "model offload" else pytest.param(w, marks=pytest.mark.slow) for w in WRAPPERS]
 )
 def test_what_was_wrapped_is_as_it_was(own_pipe, wrapper):
     WRAPPERS[wrapper](own_pipe.transformer)
