@@ -1,8 +1,8 @@
-"""What large runs cost in time and memory here: python scripts/load.py [records] [resume] [workers] > table.md
+"""What large runs cost in time and memory here: python scripts/load.py [part ...] [key=value ...] > table.md
 
-records: made-up records of 12 methods on 10,000 prompts are written, resumed, gathered, scored and put into a table; a
-         page of 200 prompts and 12 methods; a million records of one run are read.
-resume:  the whole command of a run whose 5,000 samples are finished, beside one of 1.
+records: made-up records of methods=12 on prompts=10000 are written, resumed, gathered, scored and put into a table; a
+         page of page=200 prompts; lines=1000000 records of one run are read.
+resume:  the whole command of a run whose finished=5000 samples are finished, beside one of 1.
 workers: whole runs on the miniature FLUX, of one process and of two workers of Ray.
 Nothing else should run on the machine meanwhile. docs/limits.md holds what it printed.
 """
@@ -22,10 +22,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-PROMPTS, METHODS = int(os.environ.get("PROMPTS", 10_000)), 12
-MILLION = 100 * PROMPTS
-PAGE = 200  # prompts of a page
-FINISHED = 5_000
+USUAL = {"prompts": "10000", "methods": "12", "lines": "1000000", "page": "200", "finished": "5000"}
+WORDS = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)  # processes that are spawned have them too
+PROMPTS, METHODS, LINES, PAGE, FINISHED = (int(WORDS.get(key, number)) for key, number in USUAL.items())
+
+
+def machine() -> str:
+    """The processor, its cores and the commit."""
+    from spectrum_bench.sampling.clock import environment
+
+    here = environment("cpu", 1)
+    return f"{here['device'].split(',')[0]}, {os.cpu_count()} cores, commit {here['git_sha']}"
 
 
 def measured(function, *arguments) -> tuple[float, float, object]:
@@ -92,7 +99,7 @@ def report(folder: Path) -> int:
     from spectrum_bench.scoring.experiments import read_experiment
 
     reference, *experiments = (read_experiment(folder / f"method{i}") for i in range(METHODS))
-    table = write_report(experiments, reference, folder / "report", baseline="method5")
+    table = write_report(experiments, reference, folder / "report", baseline="method1")
     return len(table.rows)
 
 
@@ -118,36 +125,36 @@ def page(folder: Path) -> int:
     return (folder / "page/report/index.html").stat().st_size
 
 
-def make_up_million(folder: Path) -> int:
-    """The records of a run of a million samples."""
+def make_up_lines(folder: Path) -> int:
+    """The records of one large run."""
     record = json.loads((folder / "method1/records.jsonl").read_text().split("\n")[0])
-    (folder / "million").mkdir()
-    with open(folder / "million/records.jsonl", "w") as file:
-        for i in range(MILLION):
+    (folder / "lines").mkdir()
+    with open(folder / "lines/records.jsonl", "w") as file:
+        for i in range(LINES):
             record |= {"id": f"{i:016x}", "prompt_index": i, "sample": f"samples/{i:016x}.png", "prompt": f"prompt {i}"}
             file.write(json.dumps(record) + "\n")
-    return (folder / "million/records.jsonl").stat().st_size
+    return (folder / "lines/records.jsonl").stat().st_size
 
 
-def read_million(folder: Path) -> int:
+def count_lines(folder: Path) -> int:
     from spectrum_bench.sampling.records import read_records
 
-    return len(read_records(folder / "million"))
+    return len(read_records(folder / "lines"))
 
 
 def records(folder: Path) -> list[str]:
     measured(make_up, folder)
     measured(make_up_page, folder)
-    size = measured(make_up_million, folder)[2]
+    size = measured(make_up_lines, folder)[2]
     one, rows = folder / "method1", []
     for what, function, where in (
-        (f"{PROMPTS} records put on disk, each for good (fsync)", record, one),
-        (f"a run begins again: which of {PROMPTS} samples are finished", resume, one),
-        (f"a run ends: {PROMPTS} records gathered into one file", gather, one),
-        (f"evaluate.py: PSNR of {METHODS - 1} x {PROMPTS} pictures of 8x8 pixels, intervals", score, folder),
-        (f"report.py: {METHODS} rows of {PROMPTS} samples, intervals, differences, page", report, folder),
+        (f"{PROMPTS:,} records put on disk, each for good (fsync)", record, one),
+        (f"a run begins again: which of {PROMPTS:,} samples are finished", resume, one),
+        (f"a run ends: {PROMPTS:,} records gathered into one file", gather, one),
+        (f"evaluate.py: PSNR of {METHODS - 1} x {PROMPTS:,} pictures of 8x8 pixels, intervals", score, folder),
+        (f"report.py: {METHODS} rows of {PROMPTS:,} samples, intervals, differences, page", report, folder),
         (f"report.py: a page with all pictures of {PAGE} prompts x {METHODS} rows, 256x256 pixels", page, folder),
-        (f"{MILLION:,} records read, {size / 1e6:.0f} MB", read_million, folder),
+        (f"{LINES:,} records read, {size / 1e6:.0f} MB", count_lines, folder),
     ):
         seconds, memory, _ = measured(function, where)
         rows.append(f"| {what} | {seconds:.1f} | {memory:.0f} |")
@@ -210,11 +217,13 @@ def workers(folder: Path) -> list[str]:
     return table + [f"| {name} | {samples} | {seconds:.1f} |" for name, samples, seconds in rows]
 
 
-def main(chosen: list[str]) -> None:
+def main(words: list[str]) -> None:
     parts = {"records": records, "resume": resume_command, "workers": workers}
+    chosen = [word for word in words if "=" not in word]
+    if wrong := [*(set(chosen) - parts.keys()), *(WORDS.keys() - USUAL.keys())]:
+        raise SystemExit(f"error: {wrong[0]} is none of {', '.join(parts)}, nor a key of {', '.join(USUAL)}")
+    print(measured(machine)[2], "\n", flush=True)
     for name in chosen or parts:
-        if name not in parts:
-            raise SystemExit(f"error: {name} is none of {', '.join(parts)}")
         folder = Path(tempfile.mkdtemp())
         try:
             print("\n".join(parts[name](folder)), "\n", flush=True)

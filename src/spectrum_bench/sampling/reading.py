@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -125,7 +126,7 @@ def _no_number(name: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
+    made = {sys.intern(name): value for name, value in pairs}  # a million records would hold a million of each name
     if len(made) < len(pairs):
         raise ValueError("a key stands there twice")
     return made

@@ -4,8 +4,7 @@ import json
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -299,10 +298,16 @@ def _nonsense(record: Record) -> Iterator[str]:
 
 
 def _check_distinct(records: list[Record]) -> None:
-    for name, counts in (
-        ("prompt {} with seed {}", Counter((record.prompt_index, record.seed) for record in records)),
-        ("id {}", Counter((record.id,) for record in records)),
-        ("sample {}", Counter((record.sample,) for record in records)),
-    ):
-        if twice := [key for key, count in counts.items() if count > 1]:
-            raise Damaged(f"two records of {name.format(*twice[0])}")
+    for name, key in KEYS.items():
+        seen = set[Any]()
+        for record in records:
+            if key(record) in seen:
+                raise Damaged(f"two records of {name.format(record)}")
+            seen.add(key(record))
+
+
+KEYS: dict[str, Callable[[Record], Any]] = {
+    "prompt {0.prompt_index} with seed {0.seed}": lambda record: (record.prompt_index, record.seed),
+    "id {0.id}": lambda record: record.id,
+    "sample {0.sample}": lambda record: record.sample,
+}
