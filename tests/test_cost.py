@@ -68,12 +68,6 @@ def compare_with_a_real_sample(model, algo, *more):
     assert cost.cache_bytes == figures.cache_bytes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algo", ["spectrum", "taylorseer", "teacache", "duca", "hindsight", "nocache"])
-def test_the_cache_is_as_large_as_foretold(algo):
-    compare_with_a_real_sample("tiny-flux", algo)
-
-
 def test_the_outputs_that_correct_a_latent_count_as_cache():
     compare_with_a_real_sample("tiny-flux", "reuse", "correct=hindsight")
 
