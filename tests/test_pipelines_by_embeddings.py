@@ -15,6 +15,7 @@ from helpers import inventory, no_identity, settings
 from PIL import Image
 
 from spectrum_bench import schedules
+from spectrum_bench.anatomy import ANATOMY
 from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.commands.compose import build
 from spectrum_bench.commands.entry import check_words
@@ -404,3 +405,18 @@ def test_the_page_s_commands_name_keys_that_exist():
     assert len(commands) == len(ROWS)
     for kind, words in commands:
         check_words("video" if kind == "video" else "base", words.split())
+
+
+def test_a_time_for_each_token_modulates_as_one_time_for_all_does():
+    block = denoisers(made("wan2-2-ti2v")[0])["transformer"].blocks[0]
+    draw = torch.Generator().manual_seed(0)
+    hidden, times = torch.randn(1, 5, 32, generator=draw), torch.randn(1, 6, 32, generator=draw)
+    tokens = ANATOMY["WanTransformer3DModel"].tokens
+    shared = tokens(block, {"hidden_states": hidden, "temb": times})
+    each = tokens(block, {"hidden_states": hidden, "temb": times[:, None].expand(1, 5, 6, 32)})
+    assert shared.shape == hidden.shape and torch.equal(each, shared)
+    torch.testing.assert_close(shared, block.norm1(hidden) * (1 + _row(block, times, 1)) + _row(block, times, 0))
+
+
+def _row(block, times: torch.Tensor, row: int) -> torch.Tensor:
+    return (block.scale_shift_table[0, row] + times[0, row])[None, None]
