@@ -138,6 +138,35 @@ total_prompt_num=0
 seed=-1
 pases=14
 """
+# What a received file of searched steps may hold, for 4 passes.
+SEARCHED = """
+[]
+null
+{
+{"mask": []}
+{"mask": null, "steps": 50}
+{"mask": 5, "steps": 50}
+{"mask": "0", "steps": 50}
+{"mask": {"_target_": "os.system"}, "steps": 50}
+{"mask": [0, 9, 20, 30]}
+{"mask": [0, 9, 20, 30], "steps": 20}
+{"mask": [0, 9, 20, 30], "steps": "50"}
+{"mask": [0, 9, 20, 30], "steps": [50]}
+{"mask": [0, 9, 20, 50], "steps": 50}
+{"mask": [0, 9, 20, -1], "steps": 50}
+{"mask": [1, 9, 20, 30], "steps": 50}
+{"mask": [0, 9, 9, 30], "steps": 50}
+{"mask": [0, 9, 20], "steps": 50}
+{"mask": [0, 9, 20, 30, 40], "steps": 50}
+{"mask": [0, 9, 20, 1e9], "steps": 50}
+{"mask": [0, 9, 20, 30.5], "steps": 50}
+{"mask": [0, 9, 20, NaN], "steps": 50}
+{"mask": [0, 9, 20, true], "steps": 50}
+{"mask": [0, 9, 20, "30"], "steps": 50}
+{"mask": [[0], [9], [20], [30]], "steps": 50}
+{"mask": [0, 9, 20, 30], "mask": [0, 9, 20, 30], "steps": 50}
+{"mask": ["${oc.env:HOME}", 9, 20, 30], "steps": 50}
+"""
 ROWS = f"""
 nowhere
 .
@@ -277,3 +306,24 @@ def test_received_rows(ground, text):
     (ground / "received").write_text(text)
     outcome = attack(lambda: command("rows", ["received", "model=tiny-flux"]), ground)
     assert outcome.verdict == "refused", outcome
+
+
+def run_searched(folder, monkeypatch, text):
+    """The outcome of a run by the received steps."""
+    path = folder / "searched/4/spectrum/tiny-flux.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    monkeypatch.setattr(composing, "CALIBRATION", folder)
+    words = ["algo=spectrum", "schedule=searched", "schedule.passes=4", "num_inference_steps=50"]
+    return attack(lambda: command("base", words), folder)
+
+
+@pytest.mark.parametrize("text", lines(SEARCHED), ids=ids)
+def test_received_steps(ground, tmp_path, monkeypatch, text):
+    outcome = run_searched(tmp_path, monkeypatch, text)
+    assert outcome.verdict == "refused", outcome
+
+
+def test_right_steps_go_on(ground, tmp_path, monkeypatch):
+    text = '{"mask": [0, 9, 20, 30], "steps": 50}'
+    assert run_searched(tmp_path, monkeypatch, text).code == ACCEPTED

@@ -101,13 +101,16 @@ def searched(T: int, *, passes: int, steps: Sequence[int], T_searched: int | Non
     """The steps that were found for this model, algorithm and number of passes.
 
     Raises:
-        BadValue: none were searched, or for another number of steps.
+        BadValue: none were searched, or for another number of steps or passes.
     """
     find = f"python src/search.py algo=<algorithm> model=<model> passes={passes}"
     if not steps:
         raise BadValue(f"no steps were searched for this model and algorithm with {passes} passes: {find}")
     _check_steps(T, T_searched, "these steps were searched with", find)
-    return mask(T, steps=steps)
+    computed = mask(T, steps=steps)
+    if computed.sum() != passes:
+        raise BadValue(f"the searched steps are {computed.sum()}, not {passes}: {find}")
+    return computed
 
 
 def _check_steps(T: int, made_for: int | None, what: str, command: str) -> None:
