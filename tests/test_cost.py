@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import golden
 import pytest
 import torch
+from bench.skipped_steps import COMPUTED, skipped_step
 from helpers import composed, settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -125,6 +126,15 @@ def test_the_steps_of_a_gap_alternate():
     assert replace(KIB, skipped_steps=[7]).flops([0], 4) == 1000 + 3 * 7
     assert KIB.flops(range(7), 7) == 7000
     assert Cost(1000, None, None, 1, 1).flops([0], 2) is None is Cost(1000, None, None, 1, 1).flops([0, 1], 2)
+
+
+def test_a_skipped_step_is_that_of_reuse_and_one_pass_over_the_rows():
+    """Reuse hands the newest row itself on. The host waits for neither."""
+    kernels, moved, syncs, _ = skipped_step("tiny-flux", ["algo=spectrum"])
+    least = skipped_step("tiny-flux", ["algo=reuse"])
+    row = 64 * 128 * 4  # bytes: tokens, channels, float32
+    assert (kernels - least[0], moved - least[1]) == (1, (len(COMPUTED) + 1) * row)
+    assert syncs == least[2] == 0
 
 
 def test_lines_have_three_digits():
