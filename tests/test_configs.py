@@ -111,7 +111,7 @@ def test_any_schedule_with_any_forecaster_and_site(algo, schedule):
     words = {
         "mask": ["schedule.steps=[0,1,9]"],
         "frozen": ["schedule.steps=[0,1,9]", "of=nowhere"],
-        "searched": ["schedule.steps=[0,1,9]", "schedule.T_searched=50"],
+        "searched": ["schedule.steps=[0,1,9]", "schedule.T_searched=50", "schedule.passes=3"],
         "magcache": ["schedule.ratios=[1,1]"],
         "smoothcache": [f"schedule.errors=[[{CURVE}]]"],
         "sencache": SENCACHE,
