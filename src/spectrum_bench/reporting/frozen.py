@@ -130,8 +130,8 @@ def _table(found: Sequence[Pair], metric: str) -> str:
                 f"{factor * pair.frozen:.{digits}f}",
                 f"{factor * d.mean:+.{digits}f}{span}",
                 f"{pair.p_holm:.2g}" if pair.p_holm < 1 else DASH,
-                f"{pair.gate_passes:g}",
-                f"{pair.frozen_passes:g}",
+                f"{round(pair.gate_passes, 2):g}",
+                f"{round(pair.frozen_passes, 2):g}",
                 f"{pair.masks} of {pair.samples}",
             ]
         )
