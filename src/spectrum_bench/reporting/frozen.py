@@ -142,7 +142,7 @@ def _table(found: Sequence[Pair], metric: str) -> str:
         f"Difference, {METRICS[metric].label}",
         "p",
         "Passes",
-        "Frozen",
+        "Passes frozen",
         "Masks",
     ]
     return pipe_table(pd.DataFrame(lines, columns=titles))
