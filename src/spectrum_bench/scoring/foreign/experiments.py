@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,4 +158,4 @@ def _record(
 def _config(folder: Folder, fps: float | None, with_prompts: bool) -> dict[str, Any]:
     metrics = [*PAIRED, *(WITH_PROMPTS["clips" if fps else "pictures"] if with_prompts else ())]
     model = {"name": MODEL, "metrics": metrics} | ({"fps": fps} if fps else {})
-    return {"schema": SCHEMA, "exp_name": folder.name, "made_from": os.fspath(folder.path.resolve()), "model": model}
+    return {"schema": SCHEMA, "exp_name": folder.name, "made_from": folder.path.name, "model": model}
