@@ -20,6 +20,7 @@ from spectrum_bench.lab import replay as replaying  # noqa: F401  imported befor
 from spectrum_bench.lab import searched, traces, uncached  # noqa: F401
 from spectrum_bench.reporting import block, page  # noqa: F401
 from spectrum_bench.sampling import counting, models
+from spectrum_bench.sampling import run as sampling
 from spectrum_bench.scoring.foreign import experiments, strangers, times  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -267,6 +268,7 @@ def ground(tmp_path_factory):
         (home / f"bomb/{i}.png").exists() or (home / f"bomb/{i}.png").write_bytes(data)
     os.mkfifo(home / "pipes/0.png")
     monkeypatch.setattr(models, "open_pipeline", accept)
+    monkeypatch.setattr(sampling, "run", accept)
     monkeypatch.setattr(counting, "count", accept)
     monkeypatch.setattr(rows, "sample", accept)
     monkeypatch.setattr(replay, "identify", lambda model: "weights")

@@ -80,7 +80,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
 def test_scripts_name_keys_that_exist(command, runs, tmp_path):
     """A script runs in a copy whose python notes what it is asked to do, and answers a search for a threshold."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in ("configs", "tests", "requirements.txt"):
+    for name in ("configs", "tests", "requirements.txt", "requirements.lock"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     stand_in = tmp_path / ".venv/bin/python"

@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +105,21 @@ def _run_on_ray(
         ray.shutdown()
 
 
+# A proxy that is not there, on this machine: what asks through it asks nobody.
+NOBODY = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+
+
 def _ask_no_cloud(undo: ExitStack) -> None:
-    """Keep Ray's head process from asking the metadata servers of three clouds where it runs. It does so for its usage
-    report even where that is switched off, by a module that it loads alone where no dashboard is wanted. Name another
-    one in its place, which loads only if events of a platform are wanted; older versions of Ray have no such module."""
+    """Keep Ray's dashboard process from asking the metadata servers of three clouds where it runs. It does so for its
+    usage report even where that is switched off. Ray's own processes talk to each other without a proxy."""
     from ray._private import services
 
-    if find_spec("ray.dashboard.modules.platform_events") is None:
-        return
     start = services.start_ray_process
 
-    def started(command: list[str], *args: Any, **kwargs: Any) -> Any:
-        words = [word.replace("=UsageStatsHead", "=PlatformEventsHead") for word in command]
-        return start(words, *args, **kwargs)
+    def started(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        if process_type == "dashboard":
+            kwargs["env_updates"] = (kwargs.get("env_updates") or {}) | NOBODY | {"no_proxy": "", "NO_PROXY": ""}
+        return start(command, process_type, *args, **kwargs)
 
     replace_method(services, "start_ray_process", started, undo)
 
