@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from helpers import composed, denoiser, no_identity, recipe
+from helpers import composed, denoiser, recipe
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would all that tests start
@@ -27,6 +27,8 @@ def pytest_collection_modifyitems(items):
 def random_pipes():
     """Name of a recipe -> a pipeline of that miniature's sizes with random weights: for plumbing, never for quality."""
     from training import parts
+
+    from spectrum_bench.sampling.small import no_identity
 
     @cache
     def make(name: str):

@@ -80,13 +80,6 @@ def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def no_identity(denoiser: nn.Module) -> None:
-    """Undo adaLN-Zero, under which a new block is the identity."""
-    for parameter in denoiser.parameters():
-        if parameter.ndim >= 2:
-            nn.init.xavier_uniform_(parameter)
-
-
 def sample(pipe, name: str, prompts=("a red ring",), seed=0, steps=STEPS, callback=None, **call) -> torch.Tensor:
     """Latents of one call of the miniature `name`, one prompt a sample; `call` goes to the pipeline."""
     return pipe(

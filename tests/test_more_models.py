@@ -13,13 +13,14 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from helpers import inventory, no_identity
+from helpers import inventory
 from torch import Tensor, nn
 
 from spectrum_bench import forecasters, schedules
 from spectrum_bench.anatomy import ANATOMY, stacks
 from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.sampling.small import no_identity
 
 STEPS = 4
 MASK = partial(schedules.mask, steps=[0, 1])

@@ -6,10 +6,11 @@ from functools import cache
 import diffusers
 import pytest
 import torch
-from helpers import inventory, no_identity, settings
+from helpers import inventory, settings
 
 from spectrum_bench.caching.session import cached
 from spectrum_bench.commands.compose import build
+from spectrum_bench.sampling.small import no_identity
 from spectrum_bench.schedules import full
 
 STEPS = 8

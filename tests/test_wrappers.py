@@ -76,8 +76,9 @@ def differing(before, after):
 @pytest.fixture
 def own_pipe():
     """A pipeline that nobody else gets: wrappers stay on it."""
-    from helpers import no_identity
     from training import parts
+
+    from spectrum_bench.sampling.small import no_identity
 
     torch.manual_seed(0)
     pipe = parts.build(recipe("flux"))

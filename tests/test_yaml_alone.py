@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import composed, no_identity, settings
+from helpers import composed, settings
 
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
@@ -17,6 +17,7 @@ from spectrum_bench.sampling import media
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.sampling.models import load_pipeline
 from spectrum_bench.sampling.settings import ModelSettings
+from spectrum_bench.sampling.small import no_identity
 
 pytestmark = pytest.mark.slow
 
