@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from helpers import composed, denoiser, recipe
+from helpers import composed, denoiser, drawing, recipe
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would all that tests start
@@ -58,15 +58,7 @@ def weights(random_pipe, tmp_path_factory):
 @pytest.fixture
 def words(weights, tmp_path):
     """A command line that draws two prompts in eight steps with the random pipeline."""
-    (tmp_path / "prompts.txt").write_text("a red ring\na blue star\n", encoding="utf-8")
-    return [
-        f"model.repo={weights}",
-        f"prompt_file={tmp_path}/prompts.txt",
-        f"output_base_path={tmp_path}/out",
-        "exp_name=x",
-        "num_inference_steps=8",
-        "warmup_samples=0",
-    ]
+    return drawing(weights, tmp_path, ["a red ring", "a blue star"])
 
 
 @pytest.fixture

@@ -16,14 +16,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from helpers import settings
+from helpers import paired, settings
 
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import load_pipeline
-from spectrum_bench.sampling.sampler import Sampler
+from spectrum_bench.sampling.sampler import Figures, Sampler
+from spectrum_bench.sampling.settings import RunSettings
 
 GOLDEN = ROOT / "tests" / "golden"
 ALGOS = sorted(p.stem for p in (ROOT / "configs" / "algo").glob("*.yaml"))
@@ -49,17 +50,21 @@ def pipeline(model: str):
     return load_pipeline(settings(f"model={model}").model, "cpu")
 
 
-def sample(model: str, algo: str) -> tuple[np.ndarray, list[int]]:
-    """The pixels, uint8, and the computed steps of one sample. All that the tests of golden values ask of the package.
+def chosen(model: str, algo: str, *more: str) -> RunSettings:
+    return paired(
+        model, algo, f"num_inference_steps={STEPS}", *WORDS.get(algo, []), *WORDS.get((algo, model), []), *more
+    )
+
+
+def sample(model: str, algo: str, *more: str) -> tuple[np.ndarray, Figures]:
+    """The pixels, uint8, of one sample, and its figures. All that the tests of golden values ask of the package.
 
     Raises:
         UserError: the algorithm does not fit the model.
     """
-    words = WORDS.get(algo, []) + WORDS.get((algo, model), [])
-    given = settings(f"model={model}", f"algo={algo}", f"num_inference_steps={STEPS}", *words)
+    given = chosen(model, algo, *more)
     job = Job("golden", 0, CLIP if given.model.fps else PICTURE, SEED)
-    pixels, figures = Sampler.of(pipeline(model), build(given), given).sample(job)
-    return pixels, figures.computed_steps
+    return Sampler.of(pipeline(model), build(given), given).sample(job)
 
 
 @cache
@@ -83,13 +88,14 @@ def quadrants(pixels: np.ndarray) -> list[float]:
 
 
 def measure(model: str, algo: str) -> dict:
-    """One line of a file: computed_steps, psnr against the plain run, of the plain run itself its quadrants; or the
-    first words of a refusal."""
+    """One line of a file: computed_steps, cache_bytes, psnr against the plain run, of the plain run itself its
+    quadrants; or the first words of a refusal."""
     try:
-        pixels, computed = sample(model, algo)
+        pixels, figures = sample(model, algo)
     except UserError as error:
         return {"refused": " ".join(str(error).split()[:FIRST_WORDS])}
-    line = {"computed_steps": computed, "psnr": round(psnr(pixels, plain(model)), 2)}
+    line = {"computed_steps": figures.computed_steps, "cache_bytes": figures.cache_bytes}
+    line["psnr"] = round(psnr(pixels, plain(model)), 2)
     return line | ({"quadrants": quadrants(pixels)} if algo == "nocache" else {})
 
 

@@ -4,7 +4,8 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import hydra
 import numpy as np
@@ -42,6 +43,25 @@ def settings(*words: str, config_name: str = "base") -> RunSettings:
     return settings_of(composed(*words, config_name=config_name))
 
 
+@cache
+def node(group: str, name: str) -> DictConfig:
+    """What the choice of a name puts into a configuration."""
+    return composed(f"{group}={name}")[group]
+
+
+@cache
+def method(*words: str) -> DictConfig:
+    return composed(*words)
+
+
+def paired(model: str, algo: str, *words: str) -> RunSettings:
+    """The settings of `model=<model> algo=<algo>` and `words`. Composing each pair would take minutes: a model changes
+    its own node alone (test_configs)."""
+    cfg = method(f"algo={algo}", *words).copy()
+    cfg.model = node("model", model)
+    return settings_of(cfg)
+
+
 def examples() -> dict[str, str]:
     """The code of docs/extend.md: what the first line of a block names -> the code, of all its blocks together."""
     page = (ROOT / "docs/extend.md").read_text(encoding="utf-8")
@@ -64,6 +84,19 @@ def made_up_sample() -> tuple[np.ndarray, np.ndarray]:
     matrix = np.tril(random.standard_normal((9, 9)), 0)
     matrix[0] = np.eye(9)[0]
     return basis, matrix
+
+
+def drawing(weights: Path, folder: Path, prompts: list[str]) -> list[str]:
+    """A command line that draws prompts in eight steps with the pipeline in `weights`, everything else in `folder`."""
+    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    return [
+        f"model.repo={weights}",
+        f"prompt_file={folder}/prompts.txt",
+        f"output_base_path={folder}/out",
+        "exp_name=x",
+        "num_inference_steps=8",
+        "warmup_samples=0",
+    ]
 
 
 def start(*words: str, **more) -> subprocess.Popen:

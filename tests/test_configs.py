@@ -3,12 +3,11 @@
 import pkgutil
 import re
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 
 import hydra
 import pytest
-from helpers import composed, settings
+from helpers import composed, node, settings
 from omegaconf import OmegaConf
 
 from spectrum_bench import schedules
@@ -57,16 +56,10 @@ def check_parts(method, algorithm):
                 assert value == given.constants[key], (part, key)
 
 
-@cache
-def node(group, name):
-    """What the choice of a name puts into a configuration. Composing it for each pair would take minutes."""
-    return composed(f"{group}={name}")[group]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["model", "schedule", "site"])
 def test_the_choice_of_a_name_changes_its_node_alone(group):
-    """So that the tests below may put nodes together."""
+    """So that tests may put nodes together: composing each pair would take minutes."""
 
     def others(cfg):
         return {key: cfg._get_node(key) for key in cfg if key != group}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fabricate
 import pytest
-from helpers import composed, finish, start
+from helpers import composed, drawing, finish, start
 from PIL import Image
 
 from spectrum_bench.commands import run
@@ -23,19 +23,20 @@ pytestmark = pytest.mark.crash
 
 KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
 PROMPTS = [f"a ring number {i}" for i in range(60)]
+LONG = ["algo=spectrum", "num_inference_steps=20"]
 
 
 @pytest.fixture
-def long_words(more_words, tmp_path):
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    return [*more_words, "num_inference_steps=20"]
+def long_words(weights, tmp_path):
+    return [*drawing(weights, tmp_path, PROMPTS), *LONG]
 
 
-@pytest.fixture
-def undisturbed(compose, long_words, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(weights, tmp_path_factory):
     """Id -> the pixels that a run which nothing happens to makes."""
-    run.main(compose(*long_words, "exp_name=undisturbed"))
-    return by_id(tmp_path / "out/undisturbed")
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run.main(composed(*drawing(weights, folder, PROMPTS), *LONG))
+    return by_id(folder / "out/x")
 
 
 def by_id(folder: Path) -> dict[str, bytes]:

@@ -22,6 +22,11 @@ def test_trust_by_hand(q, x, kappa):
     assert float(measured) == pytest.approx(kappa)
 
 
+def test_each_sample_of_a_batch_has_its_own_trust():
+    p, q = torch.full((2, 4, 3), 10.0), torch.stack([torch.full((4, 3), 10.0), torch.full((4, 3), 7.5)])
+    assert trust(Trusted(), p, q, 1).flatten().tolist() == pytest.approx([0.7310586, 0.5])
+
+
 @pytest.mark.parametrize("name", ["flux", "sdxl", "wan"])
 def test_full_trust_is_the_forecast_and_less_is_neither_it_nor_reuse(random_pipes, no_gradients, name):
     pipe = random_pipes(name)

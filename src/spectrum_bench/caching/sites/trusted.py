@@ -59,7 +59,9 @@ class _Shrunk(StackSite):
 
 
 def trust(constants: Trusted, p: Tensor, q: Tensor, x: int) -> Tensor:
-    """kappa, () float, of the forecast p beside q, x steps after the newest computed one."""
+    """kappa, (B, 1, ..) float, of the forecast p (B, ..) beside q, x steps after the newest computed one. Each sample
+    of a batch has its own, so that it does not depend on the others."""
     p, q = p.float(), q.float()
-    risk = (p - q).square().mean().sqrt() / p.square().mean().sqrt().clamp(min=1e-12)
+    own = tuple(range(1, p.ndim))
+    risk = (p - q).square().mean(own, keepdim=True).sqrt() / p.square().mean(own, keepdim=True).sqrt().clamp(min=1e-12)
     return torch.sigmoid(4 * (constants.theta - risk)) * float(np.exp(-constants.decay * (x - 1)))
