@@ -10,6 +10,7 @@ from omegaconf import open_dict
 from spectrum_bench.commands import (
     budget,
     calibrate,
+    conformance,
     cost,
     ending,
     evaluate,
@@ -42,7 +43,7 @@ def accept(*_: object, **__: object) -> None:
 COMPOSED = {"base": run.main, "budget": budget.main, "calibrate": calibrate.main, "tune": tune.main}
 COMPOSED |= {"cost": cost.main, "trace": trace.main, "replay": replay.main, "search": search.main}
 PLAIN = {"evaluate": evaluate.main, "report": report.main, "reproduce": reproduce.main}
-PLAIN |= {"rows": rows.main, "score": score.main}
+PLAIN |= {"rows": rows.main, "score": score.main, "conformance": conformance.main}
 
 
 def command(name: str, words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Wrong words and received files for the commands that count, trace, replay, search, make rows and score folders."""
+"""Wrong words and received files for commands that count, trace, replay, search, make rows, score and check hooks."""
 
 import json
 import os
@@ -233,9 +233,51 @@ torn reference=pictures
 pipes reference=pictures
 --reference=pictures
 """
+HOOK = "cache=diffusers:FirstBlockCacheConfig(threshold=0.1)"
+CONFORMANCE = f"""
+pipeline=random:flux
+{HOOK}
+pipeline=random:nothing {HOOK}
+pipeline=random: {HOOK}
+pipeline=nowhere {HOOK}
+pipeline=/dev/zero {HOOK}
+pipeline=fifo {HOOK}
+pipeline=loop {HOOK}
+pipeline=empty {HOOK}
+pipeline={LONG} {HOOK}
+pipeline=random:flux cache=fbcache
+pipeline=random:flux cache=diffusers:open('made','w')
+pipeline=random:flux cache=diffusers:AConfig(a=open('made','w'))
+pipeline=random:flux cache=diffusers:AConfig(a=[i-for-i-in-(1,2)])
+pipeline=random:flux cache=diffusers:AConfig(a={"(" * 300})
+pipeline=random:flux cache=diffusers:AConfig(a={"-" * 3000}1)
+pipeline=random:flux cache=diffusers:AConfig(a=9**9**9)
+pipeline=random:flux cache=os:system
+pipeline=random:flux cache=os:system,
+pipeline=random:flux cache={LONG * 3}:on,off
+pipeline=random:flux {HOOK} never=nonsense
+pipeline=random:flux {HOOK} steps=0
+pipeline=random:flux {HOOK} steps=1e3
+pipeline=random:flux {HOOK} steps={"9" * 5000}
+pipeline=random:flux {HOOK} size=-64
+pipeline=random:flux {HOOK} size=99999
+pipeline=random:flux {HOOK} call=nothing
+pipeline=random:flux {HOOK} call=[1]
+pipeline=random:flux {HOOK} call={{1:2}}
+pipeline=random:flux {HOOK} call={{'a':open('made','w')}}
+pipeline=random:flux {HOOK} dtype=int8
+pipeline=random:flux {HOOK} device=/dev/zero
+pipeline=random:flux {HOOK} json=nowhere/found.json
+pipeline=random:flux {HOOK} json=empty
+pipeline=random:flux {HOOK} json=fifo
+pipeline=random:flux {HOOK} stranger=1
+pipeline=random:flux {HOOK} stranger
+pipeline=random:flux {HOOK} --json=x
+"""
 CASES = [("cost", line) for line in lines(COST)] + [("trace", line) for line in lines(TRACE)]
 CASES += [("replay", line) for line in lines(REPLAY)] + [("search", line) for line in lines(SEARCH)]
 CASES += [("rows", line) for line in lines(ROWS)] + [("score", line) for line in lines(SCORE)]
+CASES += [("conformance", line) for line in lines(CONFORMANCE)]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ LAYERS = (  # lowest first; a part imports from itself and from layers below its
     {"caching"},
     {"sampling", "miniature"},
     {"scoring"},
-    {"lab", "reporting"},
+    {"lab", "reporting", "conformance"},
     {"commands"},
     {PACKAGE, "__main__"},  # the package's own __init__.py: the names that the library shows
 )
@@ -186,6 +186,7 @@ WITHOUT_A_MODEL = [
     "evaluate.py nowhere reference=nowhere",
     "report.py --help",
     "score.py nowhere reference=nowhere",
+    "conformance.py pipeline=random:nothing cache=diffusers:SeaCacheConfig(threshold=1)",
     "reproduce.py nothing",
     "budget.py --help",
     "cost.py --help",

@@ -68,7 +68,7 @@ class Peer(Site):
         query = next(projections, None)
         if query is None:  # a U-Net's last block has no attention
             raise DoesNotFit(f"{self.package} caches nothing in {type(denoiser).__name__}: use our own algorithms")
-        undo.callback(_restore, {module: (dict(vars(module)), dict(module._modules)) for module in denoiser.modules()})
+        undo.callback(restore, {module: (dict(vars(module)), dict(module._modules)) for module in denoiser.modules()})
         self.switch_on(denoiser, session, undo)
         if self.calls is not None:
             undo.callback(denoiser.register_forward_pre_hook(_Counted(self, self.calls, denoiser, session)).remove)
@@ -270,7 +270,7 @@ def held(denoiser: nn.Module) -> list[Tensor]:
     return list(storages.values())
 
 
-def _restore(before: dict[nn.Module, tuple[dict[str, Any], dict[str, nn.Module | None]]]) -> None:
+def restore(before: dict[nn.Module, tuple[dict[str, Any], dict[str, nn.Module | None]]]) -> None:
     """Remove what peers leave behind when they are switched off: empty registries, flags, and forwards as attributes
     (an offload hook's own stays). Also restore the order of submodules, which is the order in which blocks run."""
     for module, (attributes, modules) in before.items():

@@ -7,8 +7,13 @@ from pathlib import Path
 from spectrum_bench.errors import UserError
 
 
-def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple[list[Path], dict[str, str]]:
+def parse(
+    argv: list[str], usage: str, defaults: dict[str, str | None], folderless: bool = False
+) -> tuple[list[Path], dict[str, str]]:
     """The folders and the options in `argv`. A key whose default is None is required.
+
+    Args:
+        folderless: the command takes options alone, and their values are no paths.
 
     Raises:
         UserError: there is no folder, a key is unknown or missing, or a value is empty.
@@ -20,11 +25,16 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
     folders: list[Path] = []
     options = dict(defaults)
     for argument in argv:
-        check_length(argument)
+        if not folderless:
+            check_length(argument)
         key, equals, value = argument.partition("=")
         if argument.startswith("-"):
-            raise UserError(f"no option {argument}: give folders and {known} (see --help)")
-        if not equals or Path(argument).is_dir():  # a sweep may name its folders algo=spectrum
+            raise UserError(
+                f"no option {argument[:80]}: give {'' if folderless else 'folders and '}{known} (see --help)"
+            )
+        if folderless and not equals:
+            raise UserError(f"'{argument[:80]}' is not key=value: give {known} (see --help)")
+        if not equals or not folderless and Path(argument).is_dir():  # a sweep may name its folders algo=spectrum
             folders.append(Path(argument))
         elif key not in defaults:
             near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.4)
@@ -35,10 +45,12 @@ def parse(argv: list[str], usage: str, defaults: dict[str, str | None]) -> tuple
         else:
             options[key] = value
     missing = [key for key, value in options.items() if value is None]
-    if not folders:
+    if not folders and not folderless:
         raise UserError("no experiment directory given: name at least one (see --help)")
     if missing:
-        raise UserError(f"{missing[0]}= is missing: add {missing[0]}=<folder> (see --help)")
+        raise UserError(
+            f"{missing[0]}= is missing: add {missing[0]}=<{'value' if folderless else 'folder'}> (see --help)"
+        )
     return folders, {key: str(value) for key, value in options.items()}
 
 

@@ -1,0 +1,197 @@
+"""The conformance test for other people's caching hooks: each broken promise is told, and no kept one is."""
+
+import ast
+import inspect
+import json
+import sys
+
+import pytest
+import torch
+
+from spectrum_bench.commands import conformance
+from spectrum_bench.conformance.words import Config, Named, read_cache
+from spectrum_bench.errors import SOME_FAILED, UserError
+from spectrum_bench.sampling.small import MAKERS
+
+FBC = "diffusers:FirstBlockCacheConfig(threshold=0.1)"
+# A cache of the whole output: three of four steps reuse. Each fault breaks one promise.
+MODULE = """
+import torch
+
+FAULTS = set()
+SEEN = {}
+
+
+def enable(pipe):
+    for network in (pipe.transformer, getattr(pipe, "transformer_2", None)):
+        if network is not None:
+            wrap(network)
+
+
+def wrap(network):
+    inner, state = network.forward, {}
+
+    def forward(*args, **kwargs):
+        time = float(kwargs["timestep"].flatten()[0])
+        if "forgets nothing" not in FAULTS and time > state.get("time", 0):
+            state.clear()
+        state["branch"] = state.get("branch", -1) + 1 if time == state.get("time") else 0
+        branch = 0 if "mixes branches" in FAULTS else state["branch"]
+        state["time"] = time
+        count, kept = state.get(branch, (0, None))
+        shape = kwargs["hidden_states"].shape
+        if kept is None or count % 4 == 0 or "never skips" in FAULTS or shape != kept[0].shape:
+            kept = inner(*args, **kwargs)
+        elif "keeps computing" in FAULTS:
+            inner(*args, **kwargs)
+        state[branch] = (count + 1, kept)
+        if "holds" in FAULTS:
+            SEEN.setdefault("kept", []).append(torch.zeros(1000))
+        return kept
+
+    network.forward = forward
+
+
+def disable(pipe):
+    if "stays" not in FAULTS:
+        for network in (pipe.transformer, getattr(pipe, "transformer_2", None)):
+            vars(network).pop("forward", None) if network is not None else None
+
+
+def full(pipe):
+    FAULTS.add("never skips")
+    enable(pipe)
+    if "rounds" in FAULTS:
+        inner = pipe.transformer.forward
+        pipe.transformer.forward = lambda *args, **kwargs: (inner(*args, **kwargs)[0] * 1.0000001,)
+"""
+BROKEN = {
+    "never skips": {"skips"},
+    "forgets nothing": {"a, b, a", "interrupted"},
+    "mixes branches": {"branches", "guidance of nothing"},
+    "stays": {"gone afterwards"},
+    "holds": {"gone afterwards"},
+    "rounds": {"never skips"},
+    "keeps computing": {"skips"},
+}
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    (tmp_path / "my_cache.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_cache", None)
+
+
+def bench(pipeline: str, cache: str, steps: int = 5, **more: str):
+    options = conformance.OPTIONS | {"pipeline": pipeline, "cache": cache, "steps": str(steps), **more}
+    return conformance.open_bench({key: str(value) for key, value in options.items()})
+
+
+WORDS = {
+    FBC: Named(FBC, "diffusers", (Config("FirstBlockCacheConfig", {"threshold": 0.1}),)),
+    "diffusers:SeaCacheConfig": Named("diffusers:SeaCacheConfig", "diffusers", (Config("SeaCacheConfig"),)),
+    "a.b:on,off": Named("a.b:on,off", "a.b", functions=("on", "off")),
+}
+BOTH = "cachedit:DBCacheConfig(max_warmup_steps=2)+DMDCalibratorConfig(order=-1)"
+CALIBRATED = (Config("DBCacheConfig", {"max_warmup_steps": 2}), Config("DMDCalibratorConfig", {"order": -1}))
+
+
+@pytest.mark.parametrize(("text", "named"), [*WORDS.items(), (BOTH, Named(BOTH, "cachedit", CALIBRATED))])
+def test_names_and_literals_are_read(text, named):
+    assert read_cache(text) == named
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fbcache",
+        "diffusers:",
+        "diffusers:FirstBlockCacheConfig(0.1)",
+        "diffusers:FirstBlockCacheConfig(threshold=open('x'))",
+        "diffusers:FirstBlockCacheConfig(**{'threshold': 1})",
+        "diffusers:FirstBlockCacheConfig(threshold=)",
+        "diffusers:__import__('os').system('true')",
+        "diffusers:DiffusionPipeline()",
+        "diffusers:AConfig()+BConfig()",
+        "cachedit:AConfig()+BConfig()+CConfig()",
+        "diffusers:AConfig(a=" + "(" * 500 + ")",
+        "diffusers:AConfig(a=" + "9" * 3900 + ".)" + " " * 200,
+        "module:one",
+        "module:one,two,three",
+        "module:one.__class__,two",
+        "a b:on,off",
+        "diffusers:AConfig(\x00)",
+    ],
+)
+def test_what_is_no_name_with_literals_is_refused(text):
+    with pytest.raises(UserError) as refusal:
+        read_cache(text)
+    assert "\n" not in str(refusal.value) and "write diffusers:" in str(refusal.value)
+
+
+def test_nothing_in_the_words_is_evaluated():
+    tree = ast.parse(inspect.getsource(sys.modules[read_cache.__module__]))
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"eval", "exec", "compile", "__import__"}
+
+
+def test_the_command_lists_the_small_pipelines():
+    assert list(MAKERS) == conformance.RANDOM
+
+
+def test_what_a_library_lacks_is_told():
+    with pytest.raises(UserError, match="diffusers has no NothingConfig"):
+        bench("random:flux", "diffusers:NothingConfig()")
+    with pytest.raises(UserError, match="FirstBlockCacheConfig: .*nonsense"):
+        next(iter(_all(bench("random:flux", "diffusers:FirstBlockCacheConfig(nonsense=1)"))))
+    with pytest.raises(UserError, match="No module named 'no_such_module'"):
+        bench("random:flux", "no_such_module:on,off")
+
+
+def _all(tested):
+    from spectrum_bench.conformance.checks import check_all
+
+    return check_all(tested)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["", *BROKEN])
+def test_the_broken_promise_is_told_and_no_other(broken, fault):
+    import my_cache
+
+    from spectrum_bench.conformance.checks import FAILED, check
+
+    my_cache.FAULTS.update({fault} - {""})
+    tested = bench("random:wan", "my_cache:enable,disable", never="my_cache:full,disable")
+    names = ["skips", "a, b, a", "interrupted", "branches", "guidance of nothing", "gone afterwards", "never skips"]
+    findings = {name: check(tested, name) for name in names}
+    failed = {name for name, finding in findings.items() if finding.verdict == FAILED}
+    assert failed == BROKEN.get(fault, set()), findings
+
+
+@pytest.mark.slow
+def test_one_line_a_check_json_and_an_exit_code(tmp_path, capsys, broken):
+    words = ["pipeline=random:wan2-2-t2v", "cache=my_cache:enable,disable", "steps=6", f"json={tmp_path}/found.json"]
+    conformance.main(words)
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [line[8:28].strip() for line in lines] == [each["check"] for each in found["findings"]]
+    told = {each["check"]: each for each in found["findings"]}
+    assert told["two experts"]["verdict"] == "ok" and "transformer_2 from step" in told["two experts"]["words"]
+    assert told["never skips"]["verdict"] == "-" and found["versions"]["torch"] == torch.__version__.split("+")[0]
+    import my_cache
+
+    my_cache.FAULTS.add("never skips")
+    with pytest.raises(SystemExit) as end:
+        conformance.main(words[:3])
+    assert end.value.code == SOME_FAILED
+
+
+def test_a_cache_that_refuses_the_pipeline_ends_there(capsys):
+    with pytest.raises(SystemExit) as end:
+        conformance.main(["pipeline=random:sd3-5-medium", f"cache={FBC}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == SOME_FAILED and len(lines) == 1 and "no enable_cache" in lines[0]
