@@ -33,7 +33,8 @@ from spectrum_bench.errors import SOME_FAILED, UserError
 from spectrum_bench.sampling.models import find_weights
 
 if TYPE_CHECKING:
-    from spectrum_bench.conformance.checks import Bench, Finding
+    from spectrum_bench.conformance.bench import Bench
+    from spectrum_bench.conformance.checks import Finding
 
 OPTIONS = {"pipeline": None, "cache": None, "never": "", "steps": "8", "size": "64", "call": "{}", "dtype": "float32"}
 OPTIONS |= {"device": "cpu", "json": ""}
@@ -90,8 +91,8 @@ def open_bench(options: dict[str, str]) -> "Bench":
         raise UserError(f"device={options['device'][:40]}: write cpu or cuda")
     if options["json"]:
         check_place(Path(options["json"]))
+    from spectrum_bench.conformance.bench import Bench
     from spectrum_bench.conformance.caches import Cache
-    from spectrum_bench.conformance.checks import Bench
     from spectrum_bench.conformance.pipelines import open_case
 
     cache = Cache(named, never)
