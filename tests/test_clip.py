@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from spectrum_bench.errors import MetricUnavailable
+from spectrum_bench.sampling import catalogue
 from spectrum_bench.scoring.metrics import METRICS, clip
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 
@@ -84,6 +85,14 @@ def test_without_weights_it_is_unavailable(name, monkeypatch, tmp_path):
         MetricUnavailable, match=f"{name}: no weights of .*; hf download .* open_clip_model.safetensors"
     ):
         METRICS[name].scorer(ModelFacts())
+
+
+def test_damaged_weights_are_not_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "try_to_load_from_cache", lambda *_, revision: str(tmp_path / revision))
+    (entry,) = clip.WEIGHTS["clip"]
+    (tmp_path / entry.revision).write_bytes(b"other weights")
+    with pytest.raises(MetricUnavailable, match=f"clip: weights .* are damaged; .* --revision {entry.revision}"):
+        METRICS["clip"].scorer(ModelFacts())
 
 
 @pytest.mark.slow

@@ -501,6 +501,22 @@ def test_content_of_the_hub_is_compared_with_its_list(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+def test_pinned_weights_of_a_metric_are_of_that_commit_and_checksum(monkeypatch):
+    """Asked of the hub's list, before anything is fetched."""
+    file = SimpleNamespace(rfilename="a.safetensors", size=5, lfs=SimpleNamespace(sha256="a" * 64))
+    api = SimpleNamespace(model_info=lambda repo, revision, **_: SimpleNamespace(siblings=[file], sha=revision))
+    monkeypatch.setattr(downloads, "HfApi", lambda: api)
+
+    def files(sha256):
+        entry = HubEntry("a/b", "a.safetensors", "c" * 40, sha256)
+        return downloads.plan_metric("toy", catalogue.Catalogue({}, {}, {"toy": (entry,)})).files
+
+    (pinned,) = files("a" * 64)
+    assert (pinned.commit, pinned.blob, pinned.last) == ("c" * 40, "a" * 64, False)
+    with pytest.raises(UserError, match="a/b has another a.safetensors than metrics=toy names"):
+        files("b" * 64)
+
+
 def test_scores_name_the_commit_of_their_weights(tmp_path, monkeypatch):
     """Whose repository is not pinned, because nobody could tell its checksum here."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

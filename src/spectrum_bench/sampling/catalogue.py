@@ -57,15 +57,23 @@ class WebEntry:
 
 @dataclass(frozen=True)
 class HubEntry:
-    """A file of a Hugging Face repository. The hub's client keeps it in its cache, under the commit that it is of."""
+    """A file of a Hugging Face repository. The hub's client keeps it in its cache, under the commit that it is of.
+
+    Attributes:
+        revision: the commit to take it from; None: the newest one.
+        sha256: of the file, if it is known.
+    """
 
     repo: str
     file: str
+    revision: str | None = None
+    sha256: str | None = None
 
     @property
     def path(self) -> Path:
         """The file in the cache; if it is missing, a path at which there is no file."""
-        cached = try_to_load_from_cache(self.repo, self.file)  # this looks it up and never fetches it
+        # this looks it up and never fetches it
+        cached = try_to_load_from_cache(self.repo, self.file, revision=self.revision)
         folder = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
         return Path(cached) if isinstance(cached, str) else folder / self.file
 

@@ -146,12 +146,17 @@ def plan_metric(name: str, catalogue: Catalogue) -> Plan:
     files: list[File] = [
         WebFile(e.source, writable(e.path), e.size, e.sha256) for e in entries if isinstance(e, WebEntry)
     ]
-    repos: dict[str, list[str]] = {}
+    repos: dict[tuple[str, str | None], list[HubEntry]] = {}
     for entry in entries:
         if isinstance(entry, HubEntry):
-            repos.setdefault(entry.repo, []).append(entry.file)
-    for repo, names in repos.items():
-        files += hub_files(repo, HfApi().model_info(repo, files_metadata=True), names)
+            repos.setdefault((entry.repo, entry.revision), []).append(entry)
+    for (repo, revision), wanted in repos.items():
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        found = hub_files(repo, info, [entry.file for entry in wanted], newest=revision is None)
+        for file, entry in zip(found, wanted, strict=True):
+            if entry.sha256 not in (None, file.blob):
+                raise UserError(f"{repo} has another {file.name} than metrics={name} names: its sha256 is {file.blob}")
+        files += found
     return make_plan(f"metrics={name}", files)
 
 

@@ -7,13 +7,21 @@ from pathlib import Path
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.sampling.catalogue import HubEntry
 from spectrum_bench.sampling.media import Pixels
+from spectrum_bench.sampling.remote import checksum
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleBatchScorer
 
 FILE = "open_clip_model.safetensors"
 WEIGHTS = {
-    # OpenAI's ViT-L/14, which open_clip 3.3.0 loads for the tag openai. We could not look up its checksum.
-    "clip": (HubEntry("timm/vit_large_patch14_clip_224.openai", FILE),),
-    # The model that cache-dit and others report.
+    # OpenAI's ViT-L/14, which open_clip 3.3.0 loads for the tag openai. Several projects have pinned its checksum.
+    "clip": (
+        HubEntry(
+            "timm/vit_large_patch14_clip_224.openai",
+            FILE,
+            revision="18d0535469bb561bf468d76c1d73aa35156c922b",
+            sha256="9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
+        ),
+    ),
+    # The model that cache-dit and others report. Others have pinned its pickle; this file's checksum we do not know.
     "clip_g": (HubEntry("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", FILE),),
 }
 AT_ONCE = 32  # pictures
@@ -30,15 +38,18 @@ def make_clip_g(model: ModelFacts) -> SingleBatchScorer:
 
 
 def weights(metric: str) -> Path:
-    """The model's file in the Hugging Face cache. It is never downloaded here.
+    """The model's file in the Hugging Face cache. It is never downloaded here. Its checksum is compared, because scores
+    of wrong weights look plausible.
 
     Raises:
-        MetricUnavailable: the file is missing.
+        MetricUnavailable: the file is missing or damaged.
     """
     (entry,) = WEIGHTS[metric]
+    fetch = " ".join(["hf download", entry.repo, FILE, *(["--revision", entry.revision] if entry.revision else [])])
     if not entry.path.is_file():
-        missing = f"no weights of {entry.repo} in the Hugging Face cache"
-        raise MetricUnavailable(metric, missing, f"hf download {entry.repo} {FILE}")
+        raise MetricUnavailable(metric, f"no weights of {entry.repo} in the Hugging Face cache", fetch)
+    if entry.sha256 not in (None, checksum(entry.path)):
+        raise MetricUnavailable(metric, f"weights {entry.path} are damaged", f"delete that file; {fetch}")
     return entry.path
 
 
