@@ -512,6 +512,8 @@ def test_pinned_weights_of_a_metric_are_of_that_commit_and_checksum(monkeypatch)
         return downloads.plan_metric("toy", catalogue.Catalogue({}, {}, {"toy": (entry,)})).files
 
     (pinned,) = files("a" * 64)
+    (_, listed) = downloads.describe(downloads.make_plan("metrics=toy", [pinned]), every_file=True)
+    assert listed.endswith(f"a.safetensors  commit {'c' * 40} sha256 {'a' * 64}")  # so that anyone can pin it
     assert (pinned.commit, pinned.blob, pinned.last) == ("c" * 40, "a" * 64, False)
     with pytest.raises(UserError, match="a/b has another a.safetensors than metrics=toy names"):
         files("b" * 64)

@@ -100,7 +100,8 @@ def describe(plan: Plan, every_file: bool) -> Iterator[str]:
     if not every_file:
         return
     for file in plan.files:
-        yield f"  {'missing' if file in plan.missing else 'here':7}  {human(file.size):>7}  {file.name}"
+        pin = f"  commit {file.commit} sha256 {file.blob}" if isinstance(file, HubFile) and file.is_large else ""
+        yield f"  {'missing' if file in plan.missing else 'here':7}  {human(file.size):>7}  {file.name}{pin}"
     if plan.refused:
         yield f"  {explain(plan.refused)}"
 

@@ -46,6 +46,11 @@ class HubFile:
         """Bytes to fetch. The client starts an interrupted file again."""
         return self.size
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the hub names its content by sha256. A small file it names by git's own sum."""
+        return re.fullmatch(r"[0-9a-f]{64}", self.blob) is not None
+
     def is_here(self) -> bool:
         blob = self.folder / f"models--{self.repo.replace('/', '--')}" / "blobs" / self.blob
         return blob.exists() or isinstance(try_to_load_from_cache(self.repo, self.name, revision=self.commit), str)
@@ -59,7 +64,7 @@ class HubFile:
         # The client records which commit "main" is only when it is asked for "main". We ask last, so that an
         # interrupted repository does not look complete. snapshot_download would fetch files that nothing needs.
         path = Path(hf_hub_download(self.repo, self.name, revision=None if self.last else self.commit))
-        if re.fullmatch(r"[0-9a-f]{64}", self.blob) and checksum(path) != self.blob:
+        if self.is_large and checksum(path) != self.blob:
             path.resolve().unlink()
             raise UserError(f"{self.repo}: {self.name} has another sha256 than the hub's list says: try again")
 

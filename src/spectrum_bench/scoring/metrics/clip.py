@@ -21,7 +21,8 @@ WEIGHTS = {
             sha256="9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
         ),
     ),
-    # The model that cache-dit and others report. Others have pinned its pickle; this file's checksum we do not know.
+    # The model that cache-dit and others report. Others have pinned its pickle; of this file download.py metrics=clip_g
+    # --dry-run prints the commit and the checksum to be written here.
     "clip_g": (HubEntry("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", FILE),),
 }
 AT_ONCE = 32  # pictures
