@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+import re
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from spectrum_bench.commands import conformance
 from spectrum_bench.conformance.words import Config, Named, read_cache
 from spectrum_bench.errors import SOME_FAILED, UserError
+from spectrum_bench.paths import environment_with_package
 from spectrum_bench.sampling.small import MAKERS
 
 FBC = "diffusers:FirstBlockCacheConfig(threshold=0.1)"
@@ -195,3 +198,23 @@ def test_a_cache_that_refuses_the_pipeline_ends_there(capsys):
         conformance.main(["pipeline=random:sd3-5-medium", f"cache={FBC}"])
     lines = capsys.readouterr().out.splitlines()
     assert end.value.code == SOME_FAILED and len(lines) == 1 and "no enable_cache" in lines[0]
+
+
+@pytest.mark.slow
+def test_each_promise_is_a_test_of_pytest(broken, tmp_path):
+    (tmp_path / "broken_cache.py").write_text(MODULE.replace("FAULTS = set()", "FAULTS = {'forgets nothing'}"))
+    line = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "spectrum_bench.commands.pytest_plugin",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+    ]
+    line += ["--cache-under-test", "broken_cache:enable,disable", "--under-test", "steps=5"]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, env=environment_with_package())
+    failed = re.findall(r"^FAILED .*: ([\w, ]+?)(?: -.*)?$", ended.stdout, re.MULTILINE)
+    assert ended.returncode == 1 and {"a, b, a", "interrupted"} <= set(failed), ended.stdout[-3000:]
+    assert "skips" in ended.stdout and "gone afterwards" not in failed and "skipped" in ended.stdout

@@ -9,6 +9,7 @@ usage: python src/conformance.py pipeline=<pipeline> cache=<cache> [key=value ..
                         calibrator or without; or my_module:enable,disable, two functions that take the pipeline.
                         Names and literals are data and never evaluated; a module of yours is code, and runs
   never=<cache>         for functions of yours: two that switch the same cache on, told never to skip, and off
+  guided=false          true: every call has the pipeline's own guidance, for a cache that needs both branches
   steps=8               steps of a call
   size=64               height and width in pixels
   call={}               more arguments of the pipeline's call, as a literal: call='{"num_frames": 5}'
@@ -23,6 +24,8 @@ take the pipeline, and 0 if not.
 import ast
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
     from spectrum_bench.conformance.bench import Bench
     from spectrum_bench.conformance.checks import Finding
 
-OPTIONS = {"pipeline": None, "cache": None, "never": "", "steps": "8", "size": "64", "call": "{}", "dtype": "float32"}
-OPTIONS |= {"device": "cpu", "json": ""}
+OPTIONS = {"pipeline": "", "cache": "", "never": "", "steps": "8", "size": "64", "call": "{}", "dtype": "float32"}
+OPTIONS |= {"device": "cpu", "guided": "false", "json": ""}
 RANDOM = [  # those of sampling/small.py, which needs torch
     "flux",
     "wan",
@@ -60,7 +63,7 @@ RANDOM = [  # those of sampling/small.py, which needs torch
 
 
 def main(argv: list[str]) -> None:
-    _, options = words.parse(argv, __doc__, OPTIONS, folderless=True)
+    _, options = words.parse(argv, __doc__, {**OPTIONS, "pipeline": None, "cache": None}, folderless=True)
     bench = open_bench(options)
     from spectrum_bench.conformance.checks import FAILED, OK, check_all
 
@@ -89,6 +92,8 @@ def open_bench(options: dict[str, str]) -> "Bench":
         raise UserError(f"dtype={options['dtype'][:40]}: write float32, bfloat16 or float16")
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?|mps", options["device"]):
         raise UserError(f"device={options['device'][:40]}: write cpu or cuda")
+    if options["guided"] not in ("true", "false"):
+        raise UserError(f"guided={options['guided'][:40]}: write guided=true or guided=false")
     if options["json"]:
         check_place(Path(options["json"]))
     from spectrum_bench.conformance.bench import Bench
@@ -96,7 +101,16 @@ def open_bench(options: dict[str, str]) -> "Bench":
     from spectrum_bench.conformance.pipelines import open_case
 
     cache = Cache(named, never)
-    return Bench(open_case(options["pipeline"], call, steps, size, options["dtype"], options["device"]), cache)
+    case = open_case(options["pipeline"], call, steps, size, options["dtype"], options["device"])
+    return Bench(case, cache, options["guided"] == "true")
+
+
+def prepared(options: dict[str, str]) -> "dict[str, Callable[[], Finding]]":
+    """The checks to make, by name, of a cache and a pipeline; options as on the command line."""
+    bench = open_bench(OPTIONS | options)
+    from spectrum_bench.conformance.checks import CHECKS, check
+
+    return {name: partial(check, bench, name) for name in CHECKS}
 
 
 def number(key: str, text: str, bounds: tuple[int, int]) -> int:
@@ -163,6 +177,6 @@ def write(path: Path, options: dict[str, str], findings: "list[Finding]") -> Non
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    told = {key: options[key] for key in ("pipeline", "cache", "steps", "size", "call", "dtype", "device")}
+    told = {key: options[key] for key in ("pipeline", "cache", "guided", "steps", "size", "call", "dtype", "device")}
     lines = [{"check": each.check, "verdict": each.verdict, "words": each.words} for each in findings]
     path.write_text(json.dumps({**told, "versions": versions, "findings": lines}, indent=1) + "\n", encoding="utf-8")

@@ -21,10 +21,17 @@ class DoesNotApply(Exception):
 
 @dataclass
 class Bench:
-    """A cache and a pipeline under test."""
+    """A cache and a pipeline under test.
+
+    Attributes:
+        guided_alone: every call has the pipeline's own guidance, for a cache that needs both branches.
+        broken: the cache does not take the pipeline, or breaks its call.
+    """
 
     case: Case
     cache: Cache
+    guided_alone: bool = False
+    broken: bool = False
     plain: dict[Ask, Ran] = field(default_factory=dict)
     alone: dict[Ask, Ran] = field(default_factory=dict)
 
@@ -67,7 +74,7 @@ class Bench:
     @property
     def off(self) -> float | None:
         """The guidance that leaves the second branch out: 1 in most pipelines, 0 in some; None: there is none."""
-        if self.case.key is None:
+        if self.case.key is None or self.guided_alone:
             return None
         for value in (1.0, 0.0):
             without = self.uncached(Ask(steps=self.case.steps, size=self.case.size, guidance=value))
@@ -84,7 +91,7 @@ class Bench:
             DoesNotApply: there is none.
         """
         if self.off is None:
-            raise DoesNotApply("this pipeline runs no second guidance branch")
+            raise DoesNotApply("guided=true" if self.guided_alone else "this pipeline runs no second guidance branch")
         return Ask(steps=self.case.steps, size=self.case.size)
 
     def must_skip(self) -> None:
@@ -119,7 +126,7 @@ def apart(one: Tensor, other: Tensor) -> str:
     """By how much two latents differ, in words."""
     if one.shape != other.shape:
         return f"the shape is {tuple(one.shape)} instead of {tuple(other.shape)}"
-    return f"the latents differ by {float((one - other).abs().max() / other.abs().max()):.1%} of the largest"
+    return f"the latents differ by {float((one - other).abs().max() / other.abs().max()):.1g} of the largest"
 
 
 def work(ran: Ran) -> int:

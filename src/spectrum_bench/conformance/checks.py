@@ -40,6 +40,12 @@ def attaches(bench: Bench) -> str:
     return "it takes the pipeline"
 
 
+def runs(bench: Bench) -> str:
+    latents = bench.fresh(bench.a).latents
+    demand(bool(latents.isfinite().all()), "the latents are not finite")
+    return "a call ends, and its latents are finite"
+
+
 def never_skips(bench: Bench) -> str:
     if not bench.cache.can_never:
         raise DoesNotApply("nobody knows how to tell it: give never=module:enable,disable")
@@ -250,8 +256,10 @@ def waits(bench: Bench) -> str:
     return f"{more} reads of a tensor's value more than the plain pipeline, in {bench.case.steps} steps"
 
 
+FIRST = ("attaches", "runs")
 CHECKS: dict[str, Check] = {
     "attaches": attaches,
+    "runs": runs,
     "never skips": never_skips,
     "skips": skips,
     "saves work": saves,
@@ -273,23 +281,30 @@ CHECKS: dict[str, Check] = {
 
 
 def check(bench: Bench, name: str) -> Finding:
-    """Make one check. Whatever a cache raises fails it."""
+    """Make one check. Whatever a cache raises fails it. After a failure of the first ones the others do not apply."""
+    if bench.broken:
+        return Finding(name, NONE, "the cache does not run here")
+    verdict, words = _seen(bench, name)
+    bench.broken = name in FIRST and verdict != OK
+    return Finding(name, verdict, words)
+
+
+def _seen(bench: Bench, name: str) -> tuple[str, str]:
     try:
-        return Finding(name, OK, CHECKS[name](bench))
+        return OK, CHECKS[name](bench)
     except (DoesNotApply, DoesNotFit) as reason:
-        return Finding(name, NONE, str(reason))
+        return NONE, str(reason)
     except AssertionError as broken:
-        return Finding(name, FAILED, " ".join(str(broken).split()) or "AssertionError")
+        return FAILED, " ".join(str(broken).split()) or "AssertionError"
     except UserError:
         raise
     except Exception as error:  # other people's code raises anything
-        return Finding(name, FAILED, one_line(error))
+        return FAILED, one_line(error)
 
 
 def check_all(bench: Bench) -> Iterator[Finding]:
-    """Make all checks; only the first one where the cache does not take the pipeline."""
+    """Make all checks; only the first ones where the cache does not take the pipeline, or breaks its call."""
     for name in CHECKS:
-        finding = check(bench, name)
-        yield finding
-        if name == "attaches" and finding.verdict != OK:
+        yield check(bench, name)
+        if bench.broken:
             return

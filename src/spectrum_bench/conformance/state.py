@@ -1,9 +1,12 @@
 """What hooks may change on a pipeline, noted beforehand: to see what stays, and to take it away."""
 
+from copy import copy
 from typing import Any
 
 from spectrum_bench.caching.peers import restore
 from spectrum_bench.caching.session import denoisers
+
+REGISTRY = ("hooks", "_hook_order", "_fn_refs")  # what diffusers' registry of a module holds
 
 
 class Before:
@@ -14,6 +17,8 @@ class Before:
         modules = [module for each in denoisers(pipe).values() for module in each.modules()]
         self.modules = {module: (dict(vars(module)), dict(module._modules)) for module in modules}
         self.hooks = {m: (dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in self.modules}
+        registries = [each for module in modules if (each := vars(module).get("_diffusers_hook")) is not None]
+        self.registries = [(each, {name: copy(vars(each)[name]) for name in REGISTRY}) for each in registries]
         self.of_pipe, self.of_class = dict(vars(pipe)), dict(vars(type(pipe)))
 
     def left_behind(self) -> tuple[list[str], list[str]]:
@@ -45,6 +50,8 @@ class Before:
             for now, then in ((module._forward_hooks, hooks), (module._forward_pre_hooks, pre_hooks)):
                 now.clear()
                 now.update(then)
+        for registry, parts in self.registries:
+            vars(registry).update({name: copy(part) for name, part in parts.items()}, _child_registries_cache=None)
         restore(self.modules)
         kind = type(self.pipe)
         for name in vars(kind).keys() - self.of_class.keys():
