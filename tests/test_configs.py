@@ -291,6 +291,6 @@ def test_help_lists_the_groups_that_can_be_chosen(config):
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         text = hydra.compose(config, return_hydra_config=True).hydra.help.template
     listed = re.findall(r"^(\w+): ", text[text.index("== Choices") : text.index("== Configuration")], re.MULTILINE)
-    assert listed == ["algo", "model", "schedule", "site", "correct"]
+    assert listed == ["algo", "model", "schedule", "site", "history", "correct"]
     assert "published/... (" in text and "taylorseer" in text
     assert not [path for path in Path(CONFIGS).glob("*.yaml") if "$APP_CONFIG_GROUPS" in path.read_text()]

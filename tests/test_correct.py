@@ -135,7 +135,7 @@ def test_the_command_line_names_it_and_other_ids_stay():
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["algo=nocache"], "algo=nocache caches nothing that could be corrected: leave correct= out"),
+        (["algo=nocache"], "algo=nocache caches nothing: leave correct= out"),
         (["algo=hindsight"], "site=Solver corrects the latent itself: leave correct= out"),
         (["algo=taylorseer", "correct.strength=2"], r"correct.strength must be a number in \[0, 1\], not 2"),
     ],

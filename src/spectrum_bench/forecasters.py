@@ -84,16 +84,21 @@ def _differences(times: Floats, order: int, warmup: int) -> list[Floats]:
 def chebyshev_ridge(times: Floats, t: float, *, degree: int, ridge: float, steps: int) -> Floats:
     """Spectrum's predictor (arXiv:2603.01623, eqs. 7-14): phi(tau) (Phi^T Phi + lambda I)^-1 Phi^T.
 
-    `degree` M gives M + 1 Chebyshev polynomials; tau = 2 s / steps - 1 maps step s to [-1, 1] (the published code
-    has 50 written in for `steps`). All coefficients are penalised, so the weights need not sum to 1.
+    All coefficients are penalised, so the weights need not sum to 1.
     """
     checks.whole("degree (algo.m)", degree, 0, HIGHEST)
     if not (checks.is_number(ridge) and ridge > 0):
         raise BadValue(f"ridge (algo.lam) must be a number greater than 0, not {ridge}")
-    tau = 2 * np.append(times, t) / steps - 1
-    phi = chebyshev.chebvander(tau, degree)  # (K + 1, M + 1)
+    phi = chebyshev_terms(np.append(times, t), degree=degree, steps=steps)  # (K + 1, M + 1)
     Phi, phi_t = phi[:-1], phi[-1]
     return Phi @ np.linalg.solve(Phi.T @ Phi + ridge * np.eye(degree + 1), phi_t)
+
+
+def chebyshev_terms(times: Floats, *, degree: int, steps: int) -> Floats:
+    """The M + 1 Chebyshev polynomials up to degree M at K steps, (K, M + 1). tau = 2 s / steps - 1 maps step s to
+    [-1, 1]; the published code has 50 written in for `steps`."""
+    terms: Floats = chebyshev.chebvander(2 * times / steps - 1, degree)
+    return terms
 
 
 def spectrum(times: Floats, t: float, *, degree: int, ridge: float, blend: float, steps: int) -> Floats:

@@ -81,15 +81,15 @@ class History:
             raise ValueError(f"{len(weights)} weights for {len(self._rows)} rows")
         if not (isinstance(weights, tuple) or _broadcasts(weights.shape[1:], newest.shape)):
             raise DoesNotFit(f"weights for {weights.shape[1:]} parts do not fit a {tuple(newest.shape)} feature")
-        kernels = _kernels() if newest.is_cuda else None
-        if kernels is not None and kernels.fits(self._rows, weights):
-            total: Tensor = kernels.weighted_sum(self._rows, weights)
-            return total
-        return weighted_sum(self._rows, weights)
+        return summed(self._rows, weights)
 
     def features(self) -> list[Tensor]:
         """The rows, for studies. Nobody may write to them."""
         return list(self._rows)
+
+    def bytes_with(self, rows: int) -> int:
+        """Bytes of this history if it had so many rows."""
+        return rows * sum(row.nbytes for row in self._rows) // max(len(self._rows), 1)
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +108,15 @@ def _broadcasts(parts: tuple[int, ...], row: tuple[int, ...]) -> bool:
     """Whether weights for these parts fit a row: for channels (D,), or for bands (2, 1, 1)."""
     fits = (a in (1, b) for a, b in zip(reversed(parts), reversed(row), strict=False))
     return len(row) == max(3, len(parts) + 1) and all(fits)
+
+
+def summed(rows: Sequence[Tensor], weights: Weights) -> Tensor:
+    """sum_k weights[k] * rows[k] in the rows' dtype: a kernel's on a GPU, if it knows such rows, else torch's."""
+    kernels = _kernels() if rows[-1].is_cuda else None
+    if kernels is not None and kernels.fits(rows, weights):
+        total: Tensor = kernels.weighted_sum(rows, weights)
+        return total
+    return weighted_sum(rows, weights)
 
 
 def weighted_sum(rows: Sequence[Tensor], weights: Weights) -> Tensor:

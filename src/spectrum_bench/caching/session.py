@@ -52,12 +52,13 @@ class Branch:
         remembered: Remembered,
         state: State | None = None,
         progress: Callable[[], float | None] | None = None,
+        history: Callable[[list[int]], History] = lambda times: History(),
     ):
         self._remembered, self.state, self._progress = remembered, state, progress
         self.computing = True
         self.computed: list[int] = []
         self.times: list[int] = []
-        self.histories: defaultdict[str, History] = defaultdict(History)
+        self.histories: defaultdict[str, History] = defaultdict(partial(history, self.times))
         self.weights: Weights = ()
         self.output: Tensor | None = None
         self.late: dict[Signal, Tensor] = {}  # signals of the newest computed step that came after its decision
@@ -130,6 +131,7 @@ class Session:
         branch: the current branch.
         undecided: whether the decision about this step in this branch is still open.
         held_elsewhere: functions that return the bytes which other people's caching holds.
+        history: makes a history of the features at `times`, which grow before a feature is appended.
         timestep: returns the pipeline's current timestep.
         cache_bytes: the most bytes held at the end of a step.
     """
@@ -155,12 +157,12 @@ class Session:
         self._last_place = max(self.places, key=lambda place: place.order)
         self._seen: dict[Signal, Tensor] = {}  # in this step and branch
         self.undecided = True
-        self.step = 0
-        self.call = -1
+        self.step, self.call = 0, -1
         self.branches: dict[tuple[str, int], Branch] = {}
         self.networks: defaultdict[str, list[int]] = defaultdict(list)
         self._since = 0  # the first step of the current denoiser
         self._leader: Branch | None = None  # this denoiser's first branch in this step
+        self.history: Callable[[list[int]], History] = lambda times: History()
         self.held_elsewhere: list[Callable[[], int]] = []
         self.cache_bytes = 0
 
@@ -213,7 +215,7 @@ class Session:
     def _new_branch(self) -> Branch:
         state = self._gate.start(self.num_steps - self._since) if self._gate else None
         progress = state.progress if self._follows_gate and isinstance(state, Progressing) else None
-        return Branch(self._remembered, state, progress)
+        return Branch(self._remembered, state, progress, self.history)
 
     @not_compiled
     def decide_at(self, place: Place) -> None:

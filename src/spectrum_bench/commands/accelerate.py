@@ -39,6 +39,7 @@ def accelerate(
     model: str | None = None,
     schedule: str | None = None,
     site: str | None = None,
+    history: str | None = None,
     correct: str | None = None,
     **constants: Any,
 ) -> "Accelerated":
@@ -54,6 +55,7 @@ def accelerate(
         model: the name in configs/model whose constants a calibrated method reads. By default it is the model whose
             denoiser has the same class and size.
         schedule, site: names in configs/schedule and configs/site that replace the algorithm's own.
+        history: a name in configs/history: how a site holds the features of computed steps.
         correct: a name in configs/correct: computed steps correct what skipped steps before them assumed.
         constants: a key of the algorithm, its schedule, site or correction (w=0.5, interval=4), in this order, or one
             of upstream's window_size, flex_window and warmup_steps.
@@ -63,7 +65,8 @@ def accelerate(
             denoiser.
     """
     words = [f"algo={algo}", f"num_inference_steps={num_inference_steps}"]
-    words += [f"{key}={name}" for key, name in (("schedule", schedule), ("site", site), ("correct", correct)) if name]
+    options = {"schedule": schedule, "site": site, "history": history, "correct": correct}
+    words += [f"{key}={name}" for key, name in options.items() if name]
     with _composing() as compose:
         plain = compose(words)
         words += [f"{_key(plain, name)}={_word(value)}" for name, value in constants.items()]
@@ -179,7 +182,7 @@ def _key(cfg: DictConfig, name: str) -> str:
     """The dotted key of a constant: the algorithm's, its schedule's, its site's, or one of upstream's keys."""
     places = {key: key for key in UPSTREAM}
     # A key of the algorithm hides one of its schedule, that one hides one of its site, and so on.
-    for group in ("correct", "site", "schedule", "algo"):
+    for group in ("history", "correct", "site", "schedule", "algo"):
         keys = [key for key in cfg.get(group) or {} if key not in DESCRIBED and not key.startswith("_")]
         places |= {key: f"{group}.{key}" for key in keys}
     if name in places:

@@ -16,7 +16,14 @@ from spectrum_bench.commands.words import nearest
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 
-GROUPS = {"algos": "algo", "models": "model", "schedules": "schedule", "sites": "site", "corrections": "correct"}
+GROUPS = {
+    "algos": "algo",
+    "models": "model",
+    "schedules": "schedule",
+    "sites": "site",
+    "histories": "history",
+    "corrections": "correct",
+}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
-from spectrum_bench.caching.history import History, tensors
+from spectrum_bench.caching.history import tensors
 from spectrum_bench.caching.session import Branch, Session, denoisers
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Seen
@@ -110,7 +110,8 @@ class Trial(Observer):
     def step_done(self, session: Session, step: int, latents: Tensor) -> None:
         self.flops.append(self.counted.flops - self._begun)
         for key, branch in session.branches.items():
-            beside = branch.nbytes - gate_bytes(branch) - sum(map(rows_bytes, branch.histories.values()))
+            rows = sum(history.bytes_with(len(history)) for history in branch.histories.values())
+            beside = branch.nbytes - gate_bytes(branch) - rows
             self._beside[key] = max(beside, self._beside.get(key, 0))
         self._outside.append(sum(nbytes() for nbytes in session.held_elsewhere))
         if step == 0:
@@ -125,7 +126,7 @@ class Trial(Observer):
         total, rows = 0, most_rows(self.session.forecaster, mask)
         for key, branch in self.session.branches.items():
             total += self._beside[key]
-            total += sum(rows * rows_bytes(history) // max(len(history), 1) for history in branch.histories.values())
+            total += sum(history.bytes_with(rows) for history in branch.histories.values())
             if self.gate is not None:
                 follows = self.gate.shared and key[1] > 0  # the first guidance branch of the step
                 total += gate_bytes(branch) if follows else most_gate_bytes(self.gate, self.T, self.seen, self.counted)
@@ -183,10 +184,6 @@ def most_gate_bytes(gate: Gate[Any], T: int, seen: Seen, counted: Counted) -> in
 def _again(tensor: Tensor) -> Tensor:
     """A new tensor of the same shape without values; whole numbers stay as they are."""
     return torch.empty_like(tensor, device="meta") if tensor.is_floating_point() else tensor
-
-
-def rows_bytes(history: History) -> int:
-    return sum(row.nbytes for row in history.features())
 
 
 def gate_bytes(branch: Branch) -> int:

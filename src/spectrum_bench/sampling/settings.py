@@ -104,16 +104,19 @@ class MethodSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MethodSettings":
-        algo, site, correct = config["algo"], config.get("site"), config.get("correct")
+        algo, site = config["algo"], config.get("site")
         limits.check_mapping("algo", algo)
         limits.check_name("algo.name", algo.get("name"))
-        if correct and not site:
-            raise BadValue(f"algo={algo['name']} caches nothing that could be corrected: leave correct= out")
+        for option in ("history", "correct"):  # a site around the site
+            if config.get(option):
+                if not site:
+                    raise BadValue(f"algo={algo['name']} caches nothing: leave {option}= out")
+                site = {**config[option], "site": site}
         return cls(
             name=str(algo["name"]),
             schedule=Part.from_node(config["schedule"]),
             forecaster=Part.from_node(algo["forecaster"]) if algo.get("forecaster") else None,
-            site=Part.from_node({**correct, "site": site} if correct else site) if site else None,
+            site=Part.from_node(site) if site else None,
             constants={key: value for key, value in algo.items() if key not in DESCRIBED},
         )
 
