@@ -48,6 +48,17 @@ def test_the_prompt_files_keep_their_promises():
     assert not {str(s) for s in drawn} & set(shapes)
 
 
+@pytest.mark.parametrize("kind", ["shapes", "moving"])
+def test_the_later_lists_repeat_nothing(kind):
+    """No caption of the test list is in another list, and no model was trained on one."""
+    files = [ROOT / f"prompts/{kind}{end}.txt" for end in ("", "_dev", "_test", "_dev32")]
+    first, dev, test, dev32 = map(read_prompts, files)
+    assert (len(test), len(dev32)) == (64, 32)
+    assert len({*first, *dev, *test, *dev32}) == len(first) + len(dev) + len(test) + len(dev32)
+    assert all(world.held_out(caption) for caption in test) and not any(map(world.held_out, dev32))
+    assert {bool(world.parse(caption).motion) for caption in [*test, *dev32]} == {kind == "moving"}
+
+
 @pytest.mark.parametrize("relation", world.RELATIONS)
 def test_things_lie_as_the_caption_says_and_apart(relation):
     rng, scene = np.random.default_rng(0), Scene((RED_RING, BLUE_STAR), relation, "gray")
