@@ -23,6 +23,7 @@ from spectrum_bench.commands import (
     search,
     trace,
     tune,
+    verify,
 )
 from spectrum_bench.commands.entry import call, check_words, hydra_entry
 
@@ -43,7 +44,7 @@ def accept(*_: object, **__: object) -> None:
 COMPOSED = {"base": run.main, "budget": budget.main, "calibrate": calibrate.main, "tune": tune.main}
 COMPOSED |= {"cost": cost.main, "trace": trace.main, "replay": replay.main, "search": search.main}
 PLAIN = {"evaluate": evaluate.main, "report": report.main, "reproduce": reproduce.main}
-PLAIN |= {"rows": rows.main, "score": score.main, "conformance": conformance.main}
+PLAIN |= {"rows": rows.main, "score": score.main, "conformance": conformance.main, "verify": verify.main}
 
 
 def command(name: str, words: list[str]) -> None:

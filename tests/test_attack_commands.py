@@ -1,4 +1,4 @@
-"""Wrong words and received files for commands that count, trace, replay, search, make rows, score and check hooks."""
+"""Wrong words and received files for the commands that no other test attacks, from cost to conformance."""
 
 import json
 import os
@@ -233,6 +233,19 @@ torn reference=pictures
 pipes reference=pictures
 --reference=pictures
 """
+VERIFY = f"""
+nowhere
+empty
+pictures
+fifo
+loop
+{LONG}
+empty prompts=0
+empty prompts=x
+empty device=/dev/zero
+empty stranger=1
+--prompts=4
+"""
 HOOK = "cache=diffusers:FirstBlockCacheConfig(threshold=0.1)"
 CONFORMANCE = f"""
 pipeline=random:flux
@@ -278,6 +291,7 @@ pipeline=random:flux {HOOK} --json=x
 CASES = [("cost", line) for line in lines(COST)] + [("trace", line) for line in lines(TRACE)]
 CASES += [("replay", line) for line in lines(REPLAY)] + [("search", line) for line in lines(SEARCH)]
 CASES += [("rows", line) for line in lines(ROWS)] + [("score", line) for line in lines(SCORE)]
+CASES += [("verify", line) for line in lines(VERIFY)]
 CASES += [("conformance", line) for line in lines(CONFORMANCE)]
 
 

@@ -186,6 +186,7 @@ WITHOUT_A_MODEL = [
     "evaluate.py nowhere reference=nowhere",
     "report.py --help",
     "score.py nowhere reference=nowhere",
+    "verify.py nowhere",
     "conformance.py pipeline=random:nothing cache=diffusers:SeaCacheConfig(threshold=1)",
     "reproduce.py nothing",
     "budget.py --help",

@@ -8,6 +8,7 @@ usage: spectrum-bench <command> [words]
   report      table, plot and page of scored runs
   score       pictures or clips that other code made, against its own reference
   conformance does a caching hook keep its promises: diffusers', cache-dit's or yours
+  verify      make some samples of finished runs anew: are they what was sent?
   reproduce   a table or figure of a paper
   download    weights of models, lists of prompts, weights of metrics
   calibrate   measure a model for an algorithm that needs it
@@ -32,7 +33,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
 COMPOSED = ("run", "calibrate", "budget", "cost", "tune", "trace", "replay", "search")  # Hydra composes their words
-PLAIN = ("rows", "evaluate", "report", "score", "conformance", "reproduce", "download", "list")
+PLAIN = ("rows", "evaluate", "report", "score", "conformance", "verify", "reproduce", "download", "list")
 
 
 def main() -> None:

@@ -147,10 +147,10 @@ def interrupted(bench: Bench) -> str:
     bench.must_skip()
     with bench.switched_on():
         with suppress(Interrupted):
-            bench.case.call(replace(bench.a, stop=1))
+            bench.case.call(replace(bench.a, stop=2))
         ran = bench.case.call(bench.a)
     same(bench, ran, bench.a)
-    return "a call after one that ended after its second step is that call alone"
+    return "a call after one that ended after its third step is that call alone"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
