@@ -168,13 +168,13 @@ def search_mask(steps, T):
 def test_features_are_replayed_too(problem):
     features = np.cumsum(np.random.default_rng(1).standard_normal((8, 50)), 0)
     trace = traces.Trace(problem[1].gram, problem[1].matrix, features @ features.T / 50)
-    errors = replay.feature_errors(trace, replay.forecast(reuse, [0, 3], 8))
+    (errors,) = replay.feature_errors([trace], replay.forecast(reuse, [0, 3], 8))
     expected = [
         np.square(features[s] - features[3 if s >= 3 else 0]).sum() / np.square(features[s]).sum() for s in range(8)
     ]
     assert np.allclose(errors, expected)
     with pytest.raises(DoesNotFit, match="these traces have no features"):
-        replay.feature_errors(problem[1], replay.forecast(reuse, [0, 3], 8))
+        replay.feature_errors([problem[1]], replay.forecast(reuse, [0, 3], 8))
 
 
 def test_no_weights_beat_the_bounds(problem):
@@ -243,6 +243,11 @@ def test_from_traces_to_replay(compose, lab_words, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "tiny-flux, 2 prompts" in printed and "own weights and steps (oracle)" in printed
     assert {path.name for path in (tmp_path / "replay").iterdir()} == {"replay.csv", "replay.png", "replay.svg"}
+    assert "features of" not in printed
+    trace_command.main(compose(*lab_words, *where, "algo=spectrum", config_name="trace"))
+    for words, told in [(["algo=reuse"], True), (["algo=reuse", "site=stack_residual"], False)]:
+        replay_command.main(compose(*lab_words, *where, *words, config_name="replay"))
+        assert ("features of LastBlock at the skipped steps: error -" in capsys.readouterr().out) == told
     for words, reason in [
         (["algo=fbcache"], "fbcache decides while the model runs: give a schedule="),
         (["num_inference_steps=12"], "was traced with steps=10, not 12: python src/trace.py"),

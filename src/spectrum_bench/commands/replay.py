@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from spectrum_bench.commands.compose import build, settings_of
 from spectrum_bench.errors import UserError
+from spectrum_bench.sampling.identity import labels
 from spectrum_bench.sampling.limits import check_path
 from spectrum_bench.sampling.models import identify
 from spectrum_bench.sampling.settings import RunSettings
@@ -25,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     """
     settings = settings_of(cfg)
     out = Path(check_path("out", cfg.out)) if cfg.out is not None else None
-    traces = traced(settings, Path(check_path("trace", cfg.trace)))
+    traces, about = traced(settings, Path(check_path("trace", cfg.trace)))
     if cfg.against is not None:
         return compare(Path(check_path("against", cfg.against)), traces, out)
     from spectrum_bench.lab import replay
@@ -41,10 +42,17 @@ def main(cfg: DictConfig) -> None:
     steps = mask.nonzero()[0].tolist()
     print(f"{settings.model.name}, {len(traces)} prompts; {len(steps)} of {T} passes: {' '.join(map(str, steps))}\n")
     show(replay.beside(algorithm, steps, traces), out)
+    if traces[0].features is not None and about.get("site") == labels(settings)["site"]:
+        errors = replay.feature_errors(traces, replay.forecast(algorithm.forecaster, steps, T))
+        skipped = replay.decibels(errors.mean(0)[~mask])
+        print(
+            f"\nfeatures of {about['site']} at the skipped steps: error {skipped.mean():.1f} dB in the mean, ", end=""
+        )
+        print(f"{skipped.max():.1f} dB at step {(~mask).nonzero()[0][skipped.argmax()]}" if len(skipped) else "none")
 
 
-def traced(settings: RunSettings, path: Path) -> "list[Trace]":
-    """The traces in a file, which must be of this model and number of steps.
+def traced(settings: RunSettings, path: Path) -> "tuple[list[Trace], dict[str, Any]]":
+    """The traces in a file, which must be of this model and number of steps, and what they are of.
 
     Raises:
         UserError: there are none, or they are of another one.
@@ -60,7 +68,7 @@ def traced(settings: RunSettings, path: Path) -> "list[Trace]":
     for key, value in here.items():
         if about.get(key) != value:
             raise UserError(f"{path} was traced with {key}={about.get(key)}, not {value}: {make} trace={path}")
-    return traces
+    return traces, about
 
 
 def show(errors: "Mapping[str, Any]", out: Path | None) -> None:

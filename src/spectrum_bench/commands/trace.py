@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from spectrum_bench.commands.calibrate import check_writable, origin
 from spectrum_bench.commands.compose import build
 from spectrum_bench.commands.run import prepare
+from spectrum_bench.sampling.identity import labels
 from spectrum_bench.sampling.limits import check_path
 
 
@@ -34,5 +35,6 @@ def main(cfg: DictConfig) -> None:
         made.append(traces.trace(model, job, site))
         print(f"{len(made)}/{count}  {job.prompt[:80]}", flush=True)
     about = origin(settings, count, device, pipe) | {"source": f"python src/trace.py model={settings.model.name}"}
+    about["site"] = labels(settings)["site"]  # of the features
     traces.write(path, made, about)
     print(f"written to {path}: src/replay.py model={settings.model.name} reads it")

@@ -84,14 +84,19 @@ def _squares(rows: Sequence[Floats] | Floats, gram: Floats) -> Floats:
     return squares
 
 
-def feature_errors(trace: Trace, assumed: Assumed) -> Floats:
-    """(T,) squared errors of the traced site's features as each step used them, relative to the feature's square."""
-    if trace.features is None:
+def feature_errors(traces: Sequence[Trace], assumed: Assumed) -> Floats:
+    """(P, T) squared errors of the traced site's features as each step used them, relative to the feature's square.
+
+    Raises:
+        DoesNotFit: the traces have no features.
+    """
+    grams = [each.features for each in traces if each.features is not None]
+    if len(grams) < len(traces):
         raise DoesNotFit("these traces have no features: make them anew with algo= and site=")
-    T = len(trace.features)
+    T = len(grams[0])
     missing = np.stack([(np.eye(T) - assumed(step + 1))[step] for step in range(T)])
-    errors: Floats = np.maximum(_squares(missing, trace.features) / trace.features.diagonal(), 0)
-    return errors
+    errors: Floats = np.array([_squares(missing, each) / each.diagonal() for each in grams])
+    return np.maximum(errors, 0)
 
 
 def beside(algorithm: Algorithm, steps: Sequence[int], traces: Sequence[Trace]) -> dict[str, Floats]:
