@@ -2,6 +2,7 @@
 
     python tests/bench/skipped_steps.py                      # all, a few minutes
     python tests/bench/skipped_steps.py flux fora,spectrum   # one model, some methods
+    python tests/bench/skipped_steps.py flux gates           # the methods that decide on the way
 
 The step is the second of a gap, with 9 computed ones before it. A forecast counts as the one kernel that it is on
 a GPU.
@@ -9,7 +10,7 @@ a GPU.
 
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,29 @@ from torch.utils._pytree import tree_leaves
 from spectrum_bench import schedules
 from spectrum_bench.caching import history
 from spectrum_bench.commands.compose import build
+from spectrum_bench.decisions import Gate, Seen
 from spectrum_bench.sampling.counting import Enough
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.sampling.shapes import CPU, Counted, aten, meta_pipeline, networks, on_meta
+from spectrum_bench.signals import NOISE
 
-COMPUTED, STEP, T = (0, 1, 2, 3, 4, 6, 8, 11, 14), 16, 18
+COMPUTED, STEP, T = (0, 1, 2, 3, 4, 6, 8, 11, 14), 16, 32  # far from the end, which gates compute
 METHODS = {  # by the name in the table
     "spectrum": ["algo=spectrum"],
     "fora": ["algo=fora"],
     "taylorseer": ["algo=taylorseer", "algo.order=2", "site=modules"],
 }
-MODELS = ("flux", "sd3-5", "wan14b")
+GATES = {  # whose constants are not measured for these models: any others cost the same
+    "teacache": ["algo=teacache", "schedule.polynomial=[1,0]"],
+    "magcache": ["algo=magcache", "schedule.ratios=[1,1]"],
+    "sencache": ["algo=sencache", "schedule.timesteps=[1,0]", "schedule.latent=[1,1]", "schedule.time=[1,1]"],
+    **{
+        name: [f"algo={name}"]
+        for name in ("fbcache", "easycache", "dicache", "cgtaylor", "speca", "seacache", "adacache")
+    },
+}
+MODELS = ("flux", "sd3-5", "wan14b", "hunyuan")
 
 
 class Kernels(Counted):
@@ -107,11 +119,25 @@ class Look(Observer):
             raise Enough
 
 
+@dataclass(frozen=True)
+class Decided(Gate[Any]):
+    """A gate that reads its signals as ever, and computes the steps of COMPUTED. The pipeline's own tensors lie on the
+    device on a GPU, but for the scheduler's noise levels."""
+
+    def decide(self, step: int, seen: Seen, state: Any) -> bool:
+        on_device = {s: t for s, t in seen.items() if s is not NOISE and t.is_floating_point() and not t.is_meta}
+        super().decide(step, seen | {s: torch.empty_like(t, device="meta") for s, t in on_device.items()}, state)
+        return step in COMPUTED
+
+
 def skipped_step(model: str, words: list[str]) -> list[float]:
     """Kernels, bytes, syncs and floating-point operations of the step."""
     given = settings(f"model={model}", f"num_inference_steps={T}", *words)
     algorithm, pipe = build(given), meta_pipeline(given.model)
-    algorithm = replace(algorithm, schedule=partial(schedules.mask, steps=list(COMPUTED)))
+    schedule: Any = partial(schedules.mask, steps=list(COMPUTED))
+    if isinstance(algorithm.schedule, Gate):
+        schedule = Decided(algorithm.schedule.method, algorithm.schedule.constants)
+    algorithm = replace(algorithm, schedule=schedule)
     counted = Kernels(pipe)
     look = Look(counted)
     with torch.no_grad(), counted, patch.object(history, "weighted_sum", counted.forecast), suppress(Enough):
@@ -121,11 +147,12 @@ def skipped_step(model: str, words: list[str]) -> list[float]:
 
 def main(argv: list[str]) -> None:
     models = argv[0].split(",") if argv else MODELS
-    methods = argv[1].split(",") if len(argv) > 1 else METHODS
+    known = METHODS | GATES
+    methods = list(METHODS) if len(argv) < 2 else list(GATES) if argv[1] == "gates" else argv[1].split(",")
     print("| model | method | kernels | GB moved | syncs | TFLOPs |\n|---|---|--:|--:|--:|--:|", flush=True)
     for model in models:
         for method in methods:
-            kernels, moved, syncs, flops = skipped_step(model, METHODS[method])
+            kernels, moved, syncs, flops = skipped_step(model, known[method])
             print(f"| {model} | {method} | {kernels} | {moved / 1e9:.2f} | {syncs} | {flops / 1e12:.3f} |", flush=True)
 
 
