@@ -289,6 +289,7 @@ def calibrated(tmp_path, monkeypatch):
 
 class PROMPTS:
     lines = (Prompt("a red ring"),)
+    sha256 = ""
 
 
 def without_model(module, monkeypatch):

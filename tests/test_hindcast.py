@@ -1,6 +1,8 @@
 """The scheduler as a matrix, sites that correct the latent through it, and Hindcast's fit and search."""
 
 import itertools
+import re
+from contextlib import suppress
 from functools import partial
 
 import diffusers
@@ -17,7 +19,7 @@ from spectrum_bench.commands import run
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.forecasters import hindsight
-from spectrum_bench.lab import hindcast, search, traces
+from spectrum_bench.lab import finished, hindcast, search, traces
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import load_pipeline
@@ -137,6 +139,45 @@ def test_a_fit_on_one_sample_follows_that_sample(random_pipe):
     plain = Algorithm("x", partial(mask, steps=steps), hindsight, Solver())
     assert hindcast.error_db(flux, fitted, [JOB], references) < hindcast.error_db(flux, plain, [JOB], references)
     assert hindcast.cost(8, 14, 50) == 8 * 50 + 4 * (4 * 105 + 4 * 14) + 8 * 105
+
+
+@pytest.fixture
+def killed_calibration(random_pipe, monkeypatch):
+    """calibrate(kept, die_after) -> (its result, or None if it was killed; the network passes that it has run)."""
+    tiny, jobs = model(random_pipe, "flux", 8), [JOB, Job("two", 1, "a small blue star on a navy background", 4)]
+    run, passes = random_pipe.transformer.forward, []
+
+    def calibrate(kept, die_after=None):
+        def forward(*args, **kwargs):
+            if len(passes) == die_after:
+                raise KeyboardInterrupt
+            passes.append(1)
+            return run(*args, **kwargs)
+
+        passes.clear()
+        monkeypatch.setattr(random_pipe.transformer, "forward", forward)
+        with suppress(KeyboardInterrupt):
+            return hindcast.calibrate(tiny, jobs, 3, kept), len(passes)
+        return None, len(passes)
+
+    return calibrate
+
+
+def test_a_killed_calibration_goes_on_where_it_stopped(killed_calibration, tmp_path, capsys):
+    """What follows a kill repeats the uncached samples, and the gap that was not finished."""
+    whole, passes = killed_calibration(None)
+    assert passes == 64 - 9  # two of the four masks are alike
+    assert re.match(r"2 prompts: 64 network passes in all\nabout [\d.]+ minutes at", capsys.readouterr().out)
+    path, samples = tmp_path / "kept.begun", 2 * 8
+    done, died = killed_calibration(finished.Finished(path, {"of": (1, 2)}), die_after=passes - 3)
+    kept = finished.Finished(path, {"of": (1, 2)})
+    assert done is None and died == passes - 3 and samples + kept.passes <= died < samples + kept.passes + 6
+    left = passes - kept.passes
+    assert killed_calibration(kept) == (whole, left)
+    assert not finished.Finished(path, {"of": "another model"}).parts
+    path.write_text("{}")
+    with pytest.raises(UserError, match="holds no finished parts .*: delete it"):
+        finished.Finished(path)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> None:
         raise BadValue(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
     degree, clusters = whole("degree", cfg.degree, most=20), whole("clusters", cfg.clusters, most=256)
     from spectrum_bench.lab.calibration import METHODS, Fit
+    from spectrum_bench.lab.finished import Finished
     from spectrum_bench.lab.uncached import Uncached
 
     algo, name = settings.method.name, settings.model.name
@@ -46,9 +47,12 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
     passes = whole("algo.passes", cfg.algo.get("passes", 1), most=settings.num_inference_steps)
-    fit = Fit(passes, degree, clusters, settings.seed)
-    constants = METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit)
-    write(path, origin(settings, len(prompts.lines), device, pipe) | constants)
+    about = origin(settings, len(prompts.lines), device, pipe)
+    measured = about | {"list": prompts.sha256, "arguments": dict(settings.model.arguments), "passes": passes}
+    finished = Finished(path.with_suffix(".begun"), measured)
+    fit = Fit(passes, degree, clusters, settings.seed, finished)
+    write(path, about | METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit))
+    finished.delete()
     print(f"written to {path}: algo={algo} model={name} reads it")
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import AccumulatedState
 from spectrum_bench.lab import hindcast, smoothcache
+from spectrum_bench.lab.finished import Finished
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer
@@ -36,12 +37,14 @@ class Fit:
         degree: degree of TeaCache's polynomial.
         clusters: number of HyCa's clusters of channels.
         seed: seed of HyCa's k-means.
+        finished: what an earlier, killed calibration of hindcast has measured.
     """
 
     passes: int = 14
     degree: int = 4
     clusters: int = 4
     seed: int = 0
+    finished: Finished = field(default_factory=Finished)
 
 
 Constants = dict[str, Any]  # the constants in configs/calibration/<algo>/<model>.json
@@ -242,7 +245,7 @@ def solver_errors(rows: np.ndarray) -> np.ndarray:
 
 def hindcasts(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """Hindcast's mask and coefficients; see lab/hindcast.py."""
-    return hindcast.calibrate(run, jobs, fit.passes)
+    return hindcast.calibrate(run, jobs, fit.passes, fit.finished)
 
 
 def smooth(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:

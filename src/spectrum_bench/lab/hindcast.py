@@ -9,6 +9,7 @@ outputs v are those at the latents that the fitted steps themselves have led to.
 Non-Stationary solvers (arXiv:2403.01329), whose coefficients are trained by gradients.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.sites.solver import FittedSolver
 from spectrum_bench.forecasters import reuse
+from spectrum_bench.lab.finished import Finished
 from spectrum_bench.lab.search import IMPORTANCE, for_solver
 from spectrum_bench.lab.traces import Guided, Reference, Stop, Trace, flat, halves, seeded, trace
 from spectrum_bench.lab.uncached import Uncached
@@ -35,21 +37,45 @@ def algorithm(steps: Sequence[int], coefficients: Sequence[Sequence[float]]) -> 
     return Algorithm("hindcast", partial(mask, steps=steps), reuse, FittedSolver(coefficients, steps))
 
 
-def fit(model: Uncached, steps: list[int], jobs: Sequence[Job], traces: Sequence[Reference]) -> list[list[float]]:
-    """The coefficients [a_j, b_j0 .. b_jj] of each gap. Takes N (N + 1) / 2 passes a prompt."""
+def fit(
+    model: Uncached,
+    steps: list[int],
+    jobs: Sequence[Job],
+    traces: Sequence[Reference],
+    finished: Finished | None = None,
+) -> list[list[float]]:
+    """The coefficients [a_j, b_j0 .. b_jj] of each gap. Takes N (N + 1) / 2 passes a prompt, less for gaps that are
+    finished."""
+    finished = finished or Finished()
     coefficients: list[list[float]] = []
-    for gap, (step, end) in enumerate(zip(steps, [*steps[1:], model.num_steps], strict=True)):
-        normal, right = np.zeros((gap + 2, gap + 2)), np.zeros(gap + 2)
-        for job, reference in zip(jobs, traces, strict=True):
-            guided = Guided(last=step)
-            with suppress(Stop):
-                model.sampler(algorithm(steps, coefficients)).watch(job, [guided])
-            rows = np.array(guided.rows)
-            normal += rows @ rows.T / rows.shape[1]
-            right += rows @ reference.latents[end] / rows.shape[1]
-        ridge = RIDGE * normal.diagonal().mean() * np.eye(gap + 2)
-        coefficients.append(np.linalg.solve(normal + ridge, right).tolist())
+    for gap in range(len(steps)):
+        part = f"gap {gap} of steps {' '.join(map(str, steps))} on {len(jobs)} prompts"
+        measure = partial(fit_gap, model, steps, coefficients, jobs, traces)
+        coefficients.append(finished.once(part, len(jobs) * (gap + 1), measure))
     return coefficients
+
+
+def fit_gap(
+    model: Uncached,
+    steps: list[int],
+    coefficients: list[list[float]],
+    jobs: Sequence[Job],
+    traces: Sequence[Reference],
+) -> list[float]:
+    """The coefficients of the first gap that has none yet."""
+    gap = len(coefficients)
+    end = [*steps, model.num_steps][gap + 1]
+    normal, right = np.zeros((gap + 2, gap + 2)), np.zeros(gap + 2)
+    for job, reference in zip(jobs, traces, strict=True):
+        guided = Guided(last=steps[gap])
+        with suppress(Stop):
+            model.sampler(algorithm(steps, coefficients)).watch(job, [guided])
+        rows = np.array(guided.rows)
+        normal += rows @ rows.T / rows.shape[1]
+        right += rows @ reference.latents[end] / rows.shape[1]
+    ridge = RIDGE * normal.diagonal().mean() * np.eye(gap + 2)
+    fitted: list[float] = np.linalg.solve(normal + ridge, right).tolist()
+    return fitted
 
 
 def error_db(model: Uncached, found: Algorithm, jobs: Sequence[Job], traces: Sequence[Reference]) -> float:
@@ -69,12 +95,16 @@ def compared(
     method: Callable[[list[int]], Algorithm],
     jobs: Sequence[Job],
     traces: Sequence[Reference],
+    finished: Finished | None = None,
 ) -> dict[str, float]:
     """The `error_db` of a method at each of some masks. A line is printed for each."""
+    finished = finished or Finished()
     errors: dict[str, float] = {}
     for name, steps in masks.items():
-        errors[name] = error_db(model, method(steps), jobs, traces)
-        print(f"{name}: {' '.join(map(str, steps))}: error on held-out prompts {errors[name]:.2f} dB", flush=True)
+        at, found = " ".join(map(str, steps)), method(steps)
+        measure = partial(error_db, model, found, jobs, traces)
+        errors[name] = finished.once(f"error at steps {at}", len(jobs) * len(steps), measure)
+        print(f"{name}: {at}: error on held-out prompts {errors[name]:.2f} dB", flush=True)
     return errors
 
 
@@ -85,21 +115,24 @@ def candidates(traces: Sequence[Trace], passes: int) -> dict[str, list[int]]:
     return masks | {"power law": np.flatnonzero(power_law(len(matrix) - 1, passes=passes)).tolist()}
 
 
-def calibrate(model: Uncached, jobs: Sequence[Job], passes: int) -> dict[str, Any]:
+def calibrate(model: Uncached, jobs: Sequence[Job], passes: int, finished: Finished | None = None) -> dict[str, Any]:
     """The mask and the coefficients for a model: each candidate is fitted on one half of the prompts and measured on
-    the other, and the best one is fitted on all. Each prompt has its own seed, the job's plus its index."""
-    jobs = seeded(jobs)
-    print(f"{len(jobs)} prompts: {cost(len(jobs), passes, model.num_steps)} network passes in all", flush=True)
-    traces = [trace(model, job) for job in jobs]
+    the other, and the best one is fitted on all. Each prompt has its own seed, the job's plus its index.
+
+    Args:
+        finished: gaps and errors that an earlier, killed calibration has measured. Its uncached samples are made anew.
+    """
+    jobs, finished = seeded(jobs), finished or Finished()
+    traces = traced(model, jobs, cost(len(jobs), passes, model.num_steps), finished.passes)
     (known, held_out), (of_known, of_held_out) = halves(jobs), halves(traces)
     masks = candidates(of_known, passes)
 
     def fitted(steps: list[int]) -> Algorithm:
-        return algorithm(steps, fit(model, steps, known, of_known))
+        return algorithm(steps, fit(model, steps, known, of_known, finished))
 
-    errors = compared(model, masks, fitted, held_out, of_held_out)
+    errors = compared(model, masks, fitted, held_out, of_held_out, finished)
     best = min(errors, key=lambda name: errors[name])
-    coefficients = fit(model, masks[best], jobs, traces)
+    coefficients = fit(model, masks[best], jobs, traces, finished)
     return {
         "passes": passes,
         "importance": best,
@@ -109,8 +142,25 @@ def calibrate(model: Uncached, jobs: Sequence[Job], passes: int) -> dict[str, An
     }
 
 
+def traced(model: Uncached, jobs: Sequence[Job], cost: int, finished: int) -> list[Reference]:
+    """The traces of the jobs. Prints what the measurement that begins with them takes: network passes at once, and
+    minutes after the first sample.
+
+    Args:
+        cost: network passes of the whole measurement, of which some are finished.
+    """
+    goes_on = f", {finished} of them finished before" if finished else ""
+    print(f"{len(jobs)} prompts: {cost} network passes in all{goes_on}", flush=True)
+    begun = time.perf_counter()
+    traces = [trace(model, jobs[0])]
+    pace = (time.perf_counter() - begun) / model.num_steps
+    left = pace * (cost - finished - model.num_steps) / 60
+    print(f"about {left:.1f} minutes at {1000 * pace:.0f} ms a pass", flush=True)
+    return traces + [trace(model, job) for job in jobs[1:]]
+
+
 def cost(prompts: int, passes: int, T: int) -> int:
-    """The network passes that `calibrate` takes."""
+    """The network passes that `calibrate` takes. Fewer, if masks are alike."""
     half, kinds = max(prompts // 2, 1), len(IMPORTANCE) + 1
     a_fit = passes * (passes + 1) // 2
     return prompts * T + kinds * (half * a_fit + (prompts - half or prompts) * passes) + prompts * a_fit

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.lab.hindcast import compared
+from spectrum_bench.lab.hindcast import compared, traced
 from spectrum_bench.lab.search import IMPORTANCE, for_forecaster, starts
-from spectrum_bench.lab.traces import halves, seeded, trace
+from spectrum_bench.lab.traces import halves, seeded
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.schedules import mask
@@ -32,8 +32,7 @@ def find(model: Uncached, algorithm: Algorithm, jobs: Sequence[Job], passes: int
             f"algo={algorithm.name} has weights for each channel: its steps cannot be searched from traces"
         )
     jobs, T = seeded(jobs), model.num_steps
-    print(f"{len(jobs)} prompts: about {cost(len(jobs), passes, T)} network passes in all", flush=True)
-    references = [trace(model, job) for job in jobs]
+    references = traced(model, jobs, cost(len(jobs), passes, T), 0)
     (_, held_out), (of_known, of_held_out) = halves(jobs), halves(references)
     gram, matrix = np.mean([each.gram for each in of_known], axis=0), references[0].matrix
     masks = {
