@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -48,10 +48,16 @@ PAIRS = [(n, site) for n in NAMES for site in SITES if n != "sdxl" or site not i
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
+@pytest.fixture(scope="module")
+def plainly(random_pipes):
+    """Name -> the sample of the pipeline itself."""
+    return cache(lambda name: sample(random_pipes(name), name))
+
+
 @pytest.mark.parametrize("name,site", PAIRS)
-def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipes, name, site):
+def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipes, plainly, name, site):
     pipe = random_pipes(name)
-    plain = sample(pipe, name)
+    plain = plainly(name)
     for schedule in (schedules.full, gates.easycache(threshold=0, first=1)):
         out, session = run(pipe, name, SITES[site], schedule)
         assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
@@ -222,14 +228,14 @@ def skipping(pipe, name, site, gate, forecaster):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("algo", DYNAMIC)
-def test_gates_skip_and_leave_nothing(random_pipes, name, algo):
+def test_gates_skip_and_leave_nothing(random_pipes, plainly, name, algo):
     """Never-skip at threshold 0; else skipped steps run the front blocks alone, and A, B, A gives A."""
     pipe, (site, gate, forecaster) = random_pipes(name), DYNAMIC[algo]
     if name == "sdxl" and site.front:
         with pytest.raises(ValueError, match="no front blocks"):
             run(pipe, name, site, gate(threshold=0.1), forecaster)
         return
-    plain = sample(pipe, name)
+    plain = plainly(name)
     out, session = run(pipe, name, site, gate(threshold=0), forecaster)
     assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
 
