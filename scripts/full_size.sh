@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures times, speedups, the cost of a skipped step and memory at full size on a GPU. The weights are random: there is no
-# download and no quality figure.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b [key=value ...]
+# download and no quality figure.   bash scripts/full_size.sh flux|sd3-5|sdxl|hunyuan|wan14b|wan1-3b|... [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-MODEL=${1:?name a model: flux, sd3-5, sdxl, hunyuan, wan14b or wan1-3b}; shift
+MODEL=${1:?name a model: one of configs/architectures}; shift
 GPU=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -1 | tr 'A-Z ' 'a-z-' || true)
 GPU=${GPU#nvidia-} OUT=${OUT:-output_samples_full_size/$MODEL} PROMPTS=${PROMPTS:-3}
 REPORT=${REPORT:-results/${GPU:-full_size}/$MODEL}   # "NVIDIA H200": results/h200

@@ -60,12 +60,17 @@ def test_parameter_counts_are_the_published_ones(name):
         "wan14b": {"blocks": 40},
         "wan1-3b": {"blocks": 30},
         "chroma": {"transformer_blocks": 19, "single_transformer_blocks": 38},
+        "flux-schnell": {"transformer_blocks": 19, "single_transformer_blocks": 38},
+        "wan2-2-t2v": {"blocks": 40},
+        "wan2-2-ti2v": {"blocks": 30},
     }.items(),
 )
 def test_number_of_blocks(name, blocks):
-    (denoiser,) = denoisers(full_size(name)).values()
-    assert {stack: len(getattr(denoiser, stack)) for stack in blocks} == blocks
-    assert (getattr(denoiser, "mid_block", None) is not None) == (name == "sdxl")
+    networks = denoisers(full_size(name)).values()
+    assert len(networks) == (2 if name == "wan2-2-t2v" else 1)
+    for denoiser in networks:
+        assert {stack: len(getattr(denoiser, stack)) for stack in blocks} == blocks
+        assert (getattr(denoiser, "mid_block", None) is not None) == (name == "sdxl")
 
 
 @pytest.mark.parametrize(
@@ -188,12 +193,27 @@ CALLS["chroma"] = (  # 1024 x 1024 pixels; its negative prompt is a call of its 
     (1, 4096, 3072),
 )
 CALLS["wan1-3b"] = (CALLS["wan14b"][0], (1, 32760, 1536))
+CALLS["flux-schnell"] = (  # its prompt has 256 tokens, and no guidance is embedded
+    lambda: (
+        CALLS["flux"][0]()
+        | {"encoder_hidden_states": tensor(1, 256, 4096), "txt_ids": tensor(256, 3), "guidance": None}
+    ),
+    (1, 4096, 3072),
+)
+CALLS["wan2-2-t2v"] = (  # 720 x 1280 pixels, 81 frames
+    lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 16, 21, 90, 160)},
+    (1, 21 * 45 * 80, 5120),
+)
+CALLS["wan2-2-ti2v"] = (  # 704 x 1280 pixels, 121 frames, a time for each token
+    lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 48, 31, 44, 80), "timestep": time((1, 31 * 22 * 40))},
+    (1, 31 * 22 * 40, 3072),
+)
 
 
 def shapes_alone(name, site):
     """Two computed steps and a skipped one on the meta device (a gate would need numbers): the kept features."""
     pipe, (call, _) = only_denoiser(name), CALLS[name]
-    ((part, denoiser),) = denoisers(pipe).items()
+    part, denoiser = next(iter(denoisers(pipe).items()))  # the other network of wan2-2-t2v has the same shapes
     schedule = partial(schedules.mask, steps=[0, 1])
     outputs = []
     with torch.no_grad(), cached(pipe, schedule=schedule, forecaster=TAYLOR, site=site, num_steps=3) as session:
@@ -247,7 +267,7 @@ SMALLER = {
     },
     "AutoencoderKL": VAE,
     "AutoencoderKLHunyuanVideo": VAE,
-    "AutoencoderKLWan": {"base_dim": 8, "num_res_blocks": 1},
+    "AutoencoderKLWan": {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
     "FluxTransformer2DModel": {
         "num_layers": 1,
         "num_single_layers": 2,
@@ -328,7 +348,7 @@ def test_a_small_copy_runs_through_the_unchanged_call(small, name):
     pipe = random_pipeline(name, dtype="float32", device="cpu")
     assert torch.equal(torch.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
     picture = draw(pipe)
-    assert picture.shape == (5 if name in ("hunyuan", "wan14b", "wan1-3b") else 1, 64, 64, 3)
+    assert picture.shape == (5 if name == "hunyuan" or name.startswith("wan") else 1, 64, 64, 3)
     assert np.isfinite(picture).all() and picture.std() > 0
     with cached(
         pipe,
@@ -338,7 +358,8 @@ def test_a_small_copy_runs_through_the_unchanged_call(small, name):
         num_steps=2,
     ) as session:
         skipped = draw(pipe, callback_on_step_end=session.callback)
-    assert session.computed_steps == [0] and np.isfinite(skipped).all()
+    first = [steps[0] for steps in session.networks.values()]  # of each network
+    assert session.computed_steps == first and np.isfinite(skipped).all()
     torch.rand(1)
     assert np.array_equal(draw(random_pipeline(name, dtype="float32", device="cpu")), picture)
 
@@ -399,5 +420,5 @@ def test_tokenizers_take_the_real_lengths(name):
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(UserError, match="take one of chroma, flux, hunyuan, sd3-5, sdxl, wan1-3b, wan14b"):
+    with pytest.raises(UserError, match=f"take one of {', '.join(NAMES)}"):
         random_pipeline("dalle", dtype="float32", device="meta")
