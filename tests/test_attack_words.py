@@ -439,6 +439,10 @@ nowhere reference=nowhere out=out margin=nan
 nowhere reference=nowhere out=out margin=5000
 nowhere reference=nowhere out=out margin=1e6
 nowhere reference=nowhere out=out margin=²
+nowhere reference=nowhere out=out matters=psnr
+nowhere reference=nowhere out=out matters=psnr:-1
+nowhere reference=nowhere out=out matters=psnr:1e9
+nowhere reference=nowhere out=out matters=nothing:1
 nowhere reference=nowhere out=out align=speed
 nowhere reference=nowhere out={LONG}
 {LONG} reference=nowhere out=out

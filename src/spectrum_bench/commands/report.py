@@ -8,6 +8,8 @@ usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [key=val
   baseline=<name>   the experiment from which the others' differences are taken: differences.md differences.csv
   align=passes      compare methods at equal passes; or align=latency, align=memory
   margin=1          per cent of the reference's own score that a method may lose to be named as fast enough
+  matters=psnr:0.5  how large a difference matters, of one metric or more (ssim:0.01): statistics.md says how sure the
+                    order is, which differences are real or too small to matter, and how many prompts would decide
   rows=16           most prompts that the page shows pictures of
 """
 
@@ -16,7 +18,15 @@ from pathlib import Path
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.errors import UserError
 
-OPTIONS = {"reference": None, "out": None, "baseline": "", "align": "passes", "margin": "1", "rows": "16"}
+OPTIONS = {
+    "reference": None,
+    "out": None,
+    "baseline": "",
+    "align": "passes",
+    "margin": "1",
+    "matters": "",
+    "rows": "16",
+}
 
 
 def main(argv: list[str]) -> None:
@@ -25,6 +35,8 @@ def main(argv: list[str]) -> None:
     margin = options["margin"]
     if not (margin.isascii() and margin.replace(".", "", 1).isdecimal() and float(margin) <= 100):
         raise UserError(f"margin={margin[:80]} is no percentage: write margin=1")
+    matters = differences(options["matters"])
+    from spectrum_bench.reporting import statistics
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
     from spectrum_bench.reporting.tables import BUDGETS
@@ -43,6 +55,26 @@ def main(argv: list[str]) -> None:
         margin=float(margin) / 100,
         align=options["align"],
         baseline=options["baseline"],
+        beside=(lambda table: statistics.files(table, matters)) if matters else None,
     )
     print(plain(table))
     print(f"\nTables, plot and page: {(out / 'index.html').resolve()}")
+
+
+def differences(words: str) -> dict[str, float]:
+    """psnr:0.5,ssim:0.01 as metric -> difference.
+
+    Raises:
+        UserError: a metric is unknown, or a difference is no number above 0.
+    """
+    from spectrum_bench.scoring.metrics import METRICS
+
+    found: dict[str, float] = {}
+    for word in words.split(",") if words else ():
+        metric, _, value = word.partition(":")
+        if metric not in METRICS:
+            raise UserError(f"matters={word[:80]} names no metric{arguments.nearest(metric, list(METRICS))}")
+        if not (value.isascii() and value.replace(".", "", 1).isdecimal() and len(value) < 10 and float(value) > 0):
+            raise UserError(f"matters={word[:80]} is no difference: write matters={metric}:0.5")
+        found[metric] = float(value)
+    return found
