@@ -2,8 +2,8 @@
 
 usage: python scripts/conformance.py [<folder>]
 
-Writes <folder>/findings.csv, one line a check, and <folder>/table.md, one row a pipeline and one column a hook. What
-the folder has is not made again. By default it is results/studies/conformance.
+Writes <folder>/findings.csv, one line a check, and <folder>/table.md, one row a hook and one column a check. What the
+folder has is not made again. By default it is results/studies/conformance.
 """
 
 import csv
@@ -17,7 +17,7 @@ import torch
 
 from spectrum_bench.commands.conformance import OPTIONS, RANDOM, open_bench
 from spectrum_bench.conformance.bench import Bench
-from spectrum_bench.conformance.checks import check, check_all
+from spectrum_bench.conformance.checks import CHECKS, check, check_all
 
 DBCACHE = "cachedit:DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold={})"
 MASK = "steps_computation_mask=[1, 1, 0, 1, 0, 0, 1, 0], steps_computation_policy='static'"
@@ -47,6 +47,7 @@ CACHES = {
     "DBPrune": DBCACHE.replace("DBCache", "DBPrune"),
 }
 GUIDED = ("FasterCache, guided",)
+FIGURES = ("saves work", "memory", "waits")  # which cannot fail
 THRESHOLDS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 COLUMNS = ("hook", "pipeline", "check", "verdict", "seen")
 Line = tuple[str, ...]
@@ -91,15 +92,17 @@ def write(path: Path, lines: list[Line]) -> None:
 
 
 def table(lines: list[Line]) -> str:
-    """Number of failed checks of each pair; - where the hook refuses the pipeline."""
+    """On how many pipelines each check of a hook failed, of those where it applies; dots: on none."""
     frame = pd.DataFrame(lines, columns=COLUMNS)
+    frame = frame[(frame["verdict"] != "-") & ~frame["check"].isin(FIGURES)]
 
-    def cell(group: pd.DataFrame) -> str:
-        refused = len(group) == 1 and group["verdict"].iloc[0] == "-"
-        return "-" if refused else ", ".join(group[group["verdict"] == "FAILED"]["check"]) or "ok"
+    def cell(verdicts: pd.Series) -> str:
+        failed = (verdicts == "FAILED").sum()
+        return f"{failed} of {len(verdicts)}" if failed else "."
 
-    cells = frame.groupby(["pipeline", "hook"], sort=False)[["verdict", "check"]].apply(cell).unstack("pipeline")
-    return f"{cells.reindex(CACHES).T.to_markdown()}\n"
+    counts = frame.groupby(["hook", "check"])["verdict"].apply(cell).unstack("check")
+    checks = [check for check in CHECKS if check in counts.columns]
+    return f"{counts.reindex(index=CACHES, columns=checks).fillna('-').to_markdown()}\n"
 
 
 if __name__ == "__main__":

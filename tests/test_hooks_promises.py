@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import torch
 from spectrum_bench.commands import conformance
 from spectrum_bench.conformance.words import Config, Named, read_cache
 from spectrum_bench.errors import SOME_FAILED, UserError
-from spectrum_bench.paths import environment_with_package
+from spectrum_bench.paths import ROOT, environment_with_package
 from spectrum_bench.sampling.small import MAKERS
 
 FBC = "diffusers:FirstBlockCacheConfig(threshold=0.1)"
@@ -193,6 +194,13 @@ def test_one_line_a_check_json_and_an_exit_code(tmp_path, capsys, broken):
     assert end.value.code == SOME_FAILED
 
 
+def test_a_call_that_the_pipeline_itself_refuses_ends_there(capsys):
+    with pytest.raises(SystemExit) as end:
+        conformance.main(["pipeline=random:flux", f"cache={FBC}", "call={'nonsense': 1}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert end.value.code == SOME_FAILED and len(lines) == 2 and "the plain pipeline refuses it" in lines[1]
+
+
 def test_a_cache_that_refuses_the_pipeline_ends_there(capsys):
     with pytest.raises(SystemExit) as end:
         conformance.main(["pipeline=random:sd3-5-medium", f"cache={FBC}"])
@@ -218,3 +226,24 @@ def test_each_promise_is_a_test_of_pytest(broken, tmp_path):
     failed = re.findall(r"^FAILED .*: ([\w, ]+?)(?: -.*)?$", ended.stdout, re.MULTILINE)
     assert ended.returncode == 1 and {"a, b, a", "interrupted"} <= set(failed), ended.stdout[-3000:]
     assert "skips" in ended.stdout and "gone afterwards" not in failed and "skipped" in ended.stdout
+
+
+@pytest.mark.slow
+def test_a_mask_of_cache_dit_is_left_out_when_it_may_never_skip():
+    from spectrum_bench.conformance.checks import check
+
+    mask = "cachedit:DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=0, steps_computation_mask=[1, 0, 1, 0, 1])"
+    tested = bench("random:flux", mask)
+    assert [check(tested, name).verdict for name in ("runs", "never skips")] == ["ok", "ok"]
+
+
+def test_the_matrix_counts_failures_of_caches_whose_words_can_be_read():
+    script = runpy.run_path(str(ROOT / "scripts/conformance.py"))
+    for words in script["CACHES"].values():
+        assert read_cache(words.format(0.5)).configs
+    verdicts = {"a": "ok", "b": "FAILED", "c": "-", "d": "FAILED"}
+    lines = [("SeaCache", pipeline, "skips", verdict, "") for pipeline, verdict in verdicts.items()]
+    lines += [("SeaCache", "a", "branches", "ok", ""), ("DBCache", "a", "skips", "ok", "")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in script["table"](lines).splitlines()]
+    told = {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+    assert told["SeaCache"] == {"skips": "2 of 3", "branches": "."} and told["DBCache"]["branches"] == "-"

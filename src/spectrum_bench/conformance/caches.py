@@ -1,7 +1,6 @@
 """Caches under test: how each is switched on and off, as its own documentation says."""
 
 import importlib
-import logging
 import os
 import sys
 from dataclasses import dataclass, fields
@@ -29,8 +28,8 @@ NEVER: dict[str, dict[str, Any]] = {
         f"{kind}_timestep_skip_range": NO_TIME
         for kind in ("spatial_attention", "temporal_attention", "unconditional_batch")
     },
-    "DBCacheConfig": {"max_warmup_steps": ALL},
-    "DBPruneConfig": {"max_warmup_steps": ALL},
+    "DBCacheConfig": {"max_warmup_steps": ALL, "steps_computation_mask": None},
+    "DBPruneConfig": {"max_warmup_steps": ALL, "steps_computation_mask": None},
 }
 
 
@@ -100,8 +99,8 @@ def _library(named: Named) -> Any:
     """The imported package or module. The latter is the user's code, which runs."""
     if named.functions and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # else it writes ten lines each time
     try:
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
         return importlib.import_module(LIBRARIES.get(named.library, named.library))
     except ImportError as error:
         raise UserError(f"cache={named.text[:80]}: {error}") from None

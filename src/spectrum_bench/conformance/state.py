@@ -28,7 +28,7 @@ class Before:
         for module, (attributes, children) in self.modules.items():
             name = type(module).__name__
             if list(module._modules.items()) != list(children.items()):
-                active.append(f"other modules in {name}")
+                active.append(f"other modules, or another order of them, in {name}")
             if (dict(module._forward_hooks), dict(module._forward_pre_hooks)) != self.hooks[module]:
                 active.append(f"a hook on {name}")
             forward = vars(module).get("forward")
