@@ -6,14 +6,19 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from helpers import settings
 
 from spectrum_bench import forecasters, schedules
 from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling.architectures import architecture, random_pipeline
+from spectrum_bench.sampling.counting import count
+from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.sampler import Observer, Sampler
 
 NAMES = sorted(p.stem for p in architectures.FOLDER.glob("*.json"))
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
@@ -362,6 +367,26 @@ def test_a_small_copy_runs_through_the_unchanged_call(small, name):
     assert session.computed_steps == first and np.isfinite(skipped).all()
     torch.rand(1)
     assert np.array_equal(draw(random_pipeline(name, dtype="float32", device="cpu")), picture)
+
+
+@pytest.mark.slow
+def test_two_networks_are_foretold_as_they_run(small):
+    """The second one warms up too, and the features of the first are let go: what is printed before the run."""
+    words = ("model.width=64", "model.height=64", "model.num_frames=5", "num_inference_steps=12", "warmup_steps=2")
+    given = settings("model=wan2-2-t2v", "model.init=random", "algo=spectrum", *words, config_name="video")
+    algorithm, job, look = build(given), Job("one", 0, "a red ring", 0), Looking()
+    cost = count(given, algorithm, job)
+    pipe = random_pipeline("wan2-2-t2v", dtype="bfloat16", device="cpu", vae_dtype="float32")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **given.model.scheduler)
+    Sampler.of(pipe, algorithm, given).watch(job, [look])
+    assert cost.starts == [steps[0] for steps in look.session.networks.values()] and len(cost.starts) == 2
+    assert algorithm.computed_steps(12, cost.starts) == look.session.computed_steps
+    assert cost.cache_bytes == look.session.cache_bytes
+
+
+class Looking(Observer):
+    def step_done(self, session, step, latents):
+        self.session = session
 
 
 @pytest.mark.slow

@@ -14,6 +14,17 @@ from spectrum_bench.errors import BadValue
 Mask = NDArray[np.bool_]  # (T,), True = compute
 
 
+def begun(mask: Mask, step: int, since: int) -> bool:
+    """Whether a network computes a step that runs since a step: it gets the mask's first computed steps anew."""
+    return bool(mask[step] or mask[: step - since + 1].all())
+
+
+def by_turns(mask: Mask, starts: Sequence[int]) -> Mask:
+    """The mask as networks run it that take over from each other at `starts`, the first of which is 0."""
+    since = [max(start for start in starts if start <= step) for step in range(len(mask))]
+    return np.array([begun(mask, step, start) for step, start in enumerate(since)])
+
+
 def full(T: int) -> Mask:
     """Every step: the reference."""
     return np.ones(T, bool)

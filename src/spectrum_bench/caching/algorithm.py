@@ -1,7 +1,7 @@
 """An algorithm: a schedule, a forecaster and a site under one name, and the checks that they fit together."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +17,7 @@ from spectrum_bench.decisions import Gate, Method
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster, forgotten, reuse
 from spectrum_bench.gates import is_observed
-from spectrum_bench.schedules import Mask, Schedule, bare, full, plan
+from spectrum_bench.schedules import Mask, Schedule, bare, by_turns, full, plan
 from spectrum_bench.signals import FirstBlock, Front
 
 LONGEST = 100  # steps after which the check of the forgetting rule stops
@@ -56,6 +56,11 @@ class Algorithm:
         self.site.check(self.schedule, self.forecaster)
         if not self.site.decides:
             check_forgetting(self.forecaster, plausible(T) if mask is None else [mask])
+
+    def computed_steps(self, T: int, starts: Sequence[int]) -> list[int] | None:
+        """The computed steps of T, where networks that run by turns begin at `starts`; None if a gate decides."""
+        mask = plan(self.schedule, T)
+        return None if mask is None else by_turns(mask, starts).nonzero()[0].tolist()
 
     def attach(self, pipe: Any, num_steps: int) -> AbstractContextManager[Session]:
         """Run the pipeline under this algorithm for one call; see `cached`."""

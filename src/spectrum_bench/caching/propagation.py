@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectrum_bench.caching.session import replace_method
+from spectrum_bench.caching.replacing import replace_method
 from spectrum_bench.errors import DoesNotFit
 
 Matrix = NDArray[np.float64]

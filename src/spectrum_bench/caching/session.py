@@ -22,7 +22,7 @@ from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Progressing, State
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, Weights, follows_gate
-from spectrum_bench.schedules import Schedule, plan
+from spectrum_bench.schedules import Schedule, begun, plan
 from spectrum_bench.signals import OUTPUT, Call, Place, Signal
 
 Own = TypeVar("Own")
@@ -202,20 +202,29 @@ class Session:
         steps, key = self.networks[name], (name, self.call)
         if self.step not in steps[-1:]:
             steps.append(self.step)
+            self._forget_left()
         self._since = steps[0]
         branch = self.branches.get(key)
         if branch is None or not branch.continues(self.step, latent):
-            self.branches[key] = self._new_branch()
-            self.branches[key].computed = branch.computed if branch else []
+            self._begin_anew(key)
         self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
         self.branch.seen = (self.step, _kind(latent))
         self._seen, self.undecided = dict(self.branch.late), True
         self.decide_at(Call(latent, timestep, self.branch.output, partial(self._noise, self.step)))
 
-    def _new_branch(self) -> Branch:
+    def _forget_left(self) -> None:
+        """Let go of the features of branches that did not run at the step before, such as another denoiser's."""
+        for key, branch in self.branches.items():
+            if branch.times and branch.seen is not None and self.step - branch.seen[0] > 1:
+                self._begin_anew(key)
+
+    def _begin_anew(self, key: tuple[str, int]) -> None:
+        """Give a branch a new memory. Its computed steps stay on record."""
         state = self._gate.start(self.num_steps - self._since) if self._gate else None
         progress = state.progress if self._follows_gate and isinstance(state, Progressing) else None
-        return Branch(self._remembered, state, progress, self.history)
+        computed = self.branches[key].computed if key in self.branches else []
+        self.branches[key] = Branch(self._remembered, state, progress, self.history)
+        self.branches[key].computed = computed
 
     @not_compiled
     def decide_at(self, place: Place) -> None:
@@ -232,11 +241,9 @@ class Session:
             (self._seen if self.undecided else self.branch.late)[signal] = value
 
     def _decide(self) -> None:
-        """Decide by the mask, the first branch or the gate whether this branch computes this step. A denoiser that
-        takes over in mid-run begins anew: it gets the mask's first computed steps again, and a gate's count of steps.
-        """
+        """Decide by the mask, the first branch or the gate (which counts from the denoiser's first step)."""
         if self._mask is not None:
-            computing = bool(self._mask[self.step] or self._mask[: self.step - self._since + 1].all())
+            computing = begun(self._mask, self.step, self._since)
         elif self._gate is None:
             raise TypeError(f"{self.schedule} is neither a mask nor a Gate")
         elif self._gate.shared and self._leader is not None and self._leader is not self.branch:
@@ -331,15 +338,6 @@ def _keep_time(name: str, denoiser: nn.Module, session: Session, undo: ExitStack
 
     undo.callback(denoiser.register_forward_pre_hook(begin, with_kwargs=True).remove)
     undo.callback(denoiser.register_forward_hook(end).remove)
-
-
-def replace_method(owner: Any, name: str, function: Callable[..., Any], undo: ExitStack) -> None:
-    """Give one object another function under this name. `undo` restores what the object had of its own, or nothing."""
-    if name in vars(owner):
-        undo.callback(setattr, owner, name, getattr(owner, name))
-    else:
-        undo.callback(delattr, owner, name)
-    setattr(owner, name, function)
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

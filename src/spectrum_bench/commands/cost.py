@@ -31,15 +31,14 @@ def main(cfg: DictConfig) -> None:
     from spectrum_bench.sampling.counting import count
     from spectrum_bench.sampling.identity import headline, labels
     from spectrum_bench.sampling.jobs import make_jobs
-    from spectrum_bench.schedules import plan
 
     prompts = read_prompt_file(locate(settings.prompt_file), 1, settings.prompt_column)
     cost = count(settings, algorithm, make_jobs(prompts.lines, settings.seed, {})[0], passes)
-    mask = plan(algorithm.schedule, T)
+    planned = algorithm.computed_steps(T, cost.starts)
     print(headline(settings.model.name, labels(settings)), size_of(settings), sep=", ")
-    if mask is None and passes is None and cost.skipped_steps:
+    if planned is None and passes is None and cost.skipped_steps:
         print(f"which of {T} steps are computed is decided on the way: passes=14 counts with 14 of them")
-    computed = spread(passes, T) if mask is None else mask.nonzero()[0].tolist()
+    computed = spread(passes, T) if planned is None else planned
     if computed is not None:
         print(f"{len(computed)} of {T} steps computed, {T / len(computed):.2f}x fewer")
     print("\n".join(lines(cost, computed, T)))

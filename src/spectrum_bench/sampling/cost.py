@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from spectrum_bench.errors import UserError
@@ -28,6 +28,7 @@ class Cost:
             None if unknown.
         weights_bytes: of all parts of the pipeline.
         working_bytes: the most bytes of all other tensors at a computed step.
+        starts: the first step of each network that runs by turns with others; of one network, 0.
     """
 
     full_step: int
@@ -35,6 +36,7 @@ class Cost:
     cache_bytes: int | None
     weights_bytes: int
     working_bytes: int
+    starts: list[int] = field(default_factory=lambda: [0])
 
     def flops(self, computed: Sequence[int], T: int) -> int | None:
         """Floating-point operations of the denoiser in the T steps of a sample; None if unknown."""

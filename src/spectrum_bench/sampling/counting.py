@@ -2,6 +2,7 @@
 algorithm's own site and forecaster, some of them computed and some skipped. What more steps would hold follows from the
 mask."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,8 +48,8 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
     with torch.no_grad(), counted:
         with suppress(Enough):
             Sampler.of(pipe, trial.algorithm, settings).watch(job, [trial])
-        mask = plan(ours.schedule, T)
-        held = trial.cache_bytes(np.arange(T) < (passes or T) if mask is None else mask)
+        mask, starts = plan(ours.schedule, T), takeovers(pipe, T)
+        held = trial.cache_bytes(np.arange(T) < (passes or T) if mask is None else mask, starts)
     flops = [each // settings.runtime.batch_size for each in trial.flops]
     return Cost(
         full_step=flops[0],
@@ -56,7 +57,18 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
         cache_bytes=None if peer else held,
         weights_bytes=sum(tensor.nbytes for tensor in weights(pipe)),
         working_bytes=trial.working_bytes,
+        starts=starts,
     )
+
+
+def takeovers(pipe: Any, T: int) -> list[int]:
+    """The first step of each network, of one or of two by turns, which diffusers' `boundary_ratio` parts."""
+    ratio = pipe.config.get("boundary_ratio")
+    if ratio is None or len(denoisers(pipe)) == 1:
+        return [0]
+    pipe.scheduler.set_timesteps(T)
+    above = int((pipe.scheduler.timesteps >= ratio * pipe.scheduler.config.num_train_timesteps).sum())
+    return [0, above] if 0 < above < T else [0]
 
 
 class Enough(Exception):
@@ -121,9 +133,12 @@ class Trial(Observer):
             raise Enough
         self._expect(step + 1)
 
-    def cache_bytes(self, mask: Mask) -> int:
-        """The most bytes at the end of a step of a sample with this mask."""
-        total, rows = 0, most_rows(self.session.forecaster, mask)
+    def cache_bytes(self, mask: Mask, starts: Sequence[int]) -> int:
+        """The most bytes at the end of a step of a sample with this mask. Of two networks by turns, the features of the
+        first are held while the second computes its first step; both have features of one size."""
+        mask = schedules.by_turns(mask, starts)
+        rows_each = [most_rows(self.session.forecaster, part) for part in np.split(mask, starts[1:])]
+        total, rows = 0, max([rows_each[-1], *(rows + 1 for rows in rows_each[:-1])])
         for key, branch in self.session.branches.items():
             total += self._beside[key]
             total += sum(history.bytes_with(rows) for history in branch.histories.values())

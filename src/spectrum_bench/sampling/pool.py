@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from spectrum_bench.caching.algorithm import Algorithm
-from spectrum_bench.caching.session import replace_method
+from spectrum_bench.caching.replacing import replace_method
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import environment_with_package
 from spectrum_bench.sampling.jobs import Job

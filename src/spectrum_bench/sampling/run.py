@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.errors import INTERRUPTED, SOME_FAILED, UserError
 from spectrum_bench.sampling.claim import claim
@@ -39,7 +38,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: O
     with only_run(folder):
         jobs = make_jobs(prompts.lines, settings.seed, who, settings.samples_per_prompt)
         state = look(jobs, folder, settings)
-        print(describe(settings, algorithm))
+        print(headline(settings.model.name, labels(settings)))
         foresee(settings, algorithm, folder, jobs[0])
         print(f"{len(jobs)} samples, {state.finished} of them finished, in {folder}")
         with disk_errors(folder):
@@ -54,7 +53,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: O
 
 
 def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job) -> None:
-    """Print what a sample costs, and keep it in the folder for tables.
+    """Print which steps are computed and what a sample costs, and keep the cost in the folder for tables.
 
     Raises:
         UserError: the algorithm does not fit the model, or weights and cache do not fit the GPU.
@@ -66,11 +65,12 @@ def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job)
         except UserError:
             raise
         except Exception as error:  # somebody's own pipeline may need numbers, which the meta device has not
+            print(describe_steps(algorithm.computed_steps(steps, [0]), steps))
             print(f"the cost is not known beforehand: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return
         write_cost(folder, cost)
-    mask = schedules.plan(algorithm.schedule, steps)
-    print("\n".join(lines(cost, None if mask is None else mask.nonzero()[0].tolist(), steps)))
+    computed = algorithm.computed_steps(steps, cost.starts)
+    print(describe_steps(computed, steps), *lines(cost, computed, steps), sep="\n")
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu":
         card = torch.cuda.get_device_properties(device)
@@ -142,14 +142,3 @@ def progress(samples: int, steps: int) -> Iterator[tuple[OnStep, Callable[[], No
             bar.update(task, samples=made)
 
         yield on_step, on_sample
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Lines for a person
-
-
-def describe(settings: RunSettings, algorithm: Algorithm) -> str:
-    """Name the schedule, the forecaster and the site, and show the mask if the schedule is one."""
-    mask = schedules.plan(algorithm.schedule, settings.num_inference_steps)
-    steps = None if mask is None else mask.nonzero()[0].tolist()
-    return f"{headline(settings.model.name, labels(settings))}\n{describe_steps(steps, settings.num_inference_steps)}"

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from spectrum_bench.anatomy import Anatomy, BlockIO
-from spectrum_bench.caching.session import Session, replace_method
+from spectrum_bench.caching.replacing import replace_method
+from spectrum_bench.caching.session import Session
 from spectrum_bench.forecasters import Forecaster
 from spectrum_bench.schedules import Schedule
 from spectrum_bench.signals import FirstBlock

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from spectrum_bench import checks
 from spectrum_bench.caching.noise import sigma_before
-from spectrum_bench.caching.session import Session, replace_method
+from spectrum_bench.caching.replacing import replace_method
+from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.solver import SchedulerSite
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse
