@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from spectrum_bench.checks import whole
-from spectrum_bench.commands.compose import settings_of
+from spectrum_bench.commands.compose import read_calibration, settings_of
 from spectrum_bench.commands.run import prepare
 from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import CALIBRATION
@@ -50,7 +50,9 @@ def main(cfg: DictConfig) -> None:
     about = origin(settings, len(prompts.lines), device, pipe)
     measured = about | {"list": prompts.sha256, "arguments": dict(settings.model.arguments), "passes": passes}
     finished = Finished(path.with_suffix(".begun"), measured)
-    fit = Fit(passes, degree, clusters, settings.seed, finished)
+    solver = str(cfg.algo.get("coefficients", "hindcast"))
+    steps = read_calibration(CALIBRATION / f"hindcast/{passes}/{name}.json").get("mask", ())
+    fit = Fit(passes, degree, clusters, settings.seed, solver, steps, finished)
     write(path, about | METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit))
     finished.delete()
     print(f"written to {path}: algo={algo} model={name} reads it")

@@ -1,7 +1,7 @@
 """Measures the constants that some algorithms need for each model: configs/calibration/<algo>/<model>.json."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from spectrum_bench.distances import relative_change
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import AccumulatedState
-from spectrum_bench.lab import hindcast, smoothcache
+from spectrum_bench.lab import hindcast, rivals, smoothcache
 from spectrum_bench.lab.finished import Finished
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
@@ -37,6 +37,8 @@ class Fit:
         degree: degree of TeaCache's polynomial.
         clusters: number of HyCa's clusters of channels.
         seed: seed of HyCa's k-means.
+        solver: whose coefficients are measured as hindcast's.
+        steps: hindcast's steps, at which another solver's are.
         finished: what an earlier, killed calibration of hindcast has measured.
     """
 
@@ -44,6 +46,8 @@ class Fit:
     degree: int = 4
     clusters: int = 4
     seed: int = 0
+    solver: str = "hindcast"
+    steps: Sequence[int] = ()
     finished: Finished = field(default_factory=Finished)
 
 
@@ -244,7 +248,9 @@ def solver_errors(rows: np.ndarray) -> np.ndarray:
 
 
 def hindcasts(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
-    """Hindcast's mask and coefficients; see lab/hindcast.py."""
+    """Hindcast's mask and coefficients; see lab/hindcast.py. Or those of another solver; see lab/rivals.py."""
+    if fit.solver != "hindcast":
+        return rivals.measure(run, jobs, fit.solver, fit.steps)
     return hindcast.calibrate(run, jobs, fit.passes, fit.finished)
 
 

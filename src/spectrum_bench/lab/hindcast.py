@@ -138,8 +138,13 @@ def calibrate(model: Uncached, jobs: Sequence[Job], passes: int, finished: Finis
         "importance": best,
         "held_out_error_db": round(errors[best], 2),
         "mask": masks[best],
-        "coefficients": [[float(f"{value:.9g}") for value in row] for row in coefficients],
+        "coefficients": rounded(coefficients),
     }
+
+
+def rounded(coefficients: Sequence[Sequence[float]]) -> list[list[float]]:
+    """To nine digits, beyond float32."""
+    return [[float(f"{value:.9g}") for value in row] for row in coefficients]
 
 
 def traced(model: Uncached, jobs: Sequence[Job], cost: int, finished: int) -> list[Reference]:

@@ -27,6 +27,7 @@ ADDED: dict[str, object] = {
     "magcache.down": False,
     "CacheDiT.config": "DBCacheConfig",
     "CacheDiT.policy": None,
+    "FittedSolver.solver": "hindcast",
 }
 
 Identity = dict[str, Any]  # JSON: what `identity` returns

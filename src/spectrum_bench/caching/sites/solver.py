@@ -141,11 +141,13 @@ class FittedSolver(SchedulerSite):
             the scheduler's own latent stays.
         steps: the computed steps that they were fitted for.
         method: the name of the calibration in messages.
+        solver: whose coefficients they are, for labels.
     """
 
     coefficients: Sequence[Sequence[float]] | None
     steps: Sequence[int] | None
     method: str = "hindcast"
+    solver: str = "hindcast"
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         calibrated(self.method, self.steps)
