@@ -430,7 +430,7 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
         ("model=fluks", r"there is no model=fluks \(did you mean flux\?\); choose of .*flux.*, all"),
         ("model=tiny-flux", "there is no model=tiny-flux to fetch: its weights are in this repository"),
         ("prompts=draw", "choose of drawbench, coco, vbench, all"),
-        ("metrics=fid", "choose of lpips, lpips_vgg, clip, clip_g, imagereward, vbench, all"),
+        ("metrics=fid", "choose of lpips, lpips_vgg, tlpips, clip, clip_g, imagereward, vbench, all"),
         ("metrics=", "choose of lpips"),
         ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),
         ("--dryrun", "cannot read --dryrun"),
@@ -455,7 +455,12 @@ def test_words_stand_for_names():
 def test_help_says_what_there_is():
     words = [sys.executable, str(ROOT / "download.py"), "--help"]
     out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert "flux" in out and "drawbench, coco, vbench" in out and "lpips, lpips_vgg, clip" in out and "example:" in out
+    assert (
+        "flux" in out
+        and "drawbench, coco, vbench" in out
+        and "lpips, lpips_vgg, tlpips, clip" in out
+        and "example:" in out
+    )
 
 
 def test_the_plain_weights_unless_the_model_names_a_variant():
@@ -483,7 +488,15 @@ def test_the_catalogue_is_complete():
             assert len(bytes.fromhex(entry.sha256)) == 32 and entry.path.is_absolute()
             digits = re.search(r"-([0-9a-f]{8})\.pth$", entry.url)  # PyTorch's rule for names
             assert not digits or entry.sha256.startswith(digits[1])
-    weightless = {"psnr", "psnr_uint8_wrapped", "ssim", "caption", "vbench_standard"}  # the last has vbench's
+    weightless = {
+        "psnr",
+        "psnr_uint8_wrapped",
+        "ssim",
+        "ms_ssim",
+        "flicker",
+        "caption",
+        "vbench_standard",
+    }  # the last has vbench's
     assert set(everything.metrics) == set(METRICS) - weightless
     assert METRICS["vbench_standard"].weights() == METRICS["vbench"].weights()
 

@@ -116,7 +116,8 @@ def score(scorers: Scorers, items: Sequence[Item]) -> list[Scores]:
     """
     scores: list[Scores] = [{} for _ in items]
     for name, paired in scorers.paired.items():
-        for each, value in zip(scores, by_frame(paired, items), strict=True):
+        made = by_clip(paired, items) if METRICS[name].whole else by_frame(paired, items)
+        for each, value in zip(scores, made, strict=True):
             each[name] = value
     for single in scorers.single.values():
         lists = [item.sample for item in items], [item.prompt for item in items]
@@ -131,20 +132,34 @@ def by_frame(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
     Raises:
         UserError: a sample and its reference differ in the number of frames, or a sample cannot be scored.
     """
-    samples, references = [], []
-    for item in items:
-        sample, reference = frames(item.sample), frames(item.reference)
+    samples, references = both(items)
+    owners = [item for item, sample in zip(items, samples, strict=True) for _ in sample]
+    flat = _named(scorer, (sum(samples, []), sum(references, [])), owners)
+    ends = np.cumsum([len(sample) for sample in samples])[:-1]
+    return [float(np.mean(scores)) for scores in np.split(np.array(flat), ends)]
+
+
+def by_clip(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
+    """The same by a scorer of whole clips."""
+    samples, references = both(items)
+    clips = [np.stack(each) for each in samples], [np.stack(each) for each in references]
+    return _named(scorer, clips, items)
+
+
+def both(items: Sequence[Item]) -> tuple[list[list[Pixels]], list[list[Pixels]]]:
+    """The frames of each sample, and of its reference.
+
+    Raises:
+        UserError: they differ in number.
+    """
+    pairs = [(frames(item.sample), frames(item.reference)) for item in items]
+    for item, (sample, reference) in zip(items, pairs, strict=True):
         if len(sample) != len(reference):
             raise UserError(
                 f"{item.path} has {len(sample)} frames and its reference {len(reference)}: make both with the same "
                 "num_frames"
             )
-        samples.append(sample)
-        references.append(reference)
-    owners = [item for item, sample in zip(items, samples, strict=True) for _ in sample]
-    flat = _named(scorer, (sum(samples, []), sum(references, [])), owners)
-    ends = np.cumsum([len(sample) for sample in samples])[:-1]
-    return [float(np.mean(scores)) for scores in np.split(np.array(flat), ends)]
+    return [sample for sample, _ in pairs], [reference for _, reference in pairs]
 
 
 def frames(pixels: Pixels) -> list[Pixels]:

@@ -23,12 +23,26 @@ METRICS = {
             packages=("numpy", "scipy"),
         ),
         Metric(
+            "ms_ssim", "paired", "MS-SSIM", True, "pixel:make_ms_ssim", 3, perfect=1.0, unrelated=0.95,
+            packages=("numpy", "scipy"),
+        ),
+        Metric(
+            "flicker", "paired", "Flicker", False, "pixel:make_flicker", 2, perfect=0.0, whole=True, only="clips",
+            packages=("numpy",),
+            about="Flicker: how far the change from frame to frame differs from the reference's, in grey levels of 255",
+        ),
+        Metric(
             "lpips", "paired", "LPIPS", False, "perceptual:make_lpips", 3, perfect=0.0, unrelated=0.05,
             batched=True, packages=("torch", "lpips"),
         ),
         Metric(
             "lpips_vgg", "paired", "LPIPS (VGG)", False, "perceptual:make_lpips_vgg", 3, perfect=0.0, unrelated=0.05,
             batched=True, packages=("torch", "lpips"),
+        ),
+        Metric(
+            "tlpips", "paired", "tLPIPS", False, "perceptual:make_tlpips", 4, perfect=0.0, batched=True, whole=True,
+            only="clips", packages=("torch", "lpips"),
+            about="tLPIPS: how far LPIPS between neighbouring frames differs from the reference's (arXiv:1811.09393)",
         ),
         Metric(
             "imagereward", "files", "ImageReward", True, digits=3, environment="imagereward", only="pictures",

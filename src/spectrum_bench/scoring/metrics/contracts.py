@@ -54,7 +54,8 @@ class Metric:
         single: (sample, prompt) -> dict of floats, the metric and its `details`; `batched`: (samples, prompts) -> dicts
         files: list of (path, prompt) -> list of such dicts
     Pictures are (H, W, 3) uint8; a scorer raises Unscorable for pictures that it cannot take. Clips are (F, H, W, 3): a
-    paired scorer gets one frame at a time, and the score is the mean over frames; a single scorer gets the clip.
+    paired scorer gets one frame at a time, and the score is the mean over frames; of a `whole` metric it gets the clip,
+    as a single scorer does.
 
     A metric with an `environment` runs isolated/score_<environment>.py in it, and its kind is files. Without `fn` the
     script gets the paths of its weights.
@@ -74,6 +75,7 @@ class Metric:
     about: str = ""
     pooled: bool = False  # a sample's score depends on the other samples
     batched: bool = False
+    whole: bool = False
     packages: tuple[str, ...] = ()  # their versions decide the score, and are written beside it
     only: Literal["pictures", "clips"] | None = None  # what it can score; None: both
     environment: str | None = None

@@ -9,12 +9,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.paths import with_tilde
 from spectrum_bench.sampling.catalogue import WebEntry
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.sampling.remote import checksum
-from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedBatchScorer
+from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedBatchScorer, Unscorable
 from spectrum_bench.scoring.metrics.pixel import check_pair
 
 # PyTorch puts the first 8 digits of a checksum into the file's name; others have published the rest.
@@ -36,6 +39,7 @@ WEIGHTS = {
         ),
     ),
 }
+WEIGHTS["tlpips"] = WEIGHTS["lpips"]
 SIDE = 31  # in smaller pictures AlexNet's second pooling has nothing left; VGG needs 16
 AT_ONCE = {"cpu": 2**20, "cuda": 2**22}  # pixels in a batch; VGG's features of it take 1.2 and 5 GB
 
@@ -48,6 +52,27 @@ def make_lpips(model: ModelFacts) -> PairedBatchScorer:
 def make_lpips_vgg(model: ModelFacts) -> PairedBatchScorer:
     """LPIPS on VGG-16."""
     return load(backbone("lpips_vgg"), "vgg")
+
+
+def make_tlpips(model: ModelFacts) -> PairedBatchScorer:
+    """tLP of Chu et al. 2020 (arXiv:1811.09393): | LPIPS of neighbouring frames - the same of the reference |."""
+    lpips = load(backbone("lpips"), "alex")
+
+    def score(samples: Sequence[Pixels], references: Sequence[Pixels]) -> list[float]:
+        for clip in samples:
+            if len(clip) < 2:
+                raise Unscorable("has one frame, and nothing changes in it")
+        return [
+            float(np.abs(changes(lpips, a) - changes(lpips, b)).mean())
+            for a, b in zip(samples, references, strict=True)
+        ]
+
+    return score
+
+
+def changes(lpips: PairedBatchScorer, clip: Pixels) -> NDArray[np.float64]:
+    """(F - 1,): LPIPS between each frame of a clip and the next one."""
+    return np.array(lpips(list(clip[1:]), list(clip[:-1])))
 
 
 def backbone(metric: str) -> Path:

@@ -1,4 +1,5 @@
-"""How close a sample is to its reference, by pixels: PSNR and SSIM. Pictures are (H, W, 3) uint8."""
+"""How close a sample is to its reference, by pixels: PSNR, SSIM, MS-SSIM, and the change from frame to frame. Pictures
+are (H, W, 3) uint8, clips (F, H, W, 3)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedScorer, U
 CAP = 100.0  # dB; the PSNR of identical pictures is infinite and would make every mean infinite
 BORDER = 5  # pixels of SSIM's window on either side
 ROWS = 64  # of a strip: what SSIM computes of it stays in the processor's cache
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # MS-SSIM's exponents, the finest scale first
 Floats = NDArray[np.float64]
 
 
@@ -23,6 +25,14 @@ def make_psnr_uint8_wrapped(model: ModelFacts) -> PairedScorer:
 
 def make_ssim(model: ModelFacts) -> PairedScorer:
     return ssim
+
+
+def make_ms_ssim(model: ModelFacts) -> PairedScorer:
+    return ms_ssim
+
+
+def make_flicker(model: ModelFacts) -> PairedScorer:
+    return flicker
 
 
 def psnr(sample: Pixels, reference: Pixels) -> float:
@@ -52,13 +62,47 @@ def ssim(sample: Pixels, reference: Pixels) -> float:
     whole = np.empty(sample.shape)  # the border stays unwritten
     for first in range(0, len(sample) - 2 * BORDER, ROWS):
         strip = slice(first, first + ROWS + 2 * BORDER)
-        inner = _similarity(sample[strip].astype(np.float64), reference[strip].astype(np.float64))
+        inner, _ = _similarity(sample[strip].astype(np.float64), reference[strip].astype(np.float64))
         whole[first + BORDER : first + len(inner) - BORDER] = inner[BORDER:-BORDER]
     return float(whole[BORDER:-BORDER, BORDER:-BORDER].mean())
 
 
-def _similarity(x: Floats, y: Floats) -> Floats:
-    """Of each pixel and channel of (H, W, 3) pictures; wrong where the window leaves the picture."""
+def ms_ssim(sample: Pixels, reference: Pixels) -> float:
+    """Multi-scale SSIM (Wang, Simoncelli and Bovik 2003): the product over five scales of the mean contrast and
+    structure, on the coarsest scale with luminance, to the exponents SCALES. A scale is the mean of 2x2 pixels of the
+    one before; windows and constants are SSIM's. A negative factor counts as 0."""
+    check_pair(sample, reference, side=2 ** (len(SCALES) - 1) * (2 * BORDER + 1))
+    x, y, product = sample.astype(np.float64), reference.astype(np.float64), 1.0
+    inside = slice(BORDER, -BORDER)
+    for scale, exponent in enumerate(SCALES, 1):
+        whole, structure = _similarity(x, y)
+        factor = float((whole if scale == len(SCALES) else structure)[inside, inside].mean())
+        product *= max(0.0, factor) ** exponent
+        x, y = _halved(x), _halved(y)
+    return product
+
+
+def _halved(x: Floats) -> Floats:
+    """The means of 2x2 pixels; an odd row or column at the end is left out."""
+    height, width = x.shape[0] // 2, x.shape[1] // 2
+    means: Floats = x[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).mean((1, 3))
+    return means
+
+
+def flicker(sample: Pixels, reference: Pixels) -> float:
+    """How far the change from frame to frame differs from the reference's: the mean absolute difference of both
+    changes, in grey levels of 255. Flicker that a reference lacks counts, and so does motion that it has."""
+    for frame, other in zip(sample, reference, strict=True):
+        check_pair(frame, other, side=1)
+    if len(sample) < 2:
+        raise Unscorable("has one frame, and nothing changes in it")
+    change, wanted = (np.diff(clip.astype(np.int16), axis=0) for clip in (sample, reference))
+    return float(np.abs(change - wanted).mean())
+
+
+def _similarity(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Of each pixel and channel of (H, W, 3) pictures: SSIM, and its factor of contrast and structure. Wrong where the
+    window leaves the picture."""
 
     def blur(x: Floats) -> Floats:  # separable: fifty times as fast as a two-dimensional convolution in float64
         blurred: Floats = gaussian_filter(x, sigma=1.5, radius=BORDER, axes=(0, 1))
@@ -67,8 +111,9 @@ def _similarity(x: Floats, y: Floats) -> Floats:
     mx, my = blur(x), blur(y)
     vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity: Floats = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return similarity
+    structure: Floats = (2 * vxy + c2) / (vx + vy + c2)
+    luminance: Floats = (2 * mx * my + c1) / (mx * mx + my * my + c1)
+    return luminance * structure, structure
 
 
 def check_pair(sample: Pixels, reference: Pixels, side: int) -> None:
