@@ -98,7 +98,7 @@ class Cache:
 def _library(named: Named) -> Any:
     """The imported package or module. The latter is the user's code, which runs."""
     if named.functions and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # else it writes ten lines each time
     try:
         return importlib.import_module(LIBRARIES.get(named.library, named.library))
