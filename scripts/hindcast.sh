@@ -1,28 +1,38 @@
 #!/usr/bin/env bash
 # Hindcast from nothing to a table: traces, searched masks and the fit where the model has no constants yet, then rows at equal passes.
 #   bash scripts/hindcast.sh tiny-flux                      14 and 10 of 50 passes, 32 captions with seeds that nothing was fitted on
+#   PASSES="16 14 10 7" PROMPTS=16 bash scripts/hindcast.sh tiny-sdxl
 #   PASSES=14 PROMPTS=16 DEV=8 bash scripts/hindcast.sh tiny-sd3
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-32} DEV=${DEV:-8} SEED=${SEED:-5000}
+case $MODEL in tiny-wan | tiny-hunyuan) LIST=${LIST:-prompts/moving_test.txt} ;; *) LIST=${LIST:-prompts/shapes_test.txt} ;; esac
 OUT=${OUT:-output_samples_image/$MODEL-hindcast} REPORT=${REPORT:-results/studies/hindcast/${MODEL#tiny-}}
-EXTRA=(seed="$SEED")
+EXTRA=(seed="$SEED" prompt_file="$LIST")
 source scripts/rows.sh
 
 row nocache algo=nocache
 for passes in ${PASSES:-14 10}; do
-    case $passes in 16) flex=0.4 ;; 14) flex=0.75 ;; *) flex=3.0 ;; esac   # Spectrum's growing gaps with as many passes
+    case $passes in 16) flex=0.4 ;; 14) flex=0.75 ;; 10) flex=3.0 ;; *) flex=20 ;; esac   # Spectrum's growing gaps with as many passes; the last one: 7
     [ -f "configs/calibration/hindcast/$passes/$MODEL.json" ] ||
         python src/calibrate.py algo=hindcast model="$MODEL" algo.passes="$passes" total_prompt_num="$DEV"
+    even=(schedule=power_law schedule.passes="$passes" schedule.power=1)
     row steps-$passes algo=steps num_inference_steps=$passes
     row taylor1-$passes algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
+    row taylor1-even-$passes algo=taylorseer site=last_block "${even[@]}"
+    row taylor1-fitted-$passes algo=taylorseer site=last_block schedule=fitted +algo.calibration=hindcast/$passes   # at Hindcast's steps
     row spectrum-w0.5-$passes algo=spectrum algo.w=0.5 flex_window=$flex
+    row spectrum-even-$passes algo=spectrum algo.w=0.5 "${even[@]}"
     row reuse-power-$passes algo=reuse schedule=power_law schedule.passes=$passes   # Hindsight's steps, nothing corrected
     row hindsight-$passes algo=hindsight algo.passes=$passes
     row hindcast-$passes algo=hindcast algo.passes=$passes
+    for solver in ${SOLVERS:-adams2 adams3 unipc dpmpp}; do   # at Hindcast's steps; shipped for FLUX, SD3.5 and SDXL
+        [ ! -f "configs/calibration/$solver/$passes/$MODEL.json" ] || row $solver-$passes algo=hindcast algo.coefficients=$solver algo.passes=$passes
+    done
 done
 make_rows
 echo
 python src/evaluate.py "$OUT"/*/ reference="$OUT/nocache"
 for passes in ${PASSES:-14 10}; do
-    python src/report.py "$OUT"/*-"$passes" reference="$OUT/nocache" baseline=hindcast out="$REPORT/$passes" rows=8
+    python src/report.py "$OUT"/*-"$passes" reference="$OUT/nocache" baseline="hindcast-$passes" out="$REPORT/$passes" rows=8
 done
+python scripts/hindcast_table.py "$REPORT/rows.csv" "$OUT"
