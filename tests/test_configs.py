@@ -286,7 +286,7 @@ def test_video_models_are_decoded_as_spectrums_code_does():
     assert wan.vae_tiling and small.vae_tiling
 
 
-@pytest.mark.parametrize("config", ["base", "video"])
+@pytest.mark.parametrize("config", ["base", "video", "edit_image", "image_to_video"])
 def test_help_lists_the_groups_that_can_be_chosen(config):
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         text = hydra.compose(config, return_hydra_config=True).hydra.help.template

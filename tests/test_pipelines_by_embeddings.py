@@ -158,10 +158,10 @@ def test_the_page_tells_what_each_refuses(name):
 
 
 def test_the_page_s_commands_name_keys_that_exist():
-    commands = re.findall(r"`python src/text_to_(image|video)\.py ([^`]+)`", PAGE)
+    commands = re.findall(r"`python src/(\w+)\.py (model=[^`]+)`", "".join(ROWS.values()))
     assert len(commands) == len(ROWS)
-    for kind, words in commands:
-        check_words("video" if kind == "video" else "base", words.split())
+    for script, words in commands:
+        check_words({"text_to_image": "base", "text_to_video": "video"}.get(script, script), words.split())
 
 
 def test_a_time_for_each_token_modulates_as_one_time_for_all_does():

@@ -17,6 +17,7 @@ from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import reuse
 from spectrum_bench.sampling.jobs import make_jobs
+from spectrum_bench.sampling.media import encode
 from spectrum_bench.sampling.prompts import read_prompt_file, read_prompts
 from spectrum_bench.sampling.records import read_records
 from spectrum_bench.sampling.sampler import Sampler
@@ -190,6 +191,43 @@ def test_a_wrong_input_is_told_at_once(name, data, reason, tmp_path):
         (tmp_path / "gone.png").write_bytes(data)
     with pytest.raises(UserError, match=reason):
         read_prompt_file(tmp_path / "list.jsonl")
+
+
+def test_a_line_s_seed_is_the_sample_s(tmp_path):
+    file = tmp_path / "list.jsonl"
+
+    def jobs(*lines, seed=42, samples=1):
+        file.write_text("\n".join(json.dumps({"prompt": "a ring"} | line) for line in lines))
+        return make_jobs(read_prompt_file(file).lines, seed, {}, samples)
+
+    given = jobs({"seed": 7}, {})
+    assert [job.seed for job in given] == [7, 42]
+    assert given[0].id == jobs({}, seed=7)[0].id and given[1].id == jobs({})[0].id
+    twice = jobs({"seed": 43}, {}, samples=2)  # the second line's second sample has the first one's seed
+    assert [job.seed for job in twice] == [43, 42, 44, 43] and len({job.id for job in twice}) == 4
+    for wrong in (-1, 1.5, "7", True, 2**65):
+        with pytest.raises(UserError, match="row 1: seed must be a whole number"):
+            jobs({"seed": wrong})
+
+
+def test_a_clip_is_handed_on_by_its_frames(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
+    (tmp_path / "clip.mp4").write_bytes(encode(frames, 8)[".mp4"])
+    (tmp_path / "list.jsonl").write_text('{"prompt": "a ring", "video": "clip.mp4", "mask": "clip.mp4"}')
+    (prompt,) = read_prompt_file(tmp_path / "list.jsonl").lines
+    assert [each.name for each in prompt.inputs] == ["video", "mask"]
+    assert all(np.array_equal(np.stack(each.value()), frames) for each in prompt.inputs)
+    (tmp_path / "clip.mp4").write_bytes(b"no clip")
+    with pytest.raises(UserError, match="row 1: video .*clip.mp4 is no clip"):
+        read_prompt_file(tmp_path / "list.jsonl")
+
+
+def test_a_model_that_needs_a_picture_says_so_before_it_is_looked_for(listed):
+    words = ["model=wan2-2-i2v", "total_prompt_num=1"]
+    with pytest.raises(UserError, match=r"model=wan2-2-i2v needs image beside each prompt, and prompt 1 has none"):
+        run.prepare(composed(*words, config_name="image_to_video"))
+    with pytest.raises(UserError, match=r"python download.py"):  # the list is good; weights are not here
+        run.prepare(composed(*words, f"prompt_file={listed}", config_name="image_to_video"))
 
 
 @pytest.mark.slow

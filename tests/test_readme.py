@@ -32,13 +32,16 @@ COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in b
 COMMANDS += re.findall(r"`((?:python|bash) [^`]+)`", README)
 
 
+CONFIGURED = ("edit_image", "image_to_video", "calibrate", "tune", "budget", "trace", "replay", "search")
+
+
 def check(words: list[str]) -> None:
     """Fail unless `words`, which follow `python`, name an entry script and keys and values that it knows."""
     script, *words = words
     assert (ROOT / script).is_file()
     if script in ("src/text_to_image.py", "src/text_to_video.py"):
         check_words("video" if "video" in script else "base", words)
-    elif script[4:-3] in ("calibrate", "tune", "budget", "trace", "replay", "search"):
+    elif script[4:-3] in CONFIGURED:
         check_words(script[4:-3], words)
     elif script == "src/evaluate.py" and words != ["--check"]:
         arguments.parse(words, "", evaluate.OPTIONS)

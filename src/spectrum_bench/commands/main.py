@@ -21,7 +21,7 @@ usage: spectrum-bench <command> [words]
   list        the available algos, models, schedules, sites or metrics
 
 `spectrum-bench <command> --help` says more of each. In a checkout python src/<command>.py does the same;
-text_to_image.py and text_to_video.py are `run`.
+text_to_image.py, text_to_video.py, edit_image.py and image_to_video.py are `run`.
 """
 
 import re

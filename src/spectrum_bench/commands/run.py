@@ -10,7 +10,7 @@ from spectrum_bench.commands.compose import build, calibrated, settings_of
 from spectrum_bench.paths import locate
 from spectrum_bench.sampling.media import check_ffmpeg
 from spectrum_bench.sampling.models import identify
-from spectrum_bench.sampling.prompts import Prompts, read_prompt_file
+from spectrum_bench.sampling.prompts import Prompts, read_prompt_file, require
 from spectrum_bench.sampling.settings import RunSettings
 from spectrum_bench.sampling.state import tell_finished
 
@@ -46,6 +46,7 @@ def prepare(cfg: DictConfig) -> tuple[RunSettings, Prompts]:
     if settings.model.fps is not None:
         check_ffmpeg()
     prompts = read_prompt_file(locate(settings.prompt_file), settings.total_prompt_num, settings.prompt_column)
+    require(prompts, settings.model.needs or (), settings.model.name)
     model = replace(settings.model, weights=identify(settings.model))
     return replace(settings, model=model), prompts
 

@@ -31,6 +31,7 @@ def _text(data: bytes) -> str:
 
 
 PICTURE = Kind(media.read_input, 2**26)
+CLIP = Kind(media.read_input_clip, 2**28)
 TEXT = Kind(_text, 2**16, in_file=False)
 
 KINDS = {
@@ -38,6 +39,8 @@ KINDS = {
     "last_image": PICTURE,
     "mask_image": PICTURE,
     "control_image": PICTURE,
+    "video": CLIP,
+    "mask": CLIP,  # of a video
     "negative_prompt": TEXT,
 }  # by the argument of diffusers' pipelines
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.identity import Identity, sample_id
@@ -23,7 +23,8 @@ class Job:
 
 
 def make_jobs(prompts: Sequence[Prompt], seed: int, who: Identity, samples: int = 1) -> list[Job]:
-    """`samples` jobs for each prompt, with `seed` and the next ones. All prompts with the first seed come first.
+    """`samples` jobs for each prompt, with its own seed or `seed`, and the next ones. All prompts with the first seed
+    come first.
 
     A repeated prompt gets its own id from the number of times that it came before.
 
@@ -35,12 +36,14 @@ def make_jobs(prompts: Sequence[Prompt], seed: int, who: Identity, samples: int 
     """
     if len(prompts) * samples > MOST_JOBS:
         raise UserError(f"{len(prompts)} prompts times {samples} are more than {MOST_JOBS:,} samples: take fewer")
-    jobs = []
-    for each in range(seed, seed + samples):
-        before: Counter[Prompt] = Counter()
+    jobs: list[Job] = []
+    before: Counter[Prompt] = Counter()
+    for sample in range(samples):
         for index, prompt in enumerate(prompts):
+            each = sample + (seed if prompt.seed is None else prompt.seed)
             own = {**who, "pictures": hashes(prompt.inputs)} if prompt.inputs else who  # their name in ids
-            job_id = sample_id(own, prompt.text, each, before[prompt])
+            seeded = replace(prompt, seed=each)
+            job_id = sample_id(own, prompt.text, each, before[seeded])
             jobs.append(Job(job_id, index, prompt.text, each, prompt.inputs))
-            before[prompt] += 1
+            before[seeded] += 1
     return jobs

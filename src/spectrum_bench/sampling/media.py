@@ -121,6 +121,25 @@ def read_input(data: bytes) -> Image.Image:
         raise Unreadable(f"is no picture ({str(error).splitlines()[0]})") from None
 
 
+def read_input_clip(data: bytes) -> list[Image.Image]:
+    """The frames of a clip that stands beside a prompt, RGB, of any coding that ffmpeg reads.
+
+    Raises:
+        Unreadable: it cannot be decoded, or has too many pixels.
+        UserError: no ffmpeg.
+    """
+    check_ffmpeg()
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # imageio reads bytes only once
+            file.write(data)
+            file.flush()
+            return [Image.fromarray(frame) for frame in _frames(Path(file.name))]
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders answer to damaged files with any kind of it
+        raise Unreadable(f"is no clip ({str(error).splitlines()[0]})") from None
+
+
 def _check_size(pixels: float) -> None:
     """Before anything is decoded: a file of some kilobytes can stand for gigabytes."""
     if not 0 < pixels <= MOST_PIXELS:
@@ -137,11 +156,15 @@ def _read_picture(path: Path) -> Pixels:
 
 
 def _read_clip(path: Path) -> Pixels:
+    return np.stack(_frames(path, lossless=True))
+
+
+def _frames(path: Path, lossless: bool = False) -> list[Pixels]:
     import imageio.v3 as iio  # here and below: it takes as long as all else that --help imports
 
     with iio.imopen(path, "r", plugin="FFMPEG") as clip:  # type: ignore[call-overload]  # its stubs know no FFMPEG
         coding = clip.metadata()["pix_fmt"]
-        if not coding.startswith(("gbrp", "rgb")):
+        if lossless and not coding.startswith(("gbrp", "rgb")):
             raise Unreadable(f"is coded as {coding}, with loss, not as RGB")
         pixels = math.prod(clip.metadata()["size"])
         _check_size(pixels)
@@ -151,7 +174,7 @@ def _read_clip(path: Path) -> Pixels:
             _check_size(pixels * len(frames))
     if not frames:
         raise OSError("no frame in it")
-    return np.stack(frames)
+    return frames
 
 
 def _lossless(pixels: Pixels, fps: float | None) -> bytes:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrum_bench.checks import brief
+from spectrum_bench.checks import brief, whole
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.inputs import Input, inputs_of
+from spectrum_bench.sampling.limits import RUN
 from spectrum_bench.sampling.reading import Damaged, parse_json, read_bytes
 from spectrum_bench.sampling.text import from_cell, printable
 
@@ -42,6 +43,7 @@ class Prompt:
 
     text: str
     inputs: tuple[Input, ...] = ()
+    seed: int | None = None  # None: the run's
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None, col
 
     Raises:
         UserError: no such file or no ordinary one, too large, no text, a table that is not recognised, no prompt in
-            it, or an input beside a prompt is missing or wrong.
+            it, or a seed or an input beside a prompt is missing or wrong.
     """
     path = Path(path)
     try:
@@ -88,6 +90,20 @@ def read_prompt_file(path: str | os.PathLike[str], limit: int | None = None, col
     chosen = tuple(found[:limit])
     beside = "".join(each.sha256 for prompt in chosen for each in prompt.inputs)
     return Prompts(chosen, hashlib.sha256(data + beside.encode()).hexdigest())
+
+
+def require(prompts: Prompts, needs: Sequence[str], model: str) -> None:
+    """Refuse a list without what the model needs beside each prompt.
+
+    Raises:
+        UserError: the message names the first such prompt, and the fix.
+    """
+    for number, prompt in enumerate(prompts.lines, 1):
+        for need in set(needs) - {each.name for each in prompt.inputs}:
+            raise UserError(
+                f"model={model} needs {need} beside each prompt, and prompt {number} has none: take "
+                f'prompt_file=<list>.jsonl with lines like {{"prompt": "...", "{need}": "<file>"}}'
+            )
 
 
 def decoded(path: Path, data: bytes) -> str:
@@ -227,8 +243,15 @@ def _from_table(path: Path, rows: Sequence[Row], column: str | None) -> Iterator
             raise UserError(f"{path}: row {number} has {shown} {brief(name)}: it has {_listed(row)}")
         if text.strip():
             lines = path.suffix.lower() == ".jsonl"
-            inputs = tuple(inputs_of(row, path.parent, f"{path}: row {number}")) if lines else ()
-            yield Prompt(text.replace("\n", " ").strip(), inputs)
+            place = f"{path}: row {number}"
+            inputs = tuple(inputs_of(row, path.parent, place)) if lines else ()
+            yield Prompt(text.replace("\n", " ").strip(), inputs, _seed(row, place) if lines else None)
+
+
+def _seed(row: Row, place: str) -> int | None:
+    """The seed that a line gives; None if it gives none."""
+    seed = row.get("seed")
+    return None if seed is None else whole(f"{place}: seed", seed, *RUN["seed"])
 
 
 def _usual_column(path: Path, row: Row) -> str:

@@ -18,7 +18,7 @@ SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 the
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 # Model settings that decide no pixel: `weights` does.
-DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts"}
+DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -155,6 +155,7 @@ class ModelSettings:
     note: str | None = None
     metrics: tuple[str, ...] | None = None
     dev_prompts: str | None = None
+    needs: tuple[str, ...] | None = None  # what each line of the prompt file gives beside the prompt
     weights: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -170,10 +171,10 @@ class ModelSettings:
         limits.check_mapping("model.scheduler", node.get("scheduler") or {})
         limits.check_values("model", node)
         given = {key: value for key, value in node.items() if key in known and value is not None}
-        if "metrics" in given:
-            if not isinstance(given["metrics"], list) or not all(isinstance(name, str) for name in given["metrics"]):
-                raise BadValue(f"model.metrics={brief(given['metrics'])} is no list: write [psnr,ssim]")
-            given["metrics"] = tuple(given["metrics"])
+        for key, example in {"metrics": "[psnr,ssim]", "needs": "[image]"}.items():
+            if not isinstance(names := given.get(key, []), list) or not all(isinstance(name, str) for name in names):
+                raise BadValue(f"model.{key}={brief(names)} is no list: write {example}")
+            given |= {key: tuple(names)} if key in given else {}
         extra = {key: value for key, value in node.items() if key not in known}
         settings = cls(**given, extra=extra)
         settings._check(node)
