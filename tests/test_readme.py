@@ -72,7 +72,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
         ("BUDGETS=slow bash scripts/tiny_table.sh tiny-hunyuan", 15),
         ("BUDGETS=14 bash scripts/methods_table.sh tiny-flux", 49),
         ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 20),
-        ("bash scripts/hindcast.sh tiny-flux", 27),
+        ("bash scripts/hindcast.sh tiny-flux", 29),
         ("bash scripts/schedules.sh tiny-flux", 25),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
         ("bash scripts/reproduce.sh tiny", 0),

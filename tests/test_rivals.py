@@ -4,13 +4,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers import settings
+from helpers import recipe, settings
 
 from spectrum_bench.caching.propagation import propagator
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import BadValue, DoesNotFit
-from spectrum_bench.lab import rivals
+from spectrum_bench.lab import learned, rivals
+from spectrum_bench.lab.traces import trace
+from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.identity import labels
+from spectrum_bench.sampling.jobs import Job
 
 STEPS = [0, 1, 4, 9, 15]
 T = 20
@@ -81,3 +84,17 @@ def test_a_row_tells_whose_coefficients_it_has():
     same = settings("model=tiny-flux", "algo=hindcast")
     assert labels(given)["site"] == "FittedSolver(solver=unipc)" and labels(same)["site"] == "FittedSolver"
     assert np.array_equal(build(given).schedule(50), build(same).schedule(50))
+
+
+def test_the_gradient_of_the_loss_is_its_slope(random_pipe):
+    """Against differences of the loss, through a whole sample with skipped steps."""
+    tiny, steps = Uncached(random_pipe, 6, dict(recipe("flux")["call"])), [0, 1, 4]
+    jobs = [Job("one", 0, "a red ring", 3)]
+    traces = [trace(tiny, job) for job in jobs]
+    rows = rivals.adams(random_pipe.scheduler, traces[0].matrix, steps, 2)
+    learning, flat = Uncached(learned.WithGradients(random_pipe), 6, tiny.arguments), np.concatenate(rows)
+    _, gradient = learned.loss(learning, steps, jobs, traces, flat)
+    for i in (1, 4, len(flat) - 1):
+        away = 1e-3 * np.eye(len(flat))[i]
+        higher, lower = (learned.loss(learning, steps, jobs, traces, flat + d)[0] for d in (away, -away))
+        assert gradient[i] == pytest.approx((higher - lower) / 2e-3, rel=0.05), i

@@ -3,7 +3,7 @@ a x_0 + sum_i b_i v_i. They differ in where the coefficients come from, and in n
 
 Adams and Bashforth's are fixed by the noise levels: the outputs of a gap are extrapolated by a polynomial in sigma.
 Those of UniPC (arXiv:2302.04867) and DPM-Solver++ (arXiv:2211.01095) are read off diffusers' own schedulers, which are
-linear too.
+linear too. Learned ones begin with Adams and Bashforth's of order 2; see lab/learned.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from spectrum_bench import checks
 from spectrum_bench.caching.propagation import Matrix, propagator
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.lab.hindcast import algorithm, error_db, rounded
+from spectrum_bench.lab.learned import learn
 from spectrum_bench.lab.traces import seeded, trace
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
@@ -99,13 +100,14 @@ def measure(model: Uncached, jobs: Sequence[Job], solver: str, steps: Sequence[i
     Raises:
         BadValue: there is no such solver, or Hindcast's steps are not known.
     """
-    if solver not in SOLVERS:
-        raise BadValue(f"algo.coefficients={checks.brief(solver)}: take hindcast, {', '.join(SOLVERS)}")
+    if solver not in (*SOLVERS, "learned"):
+        raise BadValue(f"algo.coefficients={checks.brief(solver)}: take hindcast, {', '.join(SOLVERS)}, learned")
     if not steps:
         raise BadValue("other solvers take Hindcast's steps: calibrate algo=hindcast with as many passes first")
     jobs = seeded(jobs)
     traces = [trace(model, job) for job in jobs]
-    coefficients = SOLVERS[solver](model.pipe.scheduler, traces[0].matrix, steps)
+    fixed = SOLVERS["adams2" if solver == "learned" else solver](model.pipe.scheduler, traces[0].matrix, steps)
+    coefficients = learn(model, steps, fixed, jobs, traces) if solver == "learned" else fixed
     error = error_db(model, algorithm(steps, coefficients), jobs, traces)
     print(f"{solver}: error {error:.2f} dB")
     return {
