@@ -25,7 +25,7 @@ for passes in ${PASSES:-14 10}; do
     row reuse-power-$passes algo=reuse schedule=power_law schedule.passes=$passes   # Hindsight's steps, nothing corrected
     row hindsight-$passes algo=hindsight algo.passes=$passes
     row hindcast-$passes algo=hindcast algo.passes=$passes
-    for solver in ${SOLVERS:-adams2 adams3 unipc dpmpp learned}; do   # at Hindcast's steps; shipped for FLUX, SD3.5 and SDXL, learned ones for FLUX
+    for solver in ${SOLVERS:-adams2 adams3 unipc dpmpp learned}; do   # at Hindcast's steps; shipped for FLUX, SD3.5 and SDXL, learned ones for FLUX, and SD3.5 with 14
         [ ! -f "configs/calibration/$solver/$passes/$MODEL.json" ] || row $solver-$passes algo=hindcast algo.coefficients=$solver algo.passes=$passes
     done
 done

@@ -10,6 +10,7 @@ from spectrum_bench.caching.propagation import propagator
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.lab import learned, rivals
+from spectrum_bench.lab.hindcast import algorithm, error_db
 from spectrum_bench.lab.traces import trace
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.identity import labels
@@ -93,8 +94,22 @@ def test_the_gradient_of_the_loss_is_its_slope(random_pipe):
     traces = [trace(tiny, job) for job in jobs]
     rows = rivals.adams(random_pipe.scheduler, traces[0].matrix, steps, 2)
     learning, flat = Uncached(learned.WithGradients(random_pipe), 6, tiny.arguments), np.concatenate(rows)
-    _, gradient = learned.loss(learning, steps, jobs, traces, flat)
+    value, gradient = learned.loss(learning, steps, jobs, traces, flat)
+    size = np.square(traces[0].latents[-1]).mean()
+    ended = error_db(tiny, algorithm(steps, rows), jobs, traces)  # by the site that runs the coefficients
+    assert value == pytest.approx(np.log(size * 10 ** (ended / 10)), abs=1e-3)
     for i in (1, 4, len(flat) - 1):
         away = 1e-3 * np.eye(len(flat))[i]
         higher, lower = (learned.loss(learning, steps, jobs, traces, flat + d)[0] for d in (away, -away))
         assert gradient[i] == pytest.approx((higher - lower) / 2e-3, rel=0.05), i
+
+
+def test_the_learned_coefficients_are_those_that_are_best_on_the_other_half(random_pipe, monkeypatch):
+    monkeypatch.setattr(learned, "ITERATIONS", 3)
+    tiny, steps = Uncached(random_pipe, 6, dict(recipe("flux")["call"])), [0, 1, 4]
+    jobs = [Job("one", 0, "a red ring", 3), Job("two", 1, "a blue star", 4)]
+    traces = [trace(tiny, job) for job in jobs]
+    start = rivals.adams(random_pipe.scheduler, traces[0].matrix, steps, 2)
+    found = learned.learn(tiny, steps, start, jobs, traces)
+    errors = [error_db(tiny, algorithm(steps, each), jobs[1:], traces[1:]) for each in (start, found)]
+    assert errors[1] < errors[0] and [len(row) for row in found] == [2, 3, 4]
