@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import torch
 
@@ -21,15 +22,21 @@ from spectrum_bench.reporting import paper
 from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling import records as jobs
 
+DOCS = ("run", "metrics", "paper-tables", "your-method", "statistics")
 README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{n}.md" for n in DOCS))}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [
+        block
+        for page in PAGES.values()
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    ]
 
 
 COMMANDS = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-COMMANDS += re.findall(r"`((?:python|bash) [^`]+)`", README)
+COMMANDS += [command for page in PAGES.values() for command in re.findall(r"`((?:python|bash) [^`]+)`", page)]
 
 
 CONFIGURED = ("edit_image", "image_to_video", "calibrate", "tune", "budget", "trace", "replay", "search")
@@ -56,8 +63,8 @@ def test_commands_name_scripts_and_keys_that_exist(command):
     words = shlex.split(command)
     if words[0] in ("python", "bash"):
         assert (ROOT / words[1]).is_file()
-    if words[0] == "python" and "algo=damped" not in words:
-        check(words[1:])
+    if words[0] == "python":
+        check([word.replace("damped", "fora") for word in words[1:]])
 
 
 FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(architectures.FOLDER.glob("*.json"))]
@@ -136,6 +143,35 @@ def test_the_algorithm_in_twenty_lines(compose, weights, tmp_path, monkeypatch):
 
 
 def test_the_table_is_the_one_under_results():
-    shown = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", README, re.DOTALL)[1].strip()
-    table = (ROOT / "results/tiny/flux/slow/table.md").read_text()
-    assert shown and shown == table.split("\n\n")[0].strip()
+    """Row by row: passes, speedup, PSNR with its interval, captions and cache of some row there."""
+    shown = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", README, re.DOTALL)[1].strip().splitlines()[2:]
+    known = {_cells(row) for row in pandas.read_csv(ROOT / "results/tiny/flux/slow/table.csv").itertuples()}
+    assert 5 < len(shown) <= 10
+    for line in shown:
+        assert tuple(cell.strip() for cell in line.split("|")[2:-1]) in known, line
+
+
+def _cells(row) -> tuple[str, ...]:
+    psnr = "—" if pandas.isna(row.psnr) else f"{row.psnr:.2f}"
+    psnr += "" if pandas.isna(row.psnr_low) else f" [{row.psnr_low:.2f}, {row.psnr_high:.2f}]"
+    passes = f"{round(row.passes, 2):g}/{row.steps}"
+    return passes, f"{row.speedup:.2f}×", psnr, f"{100 * row.caption:.1f}", f"{row.cache_bytes / 1024:.0f} KiB"
+
+
+def test_the_readme_stays_short():
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    """Files of this repository, and headings of its pages."""
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        path, _, heading = target.partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], target
