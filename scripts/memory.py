@@ -20,7 +20,12 @@ from spectrum_bench.sampling.settings import RunSettings
 PAGE = ROOT / "docs" / "memory.md"
 CARDS = (12, 16, 24, 48, 80)  # GB
 HEAD = ("`model=`", "size", "steps", "weights", "other tensors", "cache of Spectrum", "uncached fits", "Spectrum fits")
-STEPS = {"chroma": 40, "flux-schnell": 4, "wan2-2-t2v": 40}  # as docs/models.md has it; the others 50
+STEPS = {
+    "chroma": 40,
+    "flux-schnell": 4,
+    "sd3-5-medium": 40,
+    "wan2-2-t2v": 40,
+}  # as docs/models.md has it; the others 50
 SMALLER = {  # a size below the model's own that people run on smaller cards
     "hunyuan": ("model.num_frames=33",),
     "wan14b": ("model.num_frames=33",),

@@ -60,6 +60,7 @@ def test_parameter_counts_are_the_published_ones(name):
     {
         "flux": {"transformer_blocks": 19, "single_transformer_blocks": 38},
         "sd3-5": {"transformer_blocks": 38},
+        "sd3-5-medium": {"transformer_blocks": 24},
         "sdxl": {"down_blocks": 3, "up_blocks": 3},
         "hunyuan": {"transformer_blocks": 20, "single_transformer_blocks": 40},
         "wan14b": {"blocks": 40},
@@ -197,6 +198,7 @@ CALLS["chroma"] = (  # 1024 x 1024 pixels; its negative prompt is a call of its 
     },
     (1, 4096, 3072),
 )
+CALLS["sd3-5-medium"] = (CALLS["sd3-5"][0], (2, 4096, 1536))
 CALLS["wan1-3b"] = (CALLS["wan14b"][0], (1, 32760, 1536))
 CALLS["flux-schnell"] = (  # its prompt has 256 tokens, and no guidance is embedded
     lambda: (
