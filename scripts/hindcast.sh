@@ -2,12 +2,13 @@
 # Hindcast from nothing to a table: traces, searched masks and the fit where the model has no constants yet, then rows at equal passes.
 #   bash scripts/hindcast.sh tiny-flux                      14 and 10 of 50 passes, 32 captions with seeds that nothing was fitted on
 #   PASSES="16 14 10 7" PROMPTS=16 bash scripts/hindcast.sh tiny-sdxl
+#   bash scripts/hindcast.sh tiny-sd3 model.arguments.guidance_scale=5   words that every row has
 #   PASSES=14 PROMPTS=16 DEV=8 bash scripts/hindcast.sh tiny-sd3
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-32} DEV=${DEV:-8} SEED=${SEED:-5000}
 case $MODEL in tiny-wan | tiny-hunyuan) LIST=${LIST:-prompts/moving_test.txt} ;; *) LIST=${LIST:-prompts/shapes_test.txt} ;; esac
 OUT=${OUT:-output_samples_image/$MODEL-hindcast} REPORT=${REPORT:-results/studies/hindcast/${MODEL#tiny-}}
-EXTRA=(seed="$SEED" prompt_file="$LIST")
+EXTRA=(seed="$SEED" prompt_file="$LIST" "${@:2}")
 source scripts/rows.sh
 
 row nocache algo=nocache
