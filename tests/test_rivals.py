@@ -87,14 +87,16 @@ def test_a_row_tells_whose_coefficients_it_has():
     assert np.array_equal(build(given).schedule(50), build(same).schedule(50))
 
 
-def test_the_gradient_of_the_loss_is_its_slope(random_pipe):
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_the_gradient_of_the_loss_is_its_slope(random_pipe, switched_off):
     """Against differences of the loss, through a whole sample with skipped steps."""
     tiny, steps = Uncached(random_pipe, 6, dict(recipe("flux")["call"])), [0, 1, 4]
     jobs = [Job("one", 0, "a red ring", 3)]
     traces = [trace(tiny, job) for job in jobs]
     rows = rivals.adams(random_pipe.scheduler, traces[0].matrix, steps, 2)
     learning, flat = Uncached(learned.WithGradients(random_pipe), 6, tiny.arguments), np.concatenate(rows)
-    value, gradient = learned.loss(learning, steps, jobs, traces, flat)
+    with switched_off():  # by a caller
+        value, gradient = learned.loss(learning, steps, jobs, traces, flat)
     size = np.square(traces[0].latents[-1]).mean()
     ended = error_db(tiny, algorithm(steps, rows), jobs, traces)  # by the site that runs the coefficients
     assert value == pytest.approx(np.log(size * 10 ** (ended / 10)), abs=1e-3)

@@ -105,15 +105,16 @@ def loss(
     model: Uncached, steps: Sequence[int], jobs: Sequence[Job], traces: Sequence[Reference], flat: Floats
 ) -> tuple[float, Floats]:
     """The mean logarithm of the last latent's squared error, and its gradient."""
-    coefficients = torch.tensor(flat, dtype=torch.float32, requires_grad=True)
-    method = Algorithm("learning", partial(mask, steps=list(steps)), reuse, Learning(coefficients))
-    total = 0.0
-    for job, reference in zip(jobs, traces, strict=True):
-        latents = Latents()
-        model.sampler(method).watch(job, [latents])
-        wrong = latents.steps[-1].flatten() - torch.from_numpy(reference.latents[-1]).float()
-        error = wrong.square().mean().log() / len(jobs)
-        error.backward()
-        total += error.item()
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
+        coefficients = torch.tensor(flat, dtype=torch.float32, requires_grad=True)
+        method = Algorithm("learning", partial(mask, steps=list(steps)), reuse, Learning(coefficients))
+        total = 0.0
+        for job, reference in zip(jobs, traces, strict=True):
+            latents = Latents()
+            model.sampler(method).watch(job, [latents])
+            wrong = latents.steps[-1].flatten() - torch.from_numpy(reference.latents[-1]).float()
+            error = wrong.square().mean().log() / len(jobs)
+            error.backward()
+            total += error.item()
     assert coefficients.grad is not None  # the pipeline has made steps
     return total, coefficients.grad.double().numpy()
