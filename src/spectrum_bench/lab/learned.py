@@ -3,6 +3,7 @@ solvers (arXiv:2403.01329) and S4S (arXiv:2502.17423). Of these only the idea is
 free, and the logarithm of the last latent's squared error is minimised.
 """
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ class WithGradients:
         return getattr(self.pipe, name)
 
     def __call__(self, **arguments: Any) -> Any:
-        pipeline: Any = type(self.pipe)
-        return pipeline.__call__.__wrapped__(self.pipe, **arguments)  # below diffusers' torch.no_grad
+        call = inspect.unwrap(type(self.pipe).__call__)  # below diffusers' torch.no_grad, and whatever is around that
+        return call(self.pipe, **arguments)
 
 
 def learn(
