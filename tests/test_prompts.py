@@ -205,7 +205,7 @@ def test_a_line_s_seed_is_the_sample_s(tmp_path):
     assert given[0].id == jobs({}, seed=7)[0].id and given[1].id == jobs({})[0].id
     twice = jobs({"seed": 43}, {}, samples=2)  # the second line's second sample has the first one's seed
     assert [job.seed for job in twice] == [43, 42, 44, 43] and len({job.id for job in twice}) == 4
-    for wrong in (-1, 1.5, "7", True, 2**65):
+    for wrong in (-1, 1.5, "7", True, 2**63, 2**64, 2**65):
         with pytest.raises(UserError, match="row 1: seed must be a whole number"):
             jobs({"seed": wrong})
 

@@ -249,9 +249,10 @@ def _from_table(path: Path, rows: Sequence[Row], column: str | None) -> Iterator
 
 
 def _seed(row: Row, place: str) -> int | None:
-    """The seed that a line gives; None if it gives none."""
+    """The seed that a line gives; None if it gives none. It stays below 2^63 with the samples of a prompt added, as the
+    run's own does: torch.Generator takes no more."""
     seed = row.get("seed")
-    return None if seed is None else whole(f"{place}: seed", seed, *RUN["seed"])
+    return None if seed is None else whole(f"{place}: seed", seed, 0, 2**63 - RUN["samples_per_prompt"][1])
 
 
 def _usual_column(path: Path, row: Row) -> str:
