@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -67,6 +68,50 @@ class Site:
     def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None:
         """Watch the pipeline's scheduler, if this site replaces latents; called once a sample, `attach` once for each
         denoiser."""
+
+
+@dataclass(frozen=True)
+class Around(Site):
+    """Another site, about which something is changed: everything else is as there.
+
+    Attributes:
+        site: the site that forecasts.
+    """
+
+    site: Site
+
+    @property
+    def runs_blocks(self) -> bool:
+        return self.site.runs_blocks
+
+    @property
+    def front(self) -> int:
+        return self.site.front
+
+    @property
+    def bands(self) -> bool:
+        return self.site.bands
+
+    @property
+    def decides(self) -> bool:
+        return self.site.decides
+
+    @property
+    def at_scheduler(self) -> bool:
+        return self.site.at_scheduler
+
+    @property
+    def steps_differ(self) -> bool:
+        return self.site.steps_differ
+
+    def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
+        self.site.check(schedule, forecaster)
+
+    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
+        self.site.attach(denoiser, anatomy, session, undo)
+
+    def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None:
+        self.site.attach_scheduler(scheduler, session, undo)
 
 
 class StandIn(nn.Module):

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectrum_bench import checks
-from spectrum_bench.anatomy import Anatomy
 from spectrum_bench.caching.history import History
 from spectrum_bench.caching.propagation import Matrix, propagator, watch
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.caching.sites.base import Around
 from spectrum_bench.caching.sites.solver import SchedulerSite, keep
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster
@@ -22,7 +21,7 @@ from spectrum_bench.schedules import Schedule
 
 
 @dataclass(frozen=True)
-class Corrected(Site):
+class Corrected(Around):
     """Another site, whose forecasts are revised. When a step is computed, the guided outputs of the steps skipped
     before it move towards the line between the computed outputs on both sides, and the latent becomes what the
     scheduler makes of the revised outputs. No pass is added. Keeps the guided output of every step.
@@ -35,33 +34,12 @@ class Corrected(Site):
             back g times the last correction, the strength is divided by 1 + guard g. One for all samples of a batch.
     """
 
-    site: Site
     strength: float = 1.0
     guard: float = 1.0
 
     @property
-    def runs_blocks(self) -> bool:
-        return self.site.runs_blocks
-
-    @property
-    def front(self) -> int:
-        return self.site.front
-
-    @property
-    def bands(self) -> bool:
-        return self.site.bands
-
-    @property
-    def decides(self) -> bool:
-        return self.site.decides
-
-    @property
     def at_scheduler(self) -> bool:
         return True
-
-    @property
-    def steps_differ(self) -> bool:
-        return self.site.steps_differ
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         if isinstance(self.site, (SchedulerSite, Corrected)):
@@ -70,9 +48,6 @@ class Corrected(Site):
             raise BadValue(f"correct.strength must be a number in [0, 1], not {checks.brief(self.strength)}")
         checks.number("correct.guard", self.guard, 0)
         self.site.check(schedule, forecaster)
-
-    def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
-        self.site.attach(denoiser, anatomy, session, undo)
 
     def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None:
         self.site.attach_scheduler(scheduler, session, undo)

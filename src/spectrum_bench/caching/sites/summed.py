@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spectrum_bench.anatomy import Anatomy
 from spectrum_bench.caching.history import History, summed
 from spectrum_bench.caching.session import Session
-from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.caching.sites.base import Around
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Floats, Forecaster, Weights, chebyshev_terms, numbers, spectrum
 from spectrum_bench.schedules import Schedule, bare
@@ -25,26 +25,8 @@ TOLERANCE = 1e-9  # by which weights may miss the span of the terms
 
 
 @dataclass(frozen=True)
-class Summed(Site):
-    """Another site, whose histories hold sums over their rows.
-
-    Attributes:
-        site: the site that forecasts.
-    """
-
-    site: Site
-
-    @property
-    def runs_blocks(self) -> bool:
-        return self.site.runs_blocks
-
-    @property
-    def front(self) -> int:
-        return self.site.front
-
-    @property
-    def steps_differ(self) -> bool:
-        return self.site.steps_differ
+class Summed(Around):
+    """Another site, whose histories hold sums over their rows."""
 
     def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
         constants = getattr(forecaster, "keywords", {})
