@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Runs every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, and for each budget a table and a page.
-#   bash scripts/methods_table.sh             tiny-flux, 64 prompts: what results/tiny/flux/methods holds
+#   bash scripts/methods_table.sh             tiny-flux, 32 captions that nothing was fitted or chosen on: what results/tiny/flux/methods holds
 #   bash scripts/methods_table.sh tiny-sd3    another one
+#   STEPS=28 bash scripts/methods_table.sh    about 14, 10 and 7 of 28 passes
 #   PROMPTS=8 BUDGETS=14 ROWS=2 OUT=... REPORT=... bash scripts/methods_table.sh
 # src/budget.py searches for thresholds on other prompts, once. They are written to $OUT/thresholds.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt   # these name cache-dit
 MODEL=${1:-tiny-flux}
-PROMPTS=${PROMPTS:-64} BUDGETS=${BUDGETS:-16 14 10}
-OUT=${OUT:-output_samples_image/$MODEL-methods} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/methods}
-for budget in $BUDGETS; do [[ $budget = 16 || $budget = 14 || $budget = 10 ]] || { echo "BUDGETS are of 16, 14 and 10" >&2; exit 2; }; done
+STEPS=${STEPS:-50} PROMPTS=${PROMPTS:-32} SEED=${SEED:-5000}
+case $STEPS in 50) BUDGETS=${BUDGETS:-16 14 10} suffix= ;; 28) BUDGETS=${BUDGETS:-14 10 7} suffix=28 ;; *) echo "STEPS is 50 or 28" >&2; exit 2 ;; esac
+case $MODEL in tiny-wan | tiny-hunyuan) LIST=${LIST:-prompts/moving_test.txt} ;; *) LIST=${LIST:-prompts/shapes_test.txt} ;; esac
+OUT=${OUT:-output_samples_image/$MODEL-methods$suffix} REPORT=${REPORT:-results/tiny/${MODEL#tiny-}/methods$suffix}
+EXTRA=(seed="$SEED" prompt_file="$LIST" num_inference_steps="$STEPS")
 mkdir -p "$OUT"
 source scripts/rows.sh
 
@@ -16,7 +19,7 @@ gate() {  # name, budget, words: a row at the threshold (or the key= given) that
     local name=$1 budget=$2 found; shift 2
     found=$(sed -n "s/^$name-$budget //p" "$OUT/thresholds" 2>/dev/null || true)
     if [ -z "$found" ]; then
-        threshold=$(python src/budget.py model="$MODEL" passes="$budget" "$@" | tail -1) || return 0   # it prints the reason; there is no row
+        threshold=$(python src/budget.py model="$MODEL" passes="$budget" num_inference_steps="$STEPS" "$@" | tail -1) || return 0   # it prints the reason; there is no row
         echo "$name-$budget $threshold" >> "$OUT/thresholds"
     fi
     row "$name-$budget" $(printf '%s\n' "$@" | grep -v '^key=') "$threshold"
@@ -25,11 +28,18 @@ gate() {  # name, budget, words: a row at the threshold (or the key= given) that
 row nocache algo=nocache
 row nocache-again algo=nocache                                    # the noise floor
 for budget in $BUDGETS; do
-    case $budget in   # intervals after 1, 3 and 5 computed steps, and Spectrum's growing gaps
-        16) after1=3 after3=3 after5=4 flex=0.4 shortest=1 ;;    # 17, 18, 16 and 16 passes
-        14) after1=4 after3=4 after5=5 flex=0.75 shortest=1 ;;   # 13, 14, 14 and 14
-        10) after1=5 after3=6 after5=8 flex=3.0 shortest=2 ;;    # 10, 10, 10 and 10
+    case $budget-of-$STEPS in   # intervals after 1, 3 and 5 computed steps, and Spectrum's growing gaps
+        16-of-50) after1=3 after3=3 after5=4 flex=0.4 shortest=1 ;;    # 17, 18, 16 and 16 passes
+        14-of-50) after1=4 after3=4 after5=5 flex=0.75 shortest=1 ;;   # 13, 14, 14 and 14
+        10-of-50) after1=5 after3=6 after5=8 flex=3.0 shortest=2 ;;    # 10, 10, 10 and 10
+        14-of-28) after1=2 after3=2 after5=3 flex=0.2 shortest=1 ;;    # 14, 15, 12 and 14
+        10-of-28) after1=3 after3=3 after5=4 flex=1.0 shortest=1 ;;    # 10, 11, 10 and 10
+        7-of-28) after1=4 after3=6 after5=8 flex=10 shortest=2 ;;      # 7, 7, 7 and 7
+        *) echo "BUDGETS are of 16, 14 and 10 with 50 steps, of 14, 10 and 7 with 28" >&2; exit 2 ;;
     esac
+    fitted=hindcast${suffix:+/$suffix}/$budget
+    [ -f "configs/calibration/$fitted/$MODEL.json" ] ||
+        python src/calibrate.py algo=hindcast model="$MODEL" num_inference_steps="$STEPS" algo.passes="$budget" algo.calibration="$fitted" total_prompt_num=16
     row steps-$budget algo=steps num_inference_steps=$budget
     row spectrum-$budget algo=spectrum flex_window=$flex
     row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex
@@ -40,6 +50,8 @@ for budget in $BUDGETS; do
     row adams-$budget algo=adams_bashforth schedule.interval=$after5
     row freqca-$budget algo=freqca schedule.interval=$after3
     row meancache-$budget algo=meancache algo.passes=$budget
+    row hindsight-$budget algo=hindsight algo.passes=$budget
+    row hindcast-$budget algo=hindcast algo.passes=$budget algo.calibration=$fitted
     gate teacache $budget algo=teacache
     gate seacache $budget algo=seacache
     gate seacache_taylor $budget algo=seacache_taylor schedule.longest=0
