@@ -1,5 +1,5 @@
 """Gates as they decide beside their frozen schedules: python scripts/frozen.py <folder of runs> <reference> <out>
-[metric]; frozen.sh makes the runs, <name> and <name>-frozen."""
+[metric]; frozen.sh makes the runs, <name>, <name>-frozen and <name>-consensus."""
 
 import sys
 from pathlib import Path

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Is it worth deciding on the way? Each gate at three budgets, as it decides and with the schedule that it chose most often on 32 dev prompts:
-# same forecaster, same site, paired on captions that neither the thresholds nor the schedules come from.
+# Is it worth deciding on the way? Each gate at three budgets, as it decides, with the schedule that it chose most often on 32 dev prompts, and with
+# the steps that it computed most often there: same forecaster, same site, paired on captions that neither thresholds nor schedules come from.
 #   bash scripts/frozen.sh tiny-flux                      32 captions, about 16, 14 and 10 of 50 passes
 #   PROMPTS=16 BUDGETS=14 bash scripts/frozen.sh tiny-wan
 # src/budget.py searches for thresholds on dev prompts, once. They are written to $OUT/thresholds.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-32} SEED=${SEED:-5000} BUDGETS=${BUDGETS:-16 14 10} DEV=${DEV:-32}
 OUT=${OUT:-output_samples_image/$MODEL-frozen} REPORT=${REPORT:-results/studies/frozen/${MODEL#tiny-}}
-EXTRA=(seed="$SEED")
+kind=shapes
+case $MODEL in tiny-wan | tiny-hunyuan) kind=moving ;; esac
+EXTRA=(seed="$SEED" prompt_file="prompts/${kind}_test.txt")
 source scripts/rows.sh
 mkdir -p "$OUT"
-dev=prompts/shapes_dev.txt
-case $MODEL in tiny-wan | tiny-hunyuan) dev=prompts/moving_dev.txt ;; esac
 declare -A GATES=(
     [teacache]="" [seacache]="" [easycache]="" [sencache]="schedule.start=0.05 schedule.longest=10"
     [fbcache]="" [cgtaylor]="" [adacache]=""   # not DiCache, whose forecaster asks its gate how far the probe has come
@@ -31,14 +31,14 @@ for budget in $BUDGETS; do
 done
 
 (   # what each gate chooses on dev prompts
-    OUT=$OUT/dev PROMPTS=$DEV EXTRA=(seed=0 prompt_file="$dev")
+    OUT=$OUT/dev PROMPTS=$DEV EXTRA=(seed=0 prompt_file="prompts/${kind}_dev32.txt")
     for name in "${!FOUND[@]}"; do row "$name" ${FOUND[$name]}; done
     make_rows
 )
 row nocache algo=nocache
 for name in "${!FOUND[@]}"; do
     row "$name" ${FOUND[$name]}
-    row "$name-frozen" ${FOUND[$name]%% *} schedule=frozen of="$OUT/dev/$name"
+    for schedule in frozen consensus; do row "$name-$schedule" ${FOUND[$name]%% *} schedule=$schedule of="$OUT/dev/$name"; done
 done
 make_rows
 echo

@@ -66,7 +66,7 @@ def test_the_choice_of_a_name_changes_its_node_alone(group):
 
     default = others(composed())
     for name in GROUPS[group]:
-        extra = {"of"} if name == "frozen" else set()
+        extra = {"of"} if name in ("frozen", "consensus") else set()
         chosen = others(composed(f"{group}={name}"))
         assert chosen.keys() - extra == default.keys(), name
         assert all(chosen[key] == default[key] for key in default), name
@@ -104,6 +104,7 @@ def test_any_schedule_with_any_forecaster_and_site(algo, schedule):
     words = {
         "mask": ["schedule.steps=[0,1,9]"],
         "frozen": ["schedule.steps=[0,1,9]", "of=nowhere"],
+        "consensus": ["schedule.steps=[0,1,9]", "of=nowhere"],
         "searched": ["schedule.steps=[0,1,9]", "schedule.T_searched=50", "schedule.passes=3"],
         "magcache": ["schedule.ratios=[1,1]"],
         "smoothcache": [f"schedule.errors=[[{CURVE}]]"],

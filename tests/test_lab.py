@@ -319,21 +319,23 @@ def test_replay_is_ranked_beside_real_runs_and_runs_no_code_of_theirs(flux, tmp_
 
 
 @pytest.mark.parametrize(
-    ("masks", "frozen"),
+    ("schedule", "masks", "frozen"),
     [
-        ([[0, 1, 4], [0, 2, 5], [0, 2, 5]], [0, 2, 5]),
-        ([[0], [0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]], [0, 1, 2]),  # four steps in the mean
-        ([[0, 5], [0, 4]], [0, 4]),
+        ("frozen", [[0, 1, 4], [0, 2, 5], [0, 2, 5]], [0, 2, 5]),
+        ("frozen", [[0], [0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]], [0, 1, 2]),  # four steps in the mean
+        ("frozen", [[0, 5], [0, 4]], [0, 4]),
+        ("consensus", [[0, 1, 4], [0, 2, 5], [0, 2, 4]], [0, 2, 4]),
+        ("consensus", [[0, 3], [0, 3, 5], [0, 1, 2, 3, 4, 5, 6]], [0, 1, 3, 5]),  # four steps in the mean
     ],
 )
-def test_a_frozen_gate_computes_what_it_chose_most_often(compose, tmp_path, masks, frozen):
+def test_a_frozen_gate_computes_what_it_chose_most_often(compose, tmp_path, schedule, masks, frozen):
     prompts = [f"prompt {i}" for i in range(len(masks))]
     folder = experiment(tmp_path / "run", prompts, pictures(prompts), steps=T, nfe=3)
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     lines = [line | {"computed_steps": steps, "nfe": len(steps)} for line, steps in zip(lines, masks, strict=True)]
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["algo=fbcache", f"num_inference_steps={T}"]
-    given = composing.settings_of(compose(*words, "schedule=frozen", f"of={folder}"))
+    given = composing.settings_of(compose(*words, f"schedule={schedule}", f"of={folder}"))
     same = composing.settings_of(compose(*words, "schedule=mask", f"schedule.steps={frozen}"))
     assert identity(given) == identity(same) and np.flatnonzero(build(given).schedule(T)).tolist() == frozen
 

@@ -90,10 +90,28 @@ def most_frequent(folder: str) -> list[int]:
     Raises:
         UserError: the folder holds no run.
     """
-    masks = Counter(tuple(record.computed_steps) for record in read_records(locate(check_path("of", folder))))
+    masks = Counter(computed_steps(folder))
     mean = sum(len(mask) * count for mask, count in masks.items()) / masks.total()
     ordered = sorted(masks, key=lambda mask: (-masks[mask], abs(len(mask) - mean), mask))
     return list(ordered[0])
+
+
+def consensus(folder: str) -> list[int]:
+    """${consensus:<folder>}: the steps that most samples of a run compute, as many as they compute in the mean; of
+    steps that equally many compute, the earlier ones.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    masks = computed_steps(folder)
+    counts = Counter(step for mask in masks for step in mask)
+    ordered = sorted(counts, key=lambda step: (-counts[step], step))
+    return sorted(ordered[: round(counts.total() / len(masks))])
+
+
+def computed_steps(folder: str) -> list[tuple[int, ...]]:
+    """Of each sample of a run."""
+    return [tuple(record.computed_steps) for record in read_records(locate(check_path("of", folder)))]
 
 
 def swept(*keys: str, _root_: DictConfig) -> str:
@@ -110,6 +128,7 @@ def swept(*keys: str, _root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("calibrated", calibrated, replace=True)
 OmegaConf.register_new_resolver("choices", overview, replace=True)
+OmegaConf.register_new_resolver("consensus", consensus, replace=True)
 OmegaConf.register_new_resolver("most_frequent", most_frequent, replace=True)
 OmegaConf.register_new_resolver("swept", swept, replace=True)
 

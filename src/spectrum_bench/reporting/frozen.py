@@ -15,26 +15,31 @@ from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.results import load
 from spectrum_bench.scoring.stats import Estimate, by_prompt, estimate, holm, sign_flip
 
-FROZEN = "-frozen"  # at the end of the name of the run that replays the schedule of the run without it
+# What stands at the end of the name of a run that replays a schedule of the run without it, and what that schedule is.
+REPLAYS = {"-frozen": "chosen most often", "-consensus": "steps computed most often"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A gate and its frozen schedule on the same samples.
+    """A gate and a frozen schedule of it on the same samples.
 
     Attributes:
+        schedule: one of REPLAYS.
         difference: the frozen schedule's score less the gate's.
         masks: how many different choices of steps the gate made.
+        same: on how many samples the gate chose the very steps of the frozen schedule.
         p_holm: two-sided, by flipping signs, corrected for the number of pairs.
     """
 
     name: str
+    schedule: str
     gate: float
     frozen: float
     difference: Estimate
     gate_passes: float
     frozen_passes: float
     masks: int
+    same: int
     samples: int
     p_holm: float = 1.0
 
@@ -46,12 +51,14 @@ def pairs(experiments: Sequence[Experiment], reference: Experiment, metric: str)
         UserError: there is no pair, a run is not scored by the metric, or a pair shares no sample.
     """
     runs = {experiment.name: experiment for experiment in experiments}
-    names = sorted(name for name in runs if f"{name}{FROZEN}" in runs)
-    if not names:
-        raise UserError(f"no run has a partner whose name ends in {FROZEN}: bash scripts/frozen.sh makes both")
+    partners = [(name, end) for name in sorted(runs) for end in REPLAYS if f"{name}{end}" in runs]
+    if not partners:
+        raise UserError(
+            f"no run has a partner whose name ends in {next(iter(REPLAYS))}: bash scripts/frozen.sh makes both"
+        )
     made, p = [], []
-    for name in names:
-        pair, values = _pair(name, runs[name], runs[f"{name}{FROZEN}"], reference, metric)
+    for name, end in partners:
+        pair, values = _pair(name, end, runs[name], runs[f"{name}{end}"], reference, metric)
         made.append(pair)
         p.append(sign_flip(values) if np.any(values) else 1.0)
     corrected = holm(p)
@@ -59,7 +66,7 @@ def pairs(experiments: Sequence[Experiment], reference: Experiment, metric: str)
 
 
 def _pair(
-    name: str, gate: Experiment, frozen: Experiment, reference: Experiment, metric: str
+    name: str, end: str, gate: Experiment, frozen: Experiment, reference: Experiment, metric: str
 ) -> tuple[Pair, np.ndarray]:
     tables = [load(each, reference)[0] for each in (gate, frozen)]
     if any(metric not in table for table in tables):
@@ -74,9 +81,11 @@ def _pair(
         raise UserError(f"{metric} of {gate.folder} or {frozen.folder} could not be computed")
     records = [[each.by_key[key] for key in keys] for each in (gate, frozen)]
     passes = [float(np.mean([record.nfe for record in of])) for of in records]
-    masks = len({tuple(record.computed_steps) for record in records[0]})
+    steps = [tuple(record.computed_steps) for record in records[0]]
+    same = steps.count(tuple(records[1][0].computed_steps))
     means = [float(each.mean()) for each in scores]
-    pair = Pair(name, means[0], means[1], difference, passes[0], passes[1], masks, len(keys))
+    taken = (passes[0], passes[1], len(set(steps)), same, len(keys))
+    pair = Pair(name, REPLAYS[end], means[0], means[1], difference, *taken)
     return pair, by_prompt(scores[1] - scores[0], prompts)
 
 
@@ -92,7 +101,7 @@ def files(found: Sequence[Pair], metric: str) -> dict[str, bytes]:
     drawn = {
         f"frozen.{kind}": data
         for kind, data in differences(
-            {pair.name: pair.difference for pair in found},
+            {f"{pair.name}: {pair.schedule}": pair.difference for pair in found},
             METRICS[metric].factor,
             f"{METRICS[metric].label}, frozen less as it decides",
         ).items()
@@ -107,12 +116,14 @@ def words(found: Sequence[Pair], metric: str) -> str:
     worse = [pair for pair in found if pair.p_holm < 0.05 and pair.difference.mean < 0]
     mean = float(np.mean([pair.difference.mean for pair in found]))
     factor = METRICS[metric].factor
+    neither = len(found) - len(better) - len(worse)
     return (
-        f"Of {len(found)} gates, frozen schedules are better by more than chance in {len(better)}, worse in "
-        f"{len(worse)}, and tell no difference in {len(found) - len(better) - len(worse)} (signs flipped at random, "
-        f"Holm's correction); the mean difference in {METRICS[metric].label} is {factor * mean:+.2f}. Masks: the "
-        "different choices of steps that the gate made on these samples. A frozen schedule is the choice that it made "
-        "most often on other prompts, and may have another number of passes."
+        f"Of {len(found)} frozen schedules {len(better)} are better than their gate by more than chance, {len(worse)} "
+        f"worse, and {neither} tell no difference (signs flipped at random, Holm's correction); the mean difference in "
+        f"{METRICS[metric].label} is {factor * mean:+.2f}. Schedules: *chosen most often* on other prompts, which may "
+        "have another number of passes than the gate takes in the mean, and *steps computed most often* there, as many "
+        "as the gate takes in the mean. Masks: the different choices of steps that the gate made on these samples; "
+        "same: the samples on which it chose the very steps of the schedule."
     )
 
 
@@ -126,6 +137,7 @@ def _table(found: Sequence[Pair], metric: str) -> str:
         lines.append(
             [
                 pair.name,
+                pair.schedule,
                 f"{factor * pair.gate:.{digits}f}",
                 f"{factor * pair.frozen:.{digits}f}",
                 f"{factor * d.mean:+.{digits}f}{span}",
@@ -133,10 +145,12 @@ def _table(found: Sequence[Pair], metric: str) -> str:
                 f"{round(pair.gate_passes, 2):g}",
                 f"{round(pair.frozen_passes, 2):g}",
                 f"{pair.masks} of {pair.samples}",
+                str(pair.same),
             ]
         )
     titles = [
         "Gate",
+        "Schedule",
         "As it decides",
         "Frozen",
         f"Difference, {METRICS[metric].label}",
@@ -144,5 +158,6 @@ def _table(found: Sequence[Pair], metric: str) -> str:
         "Passes",
         "Passes frozen",
         "Masks",
+        "Same",
     ]
     return pipe_table(pd.DataFrame(lines, columns=titles))
