@@ -15,6 +15,7 @@ from spectrum_bench.caching.session import denoisers
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
+from spectrum_bench.caching.sites.summed import Summed
 from spectrum_bench.signals import ENTERING, PROBE
 
 
@@ -34,6 +35,7 @@ def flux(run: Run) -> None:
     del plain, never
     model.method("spectrum-10", steps, mask10, fit, LastBlock(), 3)
     model.method("spectrum-14", steps, mask14, fit, LastBlock(), 2)
+    model.method("spectrum-14 sums", steps, mask14, fit, Summed(LastBlock()))
     model.method("reuse last_block", steps, mask10, reuse, LastBlock())
     model.method("reuse stack", steps, mask10, reuse, StackResidual())
     model.method("reuse output", steps, mask10, reuse, OutputResidual())
