@@ -10,3 +10,4 @@ trap 'rm -rf "$tools"' EXIT
 compile() { "$tools/bin/uv" pip compile --quiet --generate-hashes --python-version 3.11 --no-header --no-annotate "$@"; }
 compile requirements.txt --output-file requirements.lock
 compile requirements.txt tests/requirements.txt --output-file tests/requirements.lock
+compile docs/requirements.txt --output-file docs/requirements.lock

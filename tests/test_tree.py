@@ -75,6 +75,7 @@ def pinned(path: str) -> dict[str, str]:
     [
         ("requirements.lock", ["requirements.txt"]),
         ("tests/requirements.lock", ["requirements.txt", "tests/requirements.txt"]),
+        ("docs/requirements.lock", ["docs/requirements.txt"]),
     ],
 )
 def test_locks_are_those_of_the_requirements(lock, sources):

@@ -1,0 +1,89 @@
+"""The documentation as a site: it builds without a warning, its links lead somewhere, nothing comes from elsewhere."""
+
+import os
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from spectrum_bench.paths import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = ("bash", "scripts/site.sh", *words)
+    return subprocess.run(words, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    tools = command("tools")
+    if tools.returncode and not os.environ.get("CI"):
+        pytest.skip(f"mkdocs' environment could not be made: {tools.stderr.strip().splitlines()[-1]}")
+    out = tmp_path_factory.mktemp("site") / "site"
+    built = command("build", OUT=str(out))
+    assert built.returncode == 0, built.stdout + built.stderr
+    return out
+
+
+class Links(HTMLParser):
+    """What a page names: links, what the browser fetches with it, and the places that links lead to."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.places: set[str] = set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {key: value for key, value in attrs if value}
+        self.places |= {named[key] for key in ("id", "name") if key in named}
+        if tag == "a":
+            self.links += [named[key] for key in ("href",) if key in named]
+        elif tag in ("script", "img", "link", "iframe", "source"):
+            self.fetched += [named[key] for key in ("src", "href") if key in named]
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Links]:
+    return {page.resolve(): Links(page) for page in site.rglob("*.html")}
+
+
+def test_every_page_of_docs_is_in_it_and_named_in_the_navigation(site):
+    named = set(re.findall(r": ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name in named
+        assert (site / page.with_suffix(".html").name).is_file()
+
+
+def test_links_lead_to_a_page_and_a_place_of_it(pages, site):
+    assert len(pages) > 50
+    for page, found in pages.items():
+        for link in found.links + found.fetched:
+            path, _, place = link.partition("#")
+            if re.match(r"[a-z]+:", link) or page.name == "404.html":  # whose links begin at the root of a server
+                continue
+            there = (page.parent / unquote(path.partition("?")[0])).resolve() if path else page
+            assert there.is_file() or (there / "index.html").is_file(), f"{page.relative_to(site.resolve())}: {link}"
+            if place and there in pages and place != "__top":
+                assert unquote(place) in pages[there].places, f"{page.relative_to(site.resolve())}: {link}"
+
+
+def test_nothing_is_fetched_from_elsewhere(pages):
+    for page, found in pages.items():
+        outside = [name for name in found.fetched if re.match(r"(https?:)?//", name)]
+        assert not outside, page.name
+
+
+def test_the_search_and_the_api_know_the_library(site):
+    index = (site / "search/search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = ") and "adaptive_window" in index
+    api = (site / "api.html").read_text(encoding="utf-8")
+    for name in ("accelerate", "algorithms", "cached", "Algorithm"):
+        assert f'.{name}"' in api  # the heading's anchor
+    assert "UserError" in api and "a name or a constant does not exist" in api  # an error that `accelerate` raises
