@@ -2,10 +2,12 @@
 
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -14,6 +16,7 @@ from spectrum_bench.commands.entry import composed
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.architectures import FOLDER
 from spectrum_bench.sampling.counting import count
+from spectrum_bench.sampling.inputs import Input
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.settings import RunSettings
 
@@ -22,6 +25,7 @@ CARDS = (12, 16, 24, 48, 80)  # GB
 HEAD = ("`model=`", "size", "steps", "weights", "other tensors", "cache of Spectrum", "uncached fits", "Spectrum fits")
 STEPS = {
     "chroma": 40,
+    "flux-kontext": 28,
     "flux-schnell": 4,
     "sd3-5-medium": 40,
     "wan2-2-t2v": 40,
@@ -41,12 +45,21 @@ def row(model: str, words: tuple[str, ...]) -> list[str]:
     uncached, spectrum = (
         settings(config, f"model={model}", f"algo={algo}", steps, *words) for algo in ("nocache", "spectrum")
     )
-    plain, cached = (count(each, build(each), Job("", 0, "a red ring", 0)) for each in (uncached, spectrum))
+    with tempfile.TemporaryDirectory() as folder:
+        plain, cached = (count(each, build(each), job(each, Path(folder))) for each in (uncached, spectrum))
     sizes = [plain.weights_bytes, plain.working_bytes, cached.cache_bytes or 0]
     made = uncached.model
     size = f"{made.width} x {made.height}" + (f", {made.num_frames} frames" if made.num_frames else "")
     cells = [str(uncached.num_inference_steps), *(f"{each / 1e9:.1f} GB" for each in sizes)]
     return [f"`{model}`", size, *cells, smallest(plain.peak_bytes), smallest(cached.peak_bytes)]
+
+
+def job(of: RunSettings, folder: Path) -> Job:
+    """A prompt, and a picture of the model's own size if it needs one, as a file in the folder."""
+    picture = folder / "picture.png"
+    Image.new("RGB", (of.model.width, of.model.height)).save(picture)
+    inputs = tuple(Input(name, picture, sha256="") for name in of.model.needs or ())
+    return Job("", 0, "a red ring", 0, inputs)
 
 
 def settings(config: str, *words: str) -> RunSettings:

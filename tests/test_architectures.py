@@ -19,6 +19,7 @@ from spectrum_bench.sampling.architectures import architecture, random_pipeline
 from spectrum_bench.sampling.counting import count
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
+from spectrum_bench.sampling.small import PICTURE
 
 NAMES = sorted(p.stem for p in architectures.FOLDER.glob("*.json"))
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
@@ -67,6 +68,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "wan1-3b": {"blocks": 30},
         "chroma": {"transformer_blocks": 19, "single_transformer_blocks": 38},
         "flux-schnell": {"transformer_blocks": 19, "single_transformer_blocks": 38},
+        "flux-kontext": {"transformer_blocks": 19, "single_transformer_blocks": 38},
         "wan2-2-t2v": {"blocks": 40},
         "wan2-2-ti2v": {"blocks": 30},
     }.items(),
@@ -207,6 +209,10 @@ CALLS["flux-schnell"] = (  # its prompt has 256 tokens, and no guidance is embed
     ),
     (1, 4096, 3072),
 )
+CALLS["flux-kontext"] = (  # the tokens of the given picture, 1024 x 1024 pixels too, stand behind the latent's
+    lambda: CALLS["flux"][0]() | {"hidden_states": tensor(1, 2 * 4096, 64), "img_ids": tensor(2 * 4096, 3)},
+    (1, 2 * 4096, 3072),
+)
 CALLS["wan2-2-t2v"] = (  # 720 x 1280 pixels, 81 frames
     lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 16, 21, 90, 160)},
     (1, 21 * 45 * 80, 5120),
@@ -339,13 +345,19 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(architectures, "FOLDER", tmp_path)
 
 
+GIVEN = {  # what a pipeline takes beside the prompt
+    "FluxKontextPipeline": {"image": PICTURE, "max_area": 64 * 64, "_auto_resize": False},
+}
+
+
 def draw(pipe, prompt="a red ring", **more):
     """Two steps at 64 x 64 pixels: frames, or one image, as numbers in 0..1."""
-    video = "Video" in type(pipe).__name__ or "Wan" in type(pipe).__name__
+    kind = type(pipe).__name__
     arguments = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"} | more
-    arguments |= {"num_frames": 5} if video else {}
+    arguments |= {"num_frames": 5} if "Video" in kind or "Wan" in kind else {}
+    arguments |= GIVEN.get(kind, {})
     out = pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **arguments)
-    return out.frames[0] if video else out.images
+    return out.frames[0] if "frames" in out else out.images
 
 
 @pytest.mark.slow

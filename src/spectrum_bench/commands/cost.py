@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from spectrum_bench.checks import number, whole
 from spectrum_bench.commands.compose import build, settings_of
 from spectrum_bench.paths import locate
-from spectrum_bench.sampling.prompts import read_prompt_file
+from spectrum_bench.sampling.prompts import read_prompt_file, require
 from spectrum_bench.sampling.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
     from spectrum_bench.sampling.jobs import make_jobs
 
     prompts = read_prompt_file(locate(settings.prompt_file), 1, settings.prompt_column)
+    require(prompts, settings.model.needs or (), settings.model.name)
     cost = count(settings, algorithm, make_jobs(prompts.lines, settings.seed, {})[0], passes)
     planned = algorithm.computed_steps(T, cost.starts)
     print(headline(settings.model.name, labels(settings)), size_of(settings), sep=", ")

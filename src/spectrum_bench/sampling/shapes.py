@@ -3,7 +3,7 @@ would compute and hold is counted without a GPU and without a download."""
 
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +55,20 @@ def on_meta(network: nn.Module, undo: ExitStack) -> None:
 
     undo.callback(network.register_forward_pre_hook(take, with_kwargs=True).remove)
     undo.callback(network.register_forward_hook(give, prepend=True).remove)
+    if hasattr(network, "encode"):
+        vars(network)["encode"] = _encode(network.encode)
+        undo.callback(vars(network).pop, "encode")
+
+
+def _encode(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """A VAE's `encode`, which is no call of the module, for pictures on the CPU."""
+
+    def encoded(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = encode(x.to("meta"), *args, **kwargs)
+        parameters = torch.zeros_like(out.latent_dist.parameters, device=CPU)
+        return type(out)(latent_dist=type(out.latent_dist)(parameters))
+
+    return encoded
 
 
 def _without_weights(model: ModelSettings) -> Any:
