@@ -29,6 +29,7 @@ STEPS = {
     "flux-schnell": 4,
     "sd3-5-medium": 40,
     "wan2-2-t2v": 40,
+    "z-image-turbo": 8,
 }  # as docs/models.md has it; the others 50
 SMALLER = {  # a size below the model's own that people run on smaller cards
     "hunyuan": ("model.num_frames=33",),

@@ -17,7 +17,16 @@ TOKENIZERS = ROOT / "assets/tiny/flux"
 # The miniature's tokenizers stand in: their ids exist in any larger vocabulary, and a random encoder understands
 # nothing. HunyuanVideo cuts off the 95 tokens of its template and divides by the number of tokens that are left. Only a
 # tokenizer that falls back to bytes makes enough of them.
-STAND_INS = {"CLIPTokenizer": "tokenizer", "LlamaTokenizerFast": "tokenizer", "T5TokenizerFast": "tokenizer_2"}
+STAND_INS = {
+    "CLIPTokenizer": "tokenizer",
+    "LlamaTokenizerFast": "tokenizer",
+    "PixtralProcessor": "tokenizer",
+    "Qwen2TokenizerFast": "tokenizer",
+    "T5TokenizerFast": "tokenizer_2",
+}
+CHAT = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content if message.content is string else message.content[0].text }}<|im_end|>
+{% endfor %}"""  # for tokenizers with a template of a conversation, whose marks every model writes in another way
 
 
 class Architecture(TypedDict):
@@ -87,7 +96,8 @@ def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any
     """A tokenizer, a scheduler, or a model in eval mode."""
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
-        return transformers.AutoTokenizer.from_pretrained(TOKENIZERS / STAND_INS[config["_class_name"]], **values)
+        folder = TOKENIZERS / STAND_INS[config["_class_name"]]
+        return transformers.AutoTokenizer.from_pretrained(folder, chat_template=CHAT, **values)
     ours = getattr(diffusers, config["_class_name"], None)
     if ours is not None and issubclass(ours, diffusers.SchedulerMixin):
         return ours.from_config(values)  # it keeps its tables on the CPU, whatever the device

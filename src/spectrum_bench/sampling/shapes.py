@@ -55,8 +55,9 @@ def on_meta(network: nn.Module, undo: ExitStack) -> None:
 
     undo.callback(network.register_forward_pre_hook(take, with_kwargs=True).remove)
     undo.callback(network.register_forward_hook(give, prepend=True).remove)
-    if hasattr(network, "encode"):
-        vars(network)["encode"] = _encode(network.encode)
+    encode: Any = getattr(network, "encode", None)
+    if encode is not None:
+        vars(network)["encode"] = _encode(encode)
         undo.callback(vars(network).pop, "encode")
 
 
