@@ -55,6 +55,33 @@ def test_the_matrix_of_flow_matching_is_eulers():
     assert np.allclose(propagator(scheduler), expected, atol=1e-6)
 
 
+class Elsewhere(torch.Tensor):
+    """Stands in for a tensor on a GPU: it is copied, measured and brought to the CPU, and does not mix with others."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func not in (torch.Tensor.cpu, torch.Tensor.__len__):
+            raise RuntimeError("expected all tensors to be on the same device")
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            return result.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else result
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscrete", "UniPCMultistep", "EulerDiscrete"])
+def test_a_scheduler_that_lies_on_a_gpu_is_read_on_the_cpu(kind):
+    scheduler = getattr(diffusers, f"{kind}Scheduler")()
+    scheduler.set_timesteps(5)
+    scheduler.set_begin_index(0)
+    expected = propagator(scheduler)
+    tensors = {name: each for name, each in vars(scheduler).items() if isinstance(each, torch.Tensor)}
+    vars(scheduler).update({name: each.as_subclass(Elsewhere) for name, each in tensors.items()})
+    assert np.array_equal(propagator(scheduler), expected)
+    assert type(scheduler.timesteps) is Elsewhere
+
+
 @pytest.mark.parametrize("kind", ["EulerAncestralDiscreteScheduler", "DDPMScheduler", "LCMScheduler"])
 def test_a_scheduler_that_draws_noise_is_refused(kind):
     scheduler = getattr(diffusers, kind)()

@@ -34,9 +34,9 @@ def propagator(scheduler: Any) -> Matrix:
         DoesNotFit: the scheduler draws noise, or is not linear.
     """
     T = len(scheduler.timesteps)
-    rows = _trajectory(scheduler, torch.eye(T + 1, dtype=torch.float64))
+    rows: Matrix = _trajectory(scheduler, torch.eye(T + 1, dtype=torch.float64)).numpy()
     trial = torch.from_numpy(np.random.default_rng(0).standard_normal((T + 1, 8)))
-    run, told = _trajectory(scheduler, trial), rows @ trial.numpy()
+    run, told = _trajectory(scheduler, trial).numpy(), rows @ trial.numpy()
     if not np.abs(run - told).max() <= TOLERANCE * np.abs(run).max():
         raise DoesNotFit(
             f"{type(scheduler).__name__} draws noise or is not linear in the denoiser's outputs, so nothing can be "
@@ -45,16 +45,16 @@ def propagator(scheduler: Any) -> Matrix:
     return rows
 
 
-def _trajectory(scheduler: Any, basis: Tensor) -> Matrix:
+def _trajectory(scheduler: Any, basis: Tensor) -> Tensor:
     """The latents before every step and after the last one, (T + 1, D), from x_0 and the outputs in `basis`, (T + 1,
-    D)."""
+    D). A copy of the scheduler runs on the CPU, wherever the pipeline has set it up."""
     scheduler = copy.deepcopy(scheduler)
     vars(scheduler).pop("step", None)  # a wrapper of this module
-    x, rows = basis[:1], [basis[0].numpy()]
+    vars(scheduler).update({name: value.cpu() for name, value in vars(scheduler).items() if isinstance(value, Tensor)})
+    rows = [basis[:1]]
     for v, timestep in zip(basis[1:], scheduler.timesteps, strict=True):
-        x = scheduler.step(v[None], timestep, x, return_dict=False)[0].double()
-        rows.append(x[0].numpy())
-    return np.array(rows)
+        rows.append(scheduler.step(v[None], timestep, rows[-1], return_dict=False)[0].double())
+    return torch.cat(rows)
 
 
 def watch(scheduler: Any, begin: Callable[[], None], advance: Advance, undo: ExitStack) -> None:

@@ -49,7 +49,8 @@ class Learning(SchedulerSite):
             if not session.ends_gap:
                 return following
             first = (len(rows) + 1) * (len(rows) - 2) // 2
-            combined: Tensor = torch.tensordot(self.coefficients[first : first + len(rows)], torch.stack(rows), 1)
+            coefficients = self.coefficients[first : first + len(rows)].to(rows[0].device)
+            combined: Tensor = torch.tensordot(coefficients, torch.stack(rows), 1)
             return combined
 
         watch(scheduler, lambda: None, advance, undo)

@@ -77,7 +77,7 @@ def noise_levels(scheduler: Any) -> Floats:
         raise DoesNotFit(f"other solvers are compared with Euler's steps, and this is {type(scheduler).__name__}")
     if not is_flow(scheduler) and scheduler.config.prediction_type != "epsilon":
         raise DoesNotFit("other solvers are compared where the denoiser predicts noise or a flow's velocity")
-    sigmas: Floats = scheduler.sigmas.double().numpy()
+    sigmas: Floats = scheduler.sigmas.double().cpu().numpy()
     return sigmas
 
 
