@@ -28,12 +28,15 @@ STEPS = {
     "flux-kontext": 28,
     "flux-schnell": 4,
     "sd3-5-medium": 40,
+    "wan2-2-i2v": 40,
     "wan2-2-t2v": 40,
     "z-image-turbo": 8,
 }  # as docs/models.md has it; the others 50
 SMALLER = {  # a size below the model's own that people run on smaller cards
     "hunyuan": ("model.num_frames=33",),
     "wan14b": ("model.num_frames=33",),
+    "wan2-1-i2v": ("model.num_frames=33",),
+    "wan2-2-i2v": ("model.width=832", "model.height=480", "model.num_frames=33"),
     "wan2-2-t2v": ("model.width=832", "model.height=480", "model.num_frames=33"),
     "wan2-2-ti2v": ("model.width=832", "model.height=480", "model.num_frames=81"),
 }

@@ -76,13 +76,15 @@ def test_parameter_counts_are_the_published_ones(name):
         "z-image-turbo": {"layers": 30},
         "flux2-klein": {"transformer_blocks": 8, "single_transformer_blocks": 24},
         "flux2-dev": {"transformer_blocks": 8, "single_transformer_blocks": 48},
+        "wan2-1-i2v": {"blocks": 40},
+        "wan2-2-i2v": {"blocks": 40},
         "wan2-2-t2v": {"blocks": 40},
         "wan2-2-ti2v": {"blocks": 30},
     }.items(),
 )
 def test_number_of_blocks(name, blocks):
     networks = denoisers(full_size(name)).values()
-    assert len(networks) == (2 if name == "wan2-2-t2v" else 1)
+    assert len(networks) == (2 if name in ("wan2-2-t2v", "wan2-2-i2v") else 1)
     for denoiser in networks:
         assert {stack: len(getattr(denoiser, stack)) for stack in blocks} == blocks
         assert (getattr(denoiser, "mid_block", None) is not None) == (name == "sdxl")
@@ -255,6 +257,17 @@ CALLS["wan2-2-t2v"] = (  # 720 x 1280 pixels, 81 frames
     lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 16, 21, 90, 160)},
     (1, 21 * 45 * 80, 5120),
 )
+CALLS["wan2-1-i2v"] = (  # 480 x 832 pixels, 81 frames; the first frame is among the channels, and a text of its own
+    lambda: (
+        CALLS["wan14b"][0]()
+        | {"hidden_states": tensor(1, 36, 21, 60, 104), "encoder_hidden_states_image": tensor(1, 257, 1280)}
+    ),
+    (1, 32760, 5120),
+)
+CALLS["wan2-2-i2v"] = (
+    lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 36, 21, 90, 160)},
+    (1, 21 * 45 * 80, 5120),
+)
 CALLS["wan2-2-ti2v"] = (  # 704 x 1280 pixels, 121 frames, a time for each token
     lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 48, 31, 44, 80), "timestep": time((1, 31 * 22 * 40))},
     (1, 31 * 22 * 40, 3072),
@@ -308,6 +321,7 @@ VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_grou
 SMALLER = {
     "CLIPTextModel": CLIP,
     "CLIPTextModelWithProjection": CLIP,
+    "CLIPVisionModelWithProjection": {key: value for key, value in CLIP.items() if key != "vocab_size"},
     "T5EncoderModel": T5,
     "UMT5EncoderModel": T5,
     "LlamaModel": SMALL_LLM | {"num_hidden_layers": 4},
@@ -415,12 +429,14 @@ def small(tmp_path, monkeypatch):
         given = architecture(name)
         for config in given["parts"].values():
             config |= SMALLER.get(config["_class_name"], {})
+            config |= {"image_dim": 32, "added_kv_proj_dim": 32} if config.get("image_dim") else {}  # Wan2.1 I2V
         (tmp_path / f"{name}.json").write_text(json.dumps(given))
     monkeypatch.setattr(architectures, "FOLDER", tmp_path)
 
 
 GIVEN = {  # what a pipeline takes beside the prompt
     "FluxKontextPipeline": {"image": PICTURE, "max_area": 64 * 64, "_auto_resize": False},
+    "WanImageToVideoPipeline": {"image": PICTURE},
 }
 
 

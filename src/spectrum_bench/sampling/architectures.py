@@ -93,7 +93,7 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
 
 
 def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any:
-    """A tokenizer, a scheduler, or a model in eval mode."""
+    """A tokenizer, an image processor, a scheduler, or a model in eval mode."""
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
         folder = TOKENIZERS / STAND_INS[config["_class_name"]]
@@ -101,12 +101,14 @@ def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any
     ours = getattr(diffusers, config["_class_name"], None)
     if ours is not None and issubclass(ours, diffusers.SchedulerMixin):
         return ours.from_config(values)  # it keeps its tables on the CPU, whatever the device
+    kind = ours or getattr(transformers, config["_class_name"])
+    if issubclass(kind, transformers.BaseImageProcessor):
+        return kind(**values)
     with torch.device(device), _default_dtype(dtype):
         if ours is not None:
             model = ours.from_config(values)
             keep = model._keep_in_fp32_modules or ()
         else:
-            kind = getattr(transformers, config["_class_name"])
             model = kind(kind.config_class(**values))
             keep = model._keep_in_fp32_modules if dtype == torch.float16 else ()
     for key, tensor in model.state_dict(keep_vars=True).items():
