@@ -27,6 +27,7 @@ STEPS = {
     "chroma": 40,
     "flux-kontext": 28,
     "flux-schnell": 4,
+    "qwen-image-edit": 40,
     "sd3-5-medium": 40,
     "wan2-2-i2v": 40,
     "wan2-2-t2v": 40,

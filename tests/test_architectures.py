@@ -6,6 +6,7 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from helpers import settings
 
 from spectrum_bench import forecasters, schedules
@@ -18,6 +19,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling.architectures import architecture, random_pipeline
 from spectrum_bench.sampling.counting import count
+from spectrum_bench.sampling.inputs import Input
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.sampling.small import PICTURE
@@ -72,6 +74,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "flux-schnell": {"transformer_blocks": 19, "single_transformer_blocks": 38},
         "flux-kontext": {"transformer_blocks": 19, "single_transformer_blocks": 38},
         "qwen-image": {"transformer_blocks": 60},
+        "qwen-image-edit": {"transformer_blocks": 60},
         "z-image": {"layers": 30},
         "z-image-turbo": {"layers": 30},
         "flux2-klein": {"transformer_blocks": 8, "single_transformer_blocks": 24},
@@ -231,6 +234,13 @@ CALLS["qwen-image"] = (  # 1328 x 1328 pixels; its negative prompt is a call of 
         "img_shapes": [[(1, 83, 83)]],
     },
     (1, 83 * 83, 3072),
+)
+CALLS["qwen-image-edit"] = (  # 1024 x 1024 pixels; the tokens of the given picture stand behind the latent's
+    lambda: (
+        CALLS["qwen-image"][0]()
+        | {"hidden_states": tensor(1, 2 * 4096, 64), "img_shapes": [[(1, 64, 64), (1, 64, 64)]]}
+    ),
+    (1, 2 * 4096, 3072),
 )
 CALLS["z-image"] = CALLS[
     "z-image-turbo"
@@ -437,6 +447,7 @@ def small(tmp_path, monkeypatch):
 GIVEN = {  # what a pipeline takes beside the prompt
     "FluxKontextPipeline": {"image": PICTURE, "max_area": 64 * 64, "_auto_resize": False},
     "WanImageToVideoPipeline": {"image": PICTURE},
+    "QwenImageEditPlusPipeline": {"image": [PICTURE]},
 }
 
 
@@ -486,6 +497,30 @@ def test_two_networks_are_foretold_as_they_run(small):
     assert cost.starts == [steps[0] for steps in look.session.networks.values()] and len(cost.starts) == 2
     assert algorithm.computed_steps(12, cost.starts) == look.session.computed_steps
     assert cost.cache_bytes == look.session.cache_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("flux-kontext", ["+model.arguments._auto_resize=False", "model.arguments.max_area=4096"]),
+        ("qwen-image-edit", []),
+        ("wan2-1-i2v", ["model.num_frames=5"]),
+    ],
+)
+def test_a_picture_is_foretold_as_it_runs(small, tmp_path, monkeypatch, name, words):
+    """Encoding it needs no weights, and its tokens count: the cache is as large as foretold."""
+    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
+    PICTURE.save(tmp_path / "picture.png")
+    job = Job("one", 0, "a red ring", 0, (Input("image", tmp_path / "picture.png", sha256=""),))
+    words = [*words, "model.width=64", "model.height=64", "num_inference_steps=4", "warmup_steps=2"]
+    given = settings(f"model={name}", "model.init=random", "algo=spectrum", *words)
+    algorithm, look = build(given), Looking()
+    cost = count(given, algorithm, job)
+    Sampler.of(
+        random_pipeline(name, dtype="bfloat16", device="cpu", vae_dtype=given.model.vae_dtype), algorithm, given
+    ).watch(job, [look])
+    assert cost.cache_bytes == look.session.cache_bytes > 0
 
 
 class Looking(Observer):

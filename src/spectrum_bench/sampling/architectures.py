@@ -87,21 +87,24 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
             part: _build(config, dtype=getattr(torch, own.get(part, dtype)), device=device)
             for part, config in given["parts"].items()
         }
+    if "processor" in parts:
+        parts["text_encoder"].config.image_token_id = parts["processor"].image_token_id  # a stand-in's
     pipe = getattr(diffusers, given["_class_name"])(**parts, **given.get("options", {}))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any:
-    """A tokenizer, an image processor, a scheduler, or a model in eval mode."""
+    """A tokenizer, a processor, a scheduler, or a model in eval mode."""
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
-        folder = TOKENIZERS / STAND_INS[config["_class_name"]]
-        return transformers.AutoTokenizer.from_pretrained(folder, chat_template=CHAT, **values)
+        return _tokenizer(config["_class_name"], **values)
     ours = getattr(diffusers, config["_class_name"], None)
     if ours is not None and issubclass(ours, diffusers.SchedulerMixin):
         return ours.from_config(values)  # it keeps its tables on the CPU, whatever the device
     kind = ours or getattr(transformers, config["_class_name"])
+    if issubclass(kind, transformers.ProcessorMixin):
+        return _processor(kind, **values)
     if issubclass(kind, transformers.BaseImageProcessor):
         return kind(**values)
     with torch.device(device), _default_dtype(dtype):
@@ -115,6 +118,19 @@ def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype if set(key.split(".")).isdisjoint(keep) else torch.float32)
     return model.to(device).eval()
+
+
+def _tokenizer(stands_for: str, **values: Any) -> Any:
+    folder = TOKENIZERS / STAND_INS[stands_for]
+    return transformers.AutoTokenizer.from_pretrained(folder, chat_template=CHAT, **values)
+
+
+def _processor(kind: Any, *, tokenizer: dict[str, Any], image_processor: dict[str, Any]) -> Any:
+    """What makes tokens of text and patches of pictures. Its stand-in tokenizer marks where a picture's tokens go."""
+    tokens = _build(tokenizer, dtype=torch.float32, device="cpu")
+    tokens.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
+    patches = _build(image_processor, dtype=torch.float32, device="cpu")
+    return kind(image_processor=patches, tokenizer=tokens, video_processor=transformers.Qwen2VLVideoProcessor())
 
 
 @contextmanager

@@ -48,6 +48,8 @@ def on_meta(network: nn.Module, undo: ExitStack) -> None:
     see what it is really given."""
 
     def take(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if "input_ids" in kwargs:  # whose number alone decides the shapes; a picture's patches need numbers to be placed
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")}
         return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
 
     def give(module: nn.Module, args: Any, output: Any) -> Any:

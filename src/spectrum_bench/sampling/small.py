@@ -29,12 +29,21 @@ def flow(**config: Any) -> diffusers.FlowMatchEulerDiscreteScheduler:
     return diffusers.FlowMatchEulerDiscreteScheduler(**config)
 
 
-def qwen_image() -> Small:
-    transformer = diffusers.QwenImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=2, joint_attention_dim=24, axes_dims_rope=(4, 6, 6), **SIZES
+def _qwen(**config: Any) -> Any:
+    return diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 6, 6),
+        **SIZES,
+        **config,
     )
+
+
+def qwen_image() -> Small:
     masks = dict(prompt_embeds_mask=torch.ones(1, 5), negative_prompt_embeds_mask=torch.ones(1, 5))
-    return diffusers.QwenImagePipeline(flow(), None, None, None, transformer), PAIR | masks | dict(true_cfg_scale=4.0)
+    return diffusers.QwenImagePipeline(flow(), None, None, None, _qwen()), PAIR | masks | dict(true_cfg_scale=4.0)
 
 
 def _flux2(**config: Any) -> Any:
@@ -260,14 +269,13 @@ def sd35_medium() -> Small:
 
 
 def qwen_image_edit() -> Small:
+    """The tokens of the given picture have time 0."""
     edit_plus.VAE_IMAGE_SIZE = edit_plus.CONDITION_IMAGE_SIZE = 64 * 64  # else the picture becomes 1024 x 1024
     vae = diffusers.AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).eval()
-    of, arguments = qwen_image()
-    return diffusers.QwenImageEditPlusPipeline(flow(), vae, None, None, None, of.transformer), arguments | dict(
-        image=[PICTURE]
-    )
+    pipe = diffusers.QwenImageEditPlusPipeline(flow(), vae, None, None, None, _qwen(zero_cond_t=True))
+    return pipe, qwen_image()[1] | dict(image=[PICTURE])
 
 
 MAKERS = {
