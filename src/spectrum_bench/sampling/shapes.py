@@ -48,7 +48,7 @@ def on_meta(network: nn.Module, undo: ExitStack) -> None:
     see what it is really given."""
 
     def take(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if "input_ids" in kwargs:  # whose number alone decides the shapes; a picture's patches need numbers to be placed
+        if "input_ids" in kwargs:  # their number decides the shapes; a picture's patches would be placed by values
             kwargs = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")}
         return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
 
