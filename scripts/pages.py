@@ -8,10 +8,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+BOARD = ROOT / ".site/leaderboard.html"  # made by scripts/site.sh
+MARK = re.compile(r'<div data-part="(\w+)"></div>')
 ALWAYS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/WITHDRAWN.md")
 SHOWN = (".md", ".csv", ".svg", ".jsonl", ".yaml")  # other files are linked in the repository
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -22,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what docs/ links to, and what that links to, as a page or as a file."""
     docs = [f"docs/{file.src_uri}" for file in files if file.src_uri.endswith(".md")]
     results = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("results/**/README.md"))]
-    for path in reachable([*docs, *ALWAYS, *results]):
+    for path in reachable([*docs, *ALWAYS, *results, *tables_of_the_board()]):
         if not path.startswith("docs/"):
             beside = {"abs_src_path": str(ROOT / path), "inclusion": InclusionLevel.NOT_IN_NAV}
             files.append(File.generated(config, place(path), **beside))
@@ -70,6 +73,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     home = source.relative_to(ROOT).as_posix() if source.is_relative_to(ROOT) else page.file.src_uri
     if home.startswith("results/") and Path(home).name not in ("README.md", "WITHDRAWN.md"):  # a table has no title
         page.meta |= {"title": home.removeprefix("results/").removesuffix(".md"), "search": {"exclude": True}}
+        page.meta["hide"] = ["navigation", "toc"]
         markdown = f"# {page.meta['title']}\n\n{markdown}"
     parts = CODE.split(markdown)
     for i in range(0, len(parts), 2):  # between pieces of code, which stay as they are
@@ -88,3 +92,25 @@ def moved(home: str, page: Page, target: str, config: MkDocsConfig) -> str:
     if (ROOT / "docs" / inside.removeprefix("docs/")).is_file() or not (ROOT / inside).exists():
         return target  # mkdocs says what is wrong with it
     return f"{config.repo_url.rstrip('/')}/blob/main/{inside}" if config.repo_url else "nowhere"
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put a part of the leaderboard where a page has its mark, <div data-part="board"></div>."""
+    return MARK.sub(lambda match: part("style") + part(match[1]) + part("code"), html)
+
+
+def part(name: str) -> str:
+    """What stands between <!-- name --> and <!-- /name --> on the leaderboard's page."""
+    return board().partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+
+
+def tables_of_the_board() -> list[str]:
+    """The CSV files that rows of the leaderboard link to."""
+    return sorted(set(re.findall(r"results/[\w./-]+\.csv", part("code"))))
+
+
+def board() -> str:
+    """The leaderboard's page."""
+    if not BOARD.is_file():
+        raise PluginError(f"no {BOARD.relative_to(ROOT)}: bash scripts/site.sh makes it first")
+    return BOARD.read_text(encoding="utf-8")

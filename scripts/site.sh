@@ -14,8 +14,9 @@ if [ "$(cat "$tools/installed" 2>/dev/null)" != "$(sha256sum < "$lock")" ]; then
     sha256sum < "$lock" > "$tools/installed"
 fi
 export NO_MKDOCS_2_WARNING=1
+[ "$WHAT" != tools ] || exit 0
+python src/leaderboard.py out=.site/leaderboard.html
 case $WHAT in
-    tools) ;;
     build)
         # --quiet would hide the warnings from --strict
         "$tools/bin/mkdocs" build --strict --site-dir "$(realpath "$OUT")" 2>&1 | sed "/^INFO/d"

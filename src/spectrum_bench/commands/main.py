@@ -6,6 +6,7 @@ usage: spectrum-bench <command> [words]
   run         sample every prompt of a file: spectrum-bench run model=tiny-flux algo=spectrum
   evaluate    score runs against a reference run
   report      table, plot and page of scored runs
+  leaderboard all rows of results/ on one page, and which method suits a model, a card and a speed
   score       pictures or clips that other code made, against its own reference
   conformance does a caching hook keep its promises: diffusers', cache-dit's or yours
   verify      make some samples of finished runs anew: are they what was sent?
@@ -33,7 +34,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
 COMPOSED = ("run", "calibrate", "budget", "cost", "tune", "trace", "replay", "search")  # Hydra composes their words
-PLAIN = ("rows", "evaluate", "report", "score", "conformance", "verify", "reproduce", "download", "list")
+PLAIN = ("rows", "evaluate", "report", "leaderboard", "score", "conformance", "verify", "reproduce", "download", "list")
 
 
 def main() -> None:

@@ -1,0 +1,96 @@
+"""Writes the leaderboard as one page that needs no server and fetches nothing."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from spectrum_bench.reporting.board.read import METRICS as SHOWN
+from spectrum_bench.reporting.board.read import Entry, Line, Results, figure, read_lines
+from spectrum_bench.sampling.records import write_atomically
+from spectrum_bench.scoring.metrics import METRICS
+
+HERE = Path(__file__).parent
+COSTS = "memory/methods.csv"  # of the folder of results, written by scripts/method_memory.py
+
+
+def write(results: Results, costs: Sequence[Line], out: Path) -> None:
+    """Write the page.
+
+    Args:
+        costs: the lines of COSTS.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    parts = {name: (HERE / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    metrics = [METRICS[name] for name in SHOWN if any(name in entry.scores for entry in results.entries)]
+    page = environment.get_template("board.html.j2").render(
+        data=embedded(data(results, costs)),
+        metrics=metrics,
+        count=len(results.entries),
+        others=results.others,
+        **parts,
+    )
+    write_atomically(out, page.encode())
+
+
+def read_costs(folder: Path) -> list[dict[str, str]]:
+    """The lines of COSTS in a folder of results; none if it has no such file."""
+    path = folder / COSTS
+    return read_lines(path) if path.is_file() else []
+
+
+def embedded(value: object) -> str:
+    """JSON that may stand in a script element, whatever its texts are."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def data(results: Results, costs: Sequence[Line]) -> dict[str, Any]:
+    """What the page's script reads."""
+    first: dict[str, int] = {}
+    for number, entry in enumerate(results.entries):
+        first.setdefault(entry.file, number)
+    return {
+        "rows": [plain(entry, first[entry.file]) for entry in results.entries],
+        "metrics": {
+            name: {
+                "label": metric.label,
+                "up": metric.higher_is_better,
+                "factor": metric.factor,
+                "digits": metric.digits,
+            }
+            for name in SHOWN
+            for metric in [METRICS[name]]
+        },
+        "models": results.models,
+        "costs": [cost(line) for line in costs],
+    }
+
+
+def plain(entry: Entry, first: int) -> dict[str, Any]:
+    """An entry for JSON, with few digits and without what is empty.
+
+    Args:
+        first: the number of its table's first row among all rows.
+    """
+    row = {key: value for key, value in asdict(entry).items() if value not in (None, "", {}, ())}
+    row["scores"] = {name: [rounded(each) for each in bounds] for name, bounds in entry.scores.items()}
+    row["speedup"] = None if entry.speedup is None else [rounded(each) for each in entry.speedup]
+    if entry.beaten_by is not None:
+        row["beaten_by"] = {name: [first + place for place in places] for name, places in entry.beaten_by.items()}
+    return row
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def cost(line: Mapping[str, str]) -> dict[str, Any]:
+    """A line of COSTS with its numbers as numbers."""
+    texts = ("model", "size", "method")
+    return {key: line[key] if key in texts else figure(line, key) for key in line}
