@@ -126,7 +126,7 @@ METHOD_HEADS |= {"cache_gb": "cache GB"}
 LEGEND = (
     "host ms: what the host needs to issue a skipped step, from a run that waits after each. Speedups are against the "
     "fastest plain run of the same process. paper: Spectrum's measured speedup in the tables of arXiv:2603.01623 "
-    "([results/paper](../../paper)), on A100 (images) and H800 (videos)."
+    "(results/paper), on A100 (images) and H800 (videos)."
 )
 
 

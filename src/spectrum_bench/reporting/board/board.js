@@ -184,6 +184,7 @@
       const { full_step_flops: full, skipped_step_flops: skipped, steps } = line, found = Math.floor(((steps * full) / times - steps * skipped) / (full - skipped) + 1e-9)
       return found < 1 ? null : Math.min(found, steps)
     }
+    const video = line => line.size.split(" x ").length > 2
     const candidates = (model, size, card, times) => costs.filter(line => line.model === model && line.size === size && line.method !== "nocache").map(line => {
       const p = most(line, times), bytes = p == null ? null : peak(line, p)
       return { line, p, bytes, fits: bytes != null && bytes <= card * 1e9, tight: bytes != null && bytes > card * 1e9 - 1.5e9 }
@@ -199,12 +200,14 @@
       const holds = sizes.filter(size => peak(plain(size), 0) <= card * 1e9)
       if (!holds.length) {
         const least = plain(sizes.reduce((a, b) => peak(plain(a), 0) < peak(plain(b), 0) ? a : b))
-        const others = unique(costs.filter(line => line.method === "nocache" && line.model !== model && peak(line, 0) <= card * 1e9).map(line => line.model))
-        parts.push(el("p", { class: "sb-verdict" }, el("b", {}, `No. `), `${model} does not fit ${card} GB at any size that was computed: weights take ${gigabytes(least.weights_bytes)}`
-          + ` and the denoiser's other tensors ${gigabytes(least.working_bytes)}, before anything is cached. There are no keys for offloading or quantized weights.`
-          + (others.length ? ` These fit without a cache: ${others.join(", ")}.` : "")))
-      } else parts.push(el("p", { class: "sb-verdict" }, el("b", {}, good.length ? `${unique(good.map(each => each.line.method)).length} methods fit ${card} GB and can reach ${times}×` : `No counted method fits ${card} GB and reaches ${times}×`),
-        ` by operations, at ${unique((good.length ? good.map(each => each.line.size) : holds)).join(" or ")}. Which of them keeps the quality best is below, as far as anything was measured.`))
+        const names = unique(costs.map(line => line.model)).filter(name => costs.some(line => line.model === name && line.method !== "nocache" && candidates(name, line.size, card, times).some(each => each.fits)))
+        answer.replaceChildren(el("p", { class: "sb-verdict" }, el("b", {}, "No. "), `${model} does not fit ${card} GB, at any size that was computed: at ${least.size} weights take ${gigabytes(least.weights_bytes)}`
+          + ` and the denoiser's other tensors ${gigabytes(least.working_bytes)}, before anything is cached. There are no keys for offloading or quantized weights.`),
+          el("p", {}, names.length ? `On ${card} GB, ${times}× is within reach of a method with: ${names.join(", ")}.` : `No model that was computed reaches ${times}× on ${card} GB.`))
+        return
+      }
+      parts.push(el("p", { class: "sb-verdict" }, el("b", {}, good.length ? `${unique(good.map(each => each.line.method)).length} methods fit ${card} GB and can reach ${times}×` : `No counted method fits ${card} GB and reaches ${times}×`),
+        ` by operations, at ${unique((good.length ? good.map(each => each.line.size) : holds)).join(" or ")}. `, good.length ? "Which of them keeps the quality best is below, as far as anything was measured." : "Take a larger card, a smaller size or a lower speed."))
       for (const size of holds) {
         const list = candidates(model, size, card, times)
         parts.push(el("h3", {}, `Memory and operations, computed: ${size}`), table(`Memory and operations at ${size}`, ["Method", "Fits", `Most passes for ${times}×`, "Memory", "Of it cache"], list.map(({ line, p, bytes, fits, tight }) => [
@@ -212,14 +215,14 @@
           p == null ? "—" : `${p} of ${line.steps}`, bytes == null ? "—" : gigabytes(bytes), bytes == null ? "—" : gigabytes(bytes - line.weights_bytes - line.working_bytes)])))
       }
       parts.push(...quality(model, known, times))
-      const first = good[0] ?? { line: { method: "taylorseer" }, p: 14 }, algo = first.line.method.split(",")[0]
-      parts.push(el("h3", {}, "What decides it"), el("p", {}, "Your own prompts, at equal passes or latency. For each candidate: "),
-        el("ul", {}, ["python src/cost.py model=" + model + " algo=" + algo + " card=" + card, `python src/budget.py model=${model} algo=teacache passes=${good[0]?.p ?? 14}`].map(text => el("li", {}, el("code", {}, text)))))
+      const names = unique(good.map(each => each.line.method.split(",")[0]))
+      if (names.length) parts.push(el("h3", {}, "What decides it"), el("p", {}, `Your own prompts, at equal passes or latency: of each candidate (${names.join(", ")}) what it costs, a run, and a table.`),
+        el("ul", {}, [`python src/cost.py model=${model} algo=${names[0]} card=${card}`, `python src/${video(good[0].line) ? "text_to_video" : "text_to_image"}.py model=${model} algo=${names[0]} exp_name=${names[0]} prompt_file=yours.txt`].map(text => el("li", {}, el("code", {}, text)))))
       answer.replaceChildren(...parts)
     }
     const quality = (model, known, times) => {
       const reach = row => row.speedup ? row.speedup[0] >= times : fewer(row) >= times
-      const fit = rows.filter(row => row.role === "method" && !row.withdrawn && reach(row)), parts = []
+      const fit = rows.filter(row => row.role === "method" && !row.withdrawn && reach(row) && !row.facts?.Replaced), parts = []
       const gpu = fit.filter(row => row.model === model && row.speedup)
       const cited = fit.filter(row => row.status === "cited" && row.model === known.paper && row.scores.psnr).sort((a, b) => b.scores.psnr[0] - a.scores.psnr[0])
       const small = fit.filter(row => row.model === known.miniature && row.scores.psnr && row.beaten_by)
@@ -232,7 +235,7 @@
       if (list.length) {
         const placed = places(list, "psnr"), best = list.filter(row => placed.get(row)?.place === 1)
         ties = best.length
-        parts.push(el("h3", {}, `Quality of the miniature ${known.miniature}: the ${list.length} rows of one table that are as fast`), el("p", { class: "sb-note" }, "A miniature exercises the code; it is no evidence for the real model. Speed is measured where the table has it, else the reference's steps by the passes."),
+        parts.push(el("h3", {}, `Quality of the miniature ${known.miniature}: ${list.length > 15 ? `the 15 best of ${list.length}` : list.length} rows of one table that are as fast`), el("p", { class: "sb-note" }, "A miniature exercises the code; it is no evidence for the real model. Speed is measured where the table has it, else the reference's steps by the passes."),
           table("Quality of the miniature", ["Row", "Passes", "Speedup", "PSNR dB ↑", "Place"], list.slice(0, 15).map(row => [row.name, passes(row.passes), speed(row.speedup), shown(row.scores.psnr, "psnr"), placed.get(row)?.text ?? "—"])), el("p", {}, link(list[0].file)))
       }
       const doubts = ["No quality of real weights was measured here: the order of methods on " + model + " is not known from these rows."]

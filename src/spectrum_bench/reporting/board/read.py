@@ -227,6 +227,7 @@ def from_gpu(made: Origin, lines: Sequence[Line]) -> Iterator[Entry]:
         told |= {"Computed step": f"{line['full_ms']} ms"} if line["full_ms"] else {}
         told |= {"Skipped step": f"{line['skipped_ms']} ms"} if line["skipped_ms"] else {}
         told |= {"Peak": f"{line['peak_gb']} GB"} if line["peak_gb"] else {}
+        told |= {"Replaced": f"by {known['replaced_by']}"} if "replaced_by" in known else {}
         role = "reference" if line["method"].startswith(("nocache", "never")) else "method"
         yield Entry(
             made.file, line["model"], name, line["method"].split("-")[0].split()[0], "random weights", role, status,
