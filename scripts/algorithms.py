@@ -28,7 +28,9 @@ Row = dict[str, str]
 def read(group: str, name: str) -> tuple[str, Node]:
     """The first comment and the nodes of a YAML file."""
     text = (ROOT / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8")
-    comment = next(line for line in text.splitlines() if line.startswith("#") and "@package" not in line)
+    comment = next((line for line in text.splitlines() if line.startswith("#") and "@package" not in line), None)
+    if comment is None:
+        sys.exit(f"error: configs/{group}/{name}.yaml begins with no comment: say in its first line what it is")
     return comment.lstrip("# "), yaml.safe_load(text)
 
 
@@ -66,6 +68,8 @@ def guidance(schedule: str) -> str:
 def runs_on(algo: str) -> str:
     """The miniatures that do not refuse the algorithm, by the golden values."""
     lines = {m: json.loads((ROOT / "tests/golden" / f"tiny-{m}.json").read_text()).get(algo, {}) for m in MINIATURES}
+    if not all(lines.values()):
+        sys.exit(f"error: algo={algo} has no golden values on every miniature: run python tests/golden.py first")
     fits = [name for m, name in MINIATURES.items() if OF_STEPS in lines[m].get("refused", OF_STEPS)]
     return "all" if len(fits) == len(MINIATURES) else ", ".join(fits)
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.algorithm import Algorithm
@@ -79,8 +80,12 @@ def test_ours_pass_and_quickly(forecaster, schedule):
         ),
         (partial(gates.first_block, threshold=1), forecasters.reuse, "first_block is a gate: leave _partial_ out"),
         (ADAPTIVE, lambda times, t: np.ones(3), "returns 3 weights for 5 rows: return one a row"),
+        (ADAPTIVE, lambda times, t: [0.0] * len(times), "must return a NumPy array of numbers, .* not list"),
+        (ADAPTIVE, lambda times, t: 1.0, "must return a NumPy array of numbers, .* not float"),
+        (ADAPTIVE, lambda times, t: torch.ones(len(times)), "must return a NumPy array of numbers, .* not Tensor"),
+        (ADAPTIVE, lambda times, t: np.full(len(times), np.nan), "returns weights at step 4 that are not finite"),
     ],
-    ids=["schedule", "forecaster", "partial gate", "rows"],
+    ids=["schedule", "forecaster", "partial gate", "rows", "list", "number", "tensor", "nan"],
 )
 def test_nonsense_is_one_line(schedule, forecaster, message):
     with pytest.raises((BadValue, DoesNotFit), match=message):

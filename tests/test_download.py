@@ -488,16 +488,9 @@ def test_the_catalogue_is_complete():
             assert len(bytes.fromhex(entry.sha256)) == 32 and entry.path.is_absolute()
             digits = re.search(r"-([0-9a-f]{8})\.pth$", entry.url)  # PyTorch's rule for names
             assert not digits or entry.sha256.startswith(digits[1])
-    weightless = {
-        "psnr",
-        "psnr_uint8_wrapped",
-        "ssim",
-        "ms_ssim",
-        "flicker",
-        "caption",
-        "vbench_standard",
-    }  # the last has vbench's
-    assert set(everything.metrics) == set(METRICS) - weightless
+    weightless = {name for name, metric in METRICS.items() if not metric.weights()}
+    assert {"psnr", "ssim", "caption"} <= weightless and not {"lpips", "clip", "vbench"} & weightless
+    assert set(everything.metrics) == set(METRICS) - weightless - {"vbench_standard"}  # it has vbench's
     assert METRICS["vbench_standard"].weights() == METRICS["vbench"].weights()
 
 

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import yaml
+from fabricate import run_script
 from helpers import composed, examples
 from safetensors.numpy import load_file
 
@@ -45,11 +46,13 @@ def python(folder, *words):
 
 @pytest.mark.slow
 def test_files_of_your_own(folder):
-    """The forecaster by the command that is printed; then mask, gates, site and model in one sweep."""
+    """The forecaster by the command that is printed; then mask, gates, sites and model."""
     python(folder, *shlex.split(COMMAND), *SHORT, "exp_name=printed")
     sweep = ["schedule=growing,moved,spreads", "site=gain", "model=my_flux"]
     python(folder, *shlex.split(COMMAND), *SHORT, *sweep, "exp_name=${hydra:runtime.choices.schedule}", "-m")
+    python(folder, *shlex.split(COMMAND), *SHORT, "site=feed_forward", "exp_name=feed_forward")
     records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("out/*/records.jsonl")}
+    assert records["feed_forward"]["site"] == "FeedForward" and records["feed_forward"]["cache_bytes"] > 0
     assert records["printed"]["forecaster"] == "halfway(share=0.5)" and records["printed"]["site"] == "LastBlock"
     assert records["growing"]["computed_steps"] == [0, 1, 2, 4, 7, 9]
     assert 1 < records["moved"]["nfe"] < 12 and 1 < records["spreads"]["nfe"] < 12
@@ -62,6 +65,47 @@ def test_an_observer_keeps_features(folder):
     python(folder, "record.py")
     kept = load_file(folder / "features.safetensors")
     assert len(kept) == 20 and {feature.shape for feature in kept.values()} == {(1, 64, 128)}
+
+
+WRONG_YAMLS = {  # file below my_configs -> (its text, words, what is said)
+    "algo/bare.yaml": (
+        "defaults:\n  - site/last_block\n  - override /schedule@_global_.schedule: adaptive_window\nname: bare\n",
+        ["algo=bare"],
+        "algo=site/last_block: write '- override /site@_global_.site: last_block' into its defaults",
+    ),
+    "algo/short.yaml": (
+        "defaults:\n  - override /schedule: adaptive_window\nname: short\n",
+        ["algo=short"],
+        "write '- override /schedule@_global_.schedule: <name>' into its defaults",
+    ),
+    "algo/nameless.yaml": (
+        "defaults:\n  - override /site@_global_.site: last_block\n"
+        "forecaster: {_target_: spectrum_bench.forecasters.reuse, _partial_: true}\n",
+        ["algo=nameless"],
+        "algo.name is missing: write 'name: <its file's name>' into the YAML",
+    ),
+    "algo/nowhere.yaml": (
+        "name: nowhere\nforecaster: {_target_: spectrum_bench.forecasters.reuse, _partial_: true}\n",
+        ["algo=nowhere"],
+        "algo=nowhere has a forecaster and no site, so that nothing would be cached: add "
+        "'- override /site@_global_.site: last_block' to the defaults of its YAML",
+    ),
+    "schedule/whole.yaml": (
+        "_target_: spectrum_bench.schedules.power_law\npasses: 6\n",
+        ["algo=reuse", "schedule=whole"],
+        "power_law is missing 1 required positional argument: 'T': add '_partial_: true' to its node",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", WRONG_YAMLS)
+def test_what_is_left_out_of_a_yaml_is_told(tmp_path, file):
+    text, words, told = WRONG_YAMLS[file]
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    command = ["text_to_image.py", f"hydra.searchpath=[file://{tmp_path}]", *words, f"output_base_path={tmp_path}/out"]
+    done = run_script(*command)
+    assert done.returncode == 1 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_launchers_preset(folder):

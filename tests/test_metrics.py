@@ -1,10 +1,13 @@
 """Pixel metrics against independent implementations, and what happens when one cannot be computed."""
 
+import dataclasses
 import hashlib
 import io
 import json
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import fabricate
 import numpy as np
@@ -16,12 +19,36 @@ from spectrum_bench.miniature import judge as tiny_judge
 from spectrum_bench.miniature import world
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.catalogue import WebEntry
+from spectrum_bench.scoring import scorers
 from spectrum_bench.scoring.metrics import METRICS, caption, perceptual, pixel
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, Unscorable
 
 PICTURES = fabricate.pictures(fabricate.captions(4))
 GREY = np.full((64, 64, 3), 100, np.uint8)
 LEVELS = [2, 10, 40]
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (np.ones((4, 4)), "metric mine must return one finite number a pair, not array"),
+        (None, "metric mine must return one finite number a pair, not None"),
+        (float("nan"), "metric mine must return one finite number a pair, not nan"),
+    ],
+    ids=["array", "none", "nan"],
+)
+def test_a_metric_that_returns_no_number_is_named(returned, told):
+    item = scorers.Item(Path("x.png"), "a ring", np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(TypeError, match=told):
+        scorers.by_frame("mine", lambda samples, references: [returned] * len(samples), [item])
+
+
+def test_a_bug_of_one_metric_hides_no_other_one(monkeypatch):
+    broken = dataclasses.replace(METRICS["psnr"], name="mine", fn="pixel:nothing")
+    monkeypatch.setitem(scorers.METRICS, "mine", broken)
+    lines = list(scorers.readiness())
+    assert len(lines) == len(scorers.METRICS) and "ready  psnr" in lines
+    assert any(re.match(r"broken mine: AttributeError: .*nothing", line) for line in lines)
 
 
 def test_psnr_by_hand():

@@ -21,6 +21,7 @@ from spectrum_bench.paths import ROOT
 from spectrum_bench.reporting import paper
 from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling import records as jobs
+from spectrum_bench.scoring.metrics import METRICS
 
 DOCS = ("run", "metrics", "paper-tables", "your-method", "statistics")
 README = (ROOT / "README.md").read_text()
@@ -176,3 +177,13 @@ def test_links_lead_somewhere(page):
         if heading:
             titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
             assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+def test_the_pages_list_every_schedule_site_and_metric():
+    """But those that belong to other people's code, which comes as a whole."""
+    for group in ("schedule", "site"):
+        for path in (ROOT / "configs" / group).glob("*.yaml"):
+            if path.stem != "observed" and not path.stem.startswith(("diffusers_", "cachedit_")):
+                assert f"`{path.stem}`" in PAGES["docs/run.md"], f"docs/run.md does not list {group}={path.stem}"
+    for name in METRICS:
+        assert f"`{name}`" in PAGES["docs/metrics.md"], f"docs/metrics.md does not list {name}"

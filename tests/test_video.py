@@ -72,7 +72,7 @@ def test_a_picture_is_encoded_at_the_fastest_level():
 def test_scores_of_clips_are_means_over_frames():
     def scores(metric, *pixels):
         items = [Item(Path("a"), "", sample, reference) for sample, reference in pixels]
-        return by_frame(lambda *lists: [metric(*each) for each in zip(*lists, strict=True)], items)
+        return by_frame("mine", lambda *lists: [metric(*each) for each in zip(*lists, strict=True)], items)
 
     a, b = clip(), clip(seed=1)
     b[0] = a[0]  # a frame alike counts with the cap, not as infinite

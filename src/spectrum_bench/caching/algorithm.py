@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from spectrum_bench import checks
 from spectrum_bench.caching.session import Session, cached
@@ -44,6 +45,7 @@ class Algorithm:
         if not isinstance(self.schedule, Gate):
             check_arguments(self.schedule, T)
         check_arguments(self.forecaster, np.arange(3.0), 4.0)
+        weights_of(self.forecaster, [0, 1, 2], 4)
         mask = plan(self.schedule, T)
         if self.site is None:
             if mask is None or not mask.all():
@@ -113,16 +115,34 @@ def check_forgetting(forecaster: Forecaster, masks: list[Mask]) -> None:
     Raises:
         DoesNotFit: a later step reads a row whose weight was 0 one step ahead, or the number of weights is wrong.
     """
+    name = name_of(forecaster)
     for step, times, remaining in chain.from_iterable(skipped_steps(forecaster, mask) for mask in masks):
-        whole, part = forecaster(np.array(times, float), step), forecaster(np.array(remaining, float), step)
-        name = getattr(bare(forecaster), "__name__", "the forecaster")
-        if len(whole) != len(times) or len(part) != len(remaining):
-            raise DoesNotFit(f"{name} returns {len(part)} weights for {len(remaining)} rows: return one a row")
+        whole, part = weights_of(forecaster, times, step), weights_of(forecaster, remaining, step)
         if whole[: -len(remaining)].any() or not np.allclose(whole[-len(remaining) :], part, rtol=1e-6, atol=1e-9):
             raise DoesNotFit(
                 f"{name} reads at step {step} a row that is forgotten by then, because its weight is 0 one step after "
                 f"step {times[-1]}: give it another weight there, or 0 at every later step too"
             )
+
+
+def weights_of(forecaster: Forecaster, times: Sequence[int], step: int) -> NDArray[Any]:
+    """The weights of a forecast.
+
+    Raises:
+        DoesNotFit: they are no array with one finite weight, or one for each part, for each row.
+    """
+    name, weights = name_of(forecaster), forecaster(np.array(times, float), float(step))
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "fiu" or not weights.ndim:
+        raise DoesNotFit(f"{name} must return a NumPy array of numbers, one weight a row, not {type(weights).__name__}")
+    if len(weights) != len(times):
+        raise DoesNotFit(f"{name} returns {len(weights)} weights for {len(times)} rows: return one a row")
+    if not np.isfinite(weights).all():
+        raise DoesNotFit(f"{name} returns weights at step {step} that are not finite")
+    return weights
+
+
+def name_of(forecaster: Forecaster) -> str:
+    return getattr(bare(forecaster), "__name__", "the forecaster")
 
 
 def skipped_steps(forecaster: Forecaster, mask: Mask) -> Iterator[tuple[int, list[int], list[int]]]:

@@ -1,6 +1,7 @@
 """The history of one feature at one site, and the one place where a forecast is made from it.
 
-No other module indexes its rows, so that another implementation may hold them in a ring buffer or in host memory.
+No other module but `sites/summed.py`, whose history is one of these, reads its rows: another implementation may hold
+them in a ring buffer or in host memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence

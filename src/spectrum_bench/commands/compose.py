@@ -139,6 +139,9 @@ def settings_of(cfg: DictConfig) -> RunSettings:
     Raises:
         UserError: an upstream key that nobody reads, a value of the wrong kind, or code that is no method.
     """
+    for group in ("model", "algo"):
+        if OmegaConf.select(cfg, f"{group}.name") is None:
+            raise BadValue(f"{group}.name is missing: write 'name: <its file's name>' into the YAML")
     check_upstream_keys(cfg)
     config = resolved(cfg)
     words = HydraConfig.get().overrides.task
@@ -184,6 +187,11 @@ def build(settings: RunSettings) -> "Algorithm":
     method = settings.method
     if method.site is not None and method.forecaster is None:
         raise BadValue(f"site and forecaster belong together: algo={method.name} has no forecaster")
+    if method.site is None and method.forecaster is not None:
+        raise BadValue(
+            f"algo={method.name} has a forecaster and no site, so that nothing would be cached: add "
+            "'- override /site@_global_.site: last_block' to the defaults of its YAML"
+        )
     schedule = instantiate(method.schedule)
     site = instantiate(method.site) if method.site else None
     forecaster = instantiate(method.forecaster) if method.forecaster else reuse
@@ -206,7 +214,10 @@ def instantiate(part: Part) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        raise
+        missing = re.search(r"missing \d+ required .*", str(error.__cause__))
+        if not missing:
+            raise
+        raise BadValue(f"{part.name} is {missing[0]}: add '_partial_: true' to its node, or its constants") from None
     if isinstance(made, partial):  # Hydra's own partial checks its policy at every call; once is enough
         return partial(made.func, *made.args, **made.keywords)
     return made

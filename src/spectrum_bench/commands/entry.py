@@ -212,18 +212,27 @@ def explain(config_name: str, error: Exception) -> str:
     text = str(error)
     if "Config group override must be" in text:
         return "a choice such as site= or algo= cannot be null: leave it out (algo=nocache has no site)"
+    if part := re.search(r"Could not (?:find|load) '(\w+)/(schedule|site)/([^']+)'", text):
+        return f"{part[1]}={part[2]}/{part[3]}: {overriding(part[2], part[3])}"
     if choice := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
         group, name = choice.groups()
         names = re.findall(r"^\t([\w-]+)$", text, re.MULTILINE)
         if "/" in name:  # Hydra names the folder's neighbours alone
             names = [each.name for each in list_.choices(group) if "/" in each.name]
         return f"there is no {group}={name}{nearest(name, names)}; choose of {', '.join(names)}"
+    if key := re.search(r"Could not override '(\w+)@[\w.]*'", text):
+        return f"a YAML's defaults name {key[1]} where there is none: {overriding(key[1], '<name>')}"
     if key := re.search(r"Could not override '([^']+)'", text):
         default = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
         return f"there is no key {key[1]}{nearest(key[1], list(paths(default)))}: see --cfg job"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         text = str(error.__cause__)
     return text.split("\n")[0]
+
+
+def overriding(group: str, name: str) -> str:
+    """What to write into the defaults of a YAML so that it chooses a schedule or a site."""
+    return f"write '- override /{group}@_global_.{group}: {name}' into its defaults"
 
 
 def paths(node: Any, prefix: str = "") -> Iterator[str]:

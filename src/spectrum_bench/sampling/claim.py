@@ -79,7 +79,7 @@ def _compare(folder: Path, new: Mapping[str, Any], existing: Mapping[str, Any]) 
         raise UserError(
             f"{folder} was made with another configuration ({', '.join(keys)} differ): "
             "choose another exp_name, or remove that folder; for a sweep one that tells its runs apart, e.g. "
-            "'exp_name=${model.name}_${algo.name}_${algo.w}'"
+            "'exp_name=${model.name}_${algo.name}_${seed}'"
         )
 
 

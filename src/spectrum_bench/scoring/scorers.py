@@ -69,6 +69,9 @@ def readiness() -> Iterator[str]:
         except MetricUnavailable as reason:
             yield f"—      {reason}"
             continue
+        except Exception as error:  # a bug of one metric hides no other one
+            yield f"broken {name}: {type(error).__name__}: {' '.join(str(error).split())}"
+            continue
         unmade = metric.environment and not isolated.is_made(metric.environment)
         yield f"ready  {name}" + (": its environment will be made on first use, some gigabytes" if unmade else "")
 
@@ -116,17 +119,30 @@ def score(scorers: Scorers, items: Sequence[Item]) -> list[Scores]:
     """
     scores: list[Scores] = [{} for _ in items]
     for name, paired in scorers.paired.items():
-        made = by_clip(paired, items) if METRICS[name].whole else by_frame(paired, items)
+        made = by_clip(paired, items) if METRICS[name].whole else by_frame(name, paired, items)
         for each, value in zip(scores, made, strict=True):
-            each[name] = value
-    for single in scorers.single.values():
+            each[name] = number_of(name, value)
+    for name, single in scorers.single.items():
         lists = [item.sample for item in items], [item.prompt for item in items]
         for each, values in zip(scores, _named(single, lists, items), strict=True):
+            if not isinstance(values, dict) or name not in values:
+                raise TypeError(f"metric {name} must return a dict with its name and details, not {values!r:.80}")
             each |= values
     return scores
 
 
-def by_frame(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
+def number_of(metric: str, value: object) -> float:
+    """What a paired metric has returned, as a number.
+
+    Raises:
+        TypeError: it is no finite number: the metric's function is wrong.
+    """
+    if isinstance(value, (int, float, np.number)) and np.isfinite(value):
+        return float(value)
+    raise TypeError(f"metric {metric} must return one finite number a pair, not {value!r:.80}")
+
+
+def by_frame(name: str, scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
     """A paired score for each item. The score of a clip is the mean over its frames.
 
     Raises:
@@ -134,7 +150,7 @@ def by_frame(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
     """
     samples, references = both(items)
     owners = [item for item, sample in zip(items, samples, strict=True) for _ in sample]
-    flat = _named(scorer, (sum(samples, []), sum(references, [])), owners)
+    flat = [number_of(name, score) for score in _named(scorer, (sum(samples, []), sum(references, [])), owners)]
     ends = np.cumsum([len(sample) for sample in samples])[:-1]
     return [float(np.mean(scores)) for scores in np.split(np.array(flat), ends)]
 

@@ -56,7 +56,7 @@ def make_lpips_vgg(model: ModelFacts) -> PairedBatchScorer:
 
 def make_tlpips(model: ModelFacts) -> PairedBatchScorer:
     """tLP of Chu et al. 2020 (arXiv:1811.09393): | LPIPS of neighbouring frames - the same of the reference |."""
-    lpips = load(backbone("lpips"), "alex")
+    lpips = load(backbone("tlpips"), "alex")
 
     def score(samples: Sequence[Pixels], references: Sequence[Pixels]) -> list[float]:
         for clip in samples:
