@@ -79,6 +79,8 @@ def test_parameter_counts_are_the_published_ones(name):
         "z-image-turbo": {"layers": 30},
         "flux2-klein": {"transformer_blocks": 8, "single_transformer_blocks": 24},
         "flux2-dev": {"transformer_blocks": 8, "single_transformer_blocks": 48},
+        "cogvideox": {"transformer_blocks": 42},
+        "auraflow": {"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
         "wan2-1-i2v": {"blocks": 40},
         "wan2-2-i2v": {"blocks": 40},
         "wan2-2-t2v": {"blocks": 40},
@@ -267,6 +269,23 @@ CALLS["wan2-2-t2v"] = (  # 720 x 1280 pixels, 81 frames
     lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 16, 21, 90, 160)},
     (1, 21 * 45 * 80, 5120),
 )
+CALLS["cogvideox"] = (  # 480 x 720 pixels, 49 frames, both guidance branches in a batch
+    lambda: {
+        "hidden_states": tensor(2, 13, 16, 60, 90),
+        "encoder_hidden_states": tensor(2, 226, 4096),
+        "timestep": time(2),
+        "image_rotary_emb": (time((13 * 30 * 45, 64)), time((13 * 30 * 45, 64))),
+    },
+    (2, 13 * 30 * 45, 3072),
+)
+CALLS["auraflow"] = (  # 1024 x 1024 pixels, both guidance branches in a batch
+    lambda: {
+        "hidden_states": tensor(2, 4, 128, 128),
+        "encoder_hidden_states": tensor(2, 256, 2048),
+        "timestep": time(2),
+    },
+    (2, 4096, 3072),
+)
 CALLS["wan2-1-i2v"] = (  # 480 x 832 pixels, 81 frames; the first frame is among the channels, and a text of its own
     lambda: (
         CALLS["wan14b"][0]()
@@ -362,6 +381,7 @@ SMALLER = {
     "AutoencoderKL": VAE,
     "AutoencoderKLFlux2": VAE,
     "AutoencoderKLQwenImage": {"base_dim": 8, "num_res_blocks": 1},
+    "AutoencoderKLCogVideoX": VAE,
     "AutoencoderKLHunyuanVideo": VAE,
     "AutoencoderKLWan": {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
     "FluxTransformer2DModel": {
@@ -392,6 +412,15 @@ SMALLER = {
         "num_single_layers": 2,
         "num_attention_heads": 1,
         "joint_attention_dim": 3 * 64,
+    },
+    "CogVideoXTransformer3DModel": {"num_layers": 2, "num_attention_heads": 1, "text_embed_dim": 64},
+    "AuraFlowTransformer2DModel": {
+        "num_mmdit_layers": 1,
+        "num_single_dit_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 32,
+        "joint_attention_dim": 64,
     },
     "SD3Transformer2DModel": {
         "num_layers": 2,
@@ -445,18 +474,21 @@ def small(tmp_path, monkeypatch):
 
 
 GIVEN = {  # what a pipeline takes beside the prompt
+    "CogVideoXPipeline": {"num_frames": 9},  # of 5 it makes 8
     "FluxKontextPipeline": {"image": PICTURE, "max_area": 64 * 64, "_auto_resize": False},
     "WanImageToVideoPipeline": {"image": PICTURE},
     "QwenImageEditPlusPipeline": {"image": [PICTURE]},
 }
 
 
+def given(pipe):
+    kind = type(pipe).__name__
+    return ({"num_frames": 5} if "Video" in kind or "Wan" in kind else {}) | GIVEN.get(kind, {})
+
+
 def draw(pipe, prompt="a red ring", **more):
     """Two steps at 64 x 64 pixels: frames, or one image, as numbers in 0..1."""
-    kind = type(pipe).__name__
-    arguments = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"} | more
-    arguments |= {"num_frames": 5} if "Video" in kind or "Wan" in kind else {}
-    arguments |= GIVEN.get(kind, {})
+    arguments = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"} | given(pipe) | more
     out = pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **arguments)
     return out.frames[0] if "frames" in out else out.images
 
@@ -468,7 +500,7 @@ def test_a_small_copy_runs_through_the_unchanged_call(small, name):
     pipe = random_pipeline(name, dtype="float32", device="cpu")
     assert torch.equal(torch.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
     picture = draw(pipe)
-    assert picture.shape == (5 if name == "hunyuan" or name.startswith("wan") else 1, 64, 64, 3)
+    assert picture.shape == (given(pipe).get("num_frames", 1), 64, 64, 3)
     assert np.isfinite(picture).all() and picture.std() > 0
     with cached(
         pipe,
