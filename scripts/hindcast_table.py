@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from spectrum_bench.commands import ending  # noqa: E402
+from spectrum_bench.sampling.media import read  # noqa: E402
 from spectrum_bench.sampling.records import write_atomically  # noqa: E402
 from spectrum_bench.scoring.experiments import Experiment, find_experiments, read_experiment  # noqa: E402
 from spectrum_bench.scoring.results import load  # noqa: E402
@@ -70,8 +70,9 @@ def with_edges(scores: pd.DataFrame, run: Experiment, reference: Experiment) -> 
 
 
 def energy(run: Experiment, key: tuple[int, int]) -> float:
-    pixels = np.asarray(Image.open(run.sample(run.by_key[key])), float)
-    return float(np.square(np.diff(pixels, axis=0)).mean() + np.square(np.diff(pixels, axis=1)).mean())
+    """Of a picture, or of all frames of a clip."""
+    pixels = read(run.sample(run.by_key[key])).astype(float)
+    return float(sum(np.square(np.diff(pixels, axis=axis)).mean() for axis in (-3, -2)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The table of rows at equal passes: differences, sharpness and corrected p values of made-up runs."""
 
+from types import SimpleNamespace
+
 import fabricate
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 import hindcast_table
+from spectrum_bench.sampling import media
 from spectrum_bench.scoring.evaluation import evaluate
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.metrics.pixel import psnr
@@ -34,3 +37,15 @@ def test_a_soft_row_is_told_from_a_near_one(tmp_path, capsys):
         2 * 2 / 2**6, abs=0.01
     )  # two rows, of 64 choices of signs two are as far
     assert "tiny-flux" in capsys.readouterr().out
+
+
+def test_the_energy_of_a_clip_is_the_mean_of_its_frames(tmp_path):
+    clip = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
+    files = media.encode(clip, 8) | {f"{i}.png": media.encode(frame, None)[".png"] for i, frame in enumerate(clip)}
+    for name, data in files.items():
+        (tmp_path / f"x{name}").write_bytes(data)
+    energies = {
+        name: hindcast_table.energy(SimpleNamespace(sample=lambda record: record, by_key={(0, 0): path}), (0, 0))
+        for name, path in ((path.name, path) for path in tmp_path.iterdir())
+    }
+    assert energies["x.mp4"] == pytest.approx(np.mean([energies[f"x{i}.png"] for i in range(3)]))
