@@ -14,6 +14,7 @@ from spectrum_bench.anatomy import stacked
 from spectrum_bench.caching.session import cached, denoisers
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.commands.accelerate import recognise
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import architectures
@@ -614,6 +615,13 @@ def test_tokenizers_take_the_real_lengths(name):
             assert getattr(pipe, part).model_max_length == config["model_max_length"]
             encoder = parts[part.replace("tokenizer", "text_encoder")]
             assert len(getattr(pipe, part)) < encoder.get("text_config", encoder)["vocab_size"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipeline_finds_the_constants_of_its_own_model(name):
+    """FLUX.1-Kontext has FLUX.1-dev's network; of what no configuration tells apart the shortest name is taken."""
+    same = {"z-image-turbo": "z-image", "wan2-2-t2v": "wan14b"}
+    assert recognise(full_size(name)) == same.get(name, name)
 
 
 def test_an_unknown_name_is_told_the_known_ones():

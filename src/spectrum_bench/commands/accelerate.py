@@ -128,31 +128,38 @@ class Accelerated:
 
 
 def recognise(pipe: Any) -> str | None:
-    """The model in configs/model whose denoiser has the same class and size as this pipeline's; None if there is
-    none."""
+    """The model in configs/model whose denoiser has the same class and size as this pipeline's; None if there is none.
+    Of several, such as FLUX.1-dev and FLUX.1-Kontext, it is one of the same class of pipeline, or the shortest name."""
     networks = denoisers(pipe)
     if not networks:
         return None
     part, network = next(iter(networks.items()))
     config: Any = network.config
     given = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    same: list[tuple[bool, int, str]] = []
     for path in sorted(MODELS.glob("*.yaml")):
-        known = _denoiser_config(yaml.safe_load(path.read_text(encoding="utf-8")), part)
+        kind, known = _configured(yaml.safe_load(path.read_text(encoding="utf-8")), part)
         if known.get("_class_name") == type(network).__name__ and all(
             _plain(given[key]) == _plain(value) for key, value in known.items() if key in given
         ):
-            return path.stem
-    return None
+            same.append((kind != type(pipe).__name__, len(path.stem), path.stem))
+    return min(same)[-1] if same else None
 
 
-def _denoiser_config(model: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The configuration of a model's denoiser, from the folder of its weights or from configs/architectures."""
-    file = locate(str(model.get("repo"))) / part / "config.json"
-    if file.is_file():
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return config
-    known = (FOLDER / f"{model['name']}.json").is_file()
-    return dict(architecture(model["name"])["parts"].get(part) or {}) if known else {}
+def _configured(model: Mapping[str, Any], part: str) -> tuple[str | None, dict[str, Any]]:
+    """The class of a model's pipeline and the configuration of its denoiser, from the folder of its weights or from
+    configs/architectures."""
+    folder = locate(str(model.get("repo")))
+    if (folder / part / "config.json").is_file():
+        index, config = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for name in ("model_index.json", f"{part}/config.json")
+        )
+        return index.get("_class_name"), config
+    if not (FOLDER / f"{model['name']}.json").is_file():
+        return None, {}
+    known = architecture(model["name"])
+    return known["_class_name"], dict(known["parts"].get(part) or {})
 
 
 def _plain(value: Any) -> Any:
