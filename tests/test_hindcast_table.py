@@ -41,7 +41,9 @@ def test_a_soft_row_is_told_from_a_near_one(tmp_path, capsys):
 
 def test_the_energy_of_a_clip_is_the_mean_of_its_frames(tmp_path):
     clip = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
-    files = media.encode(clip, 8) | {f"{i}.png": media.encode(frame, None)[".png"] for i, frame in enumerate(clip)}
+    files = {".mp4": media.encode(clip, 8)[".mp4"]} | {
+        f"{i}.png": media.encode(frame, None)[".png"] for i, frame in enumerate(clip)
+    }
     for name, data in files.items():
         (tmp_path / f"x{name}").write_bytes(data)
     energies = {
