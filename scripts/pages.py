@@ -1,6 +1,7 @@
 """Hooks of mkdocs.yml. The site shows docs/, and every page or table of the repository that its pages link to, so that
 the links of the Markdown files lead to the same places as in a checkout. Needs mkdocs alone."""
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -29,7 +30,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if not path.startswith("docs/"):
             beside = {"abs_src_path": str(ROOT / path), "inclusion": InclusionLevel.NOT_IN_NAV}
             files.append(File.generated(config, place(path), **beside))
+    files.append(File.generated(config, "notebook.md", content=notebook()))
     return files
+
+
+def notebook() -> str:
+    """docs/notebook.ipynb as a page, with what its cells printed and drew."""
+    parts = []
+    for cell in json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                parts.append("```text\n" + "".join(output["text"]).rstrip() + "\n```")
+            elif picture := output["data"].get("image/png"):
+                parts.append(f"![what the cell draws](data:image/png;base64,{picture})")
+    title, _, rest = parts[0].partition("\n\n")
+    lead = "[The notebook](notebook.ipynb), as `python scripts/run_notebook.py` ran it."
+    return "\n\n".join([title, lead, rest, *parts[1:]])
 
 
 def reachable(paths: Iterable[str]) -> list[str]:
