@@ -15,9 +15,10 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / ".site/leaderboard.html"  # made by scripts/site.sh
+PAGES = {"README.md": "index.md", "docs/notebook.ipynb": "notebook.md"}  # under other names
 MARK = re.compile(r'<div data-part="(\w+)"></div>')
 ALWAYS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/WITHDRAWN.md")
-SHOWN = (".md", ".csv", ".svg", ".jsonl", ".yaml")  # other files are linked in the repository
+SHOWN = (".md", ".ipynb", ".csv", ".svg", ".jsonl", ".yaml")  # other files are linked in the repository
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|^(?:    |\t).*?$|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 
@@ -80,8 +81,8 @@ def shown(page: str, target: str) -> str | None:
 
 def place(path: str) -> str:
     """Where the site has a file of the repository."""
-    if path == "README.md":
-        return "index.md"
+    if path in PAGES:
+        return PAGES[path]
     return path.removeprefix("docs/") if path.startswith("docs/") else path + ("" if "." in path else ".txt")
 
 
