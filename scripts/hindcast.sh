@@ -4,30 +4,35 @@
 #   PASSES="16 14 10 7" PROMPTS=16 bash scripts/hindcast.sh tiny-sdxl
 #   bash scripts/hindcast.sh tiny-sd3 model.arguments.guidance_scale=5   words that every row has
 #   PASSES=14 PROMPTS=16 DEV=8 bash scripts/hindcast.sh tiny-sd3
+#   STEPS=28 PASSES="14 10 7" bash scripts/hindcast.sh tiny-flux           of 28 steps
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
-MODEL=${1:-tiny-flux} PROMPTS=${PROMPTS:-32} DEV=${DEV:-8} SEED=${SEED:-5000}
+MODEL=${1:-tiny-flux} STEPS=${STEPS:-50} PROMPTS=${PROMPTS:-32} DEV=${DEV:-8} SEED=${SEED:-5000}
 case $MODEL in tiny-wan | tiny-hunyuan) LIST=${LIST:-prompts/moving_test.txt} ;; *) LIST=${LIST:-prompts/shapes_test.txt} ;; esac
-OUT=${OUT:-output_samples_image/$MODEL-hindcast} REPORT=${REPORT:-results/studies/hindcast/${MODEL#tiny-}}
-EXTRA=(seed="$SEED" prompt_file="$LIST" "${@:2}")
+of=$([ "$STEPS" = 50 ] || echo "-of-$STEPS")
+OUT=${OUT:-output_samples_image/$MODEL-hindcast$of} REPORT=${REPORT:-results/studies/hindcast/${MODEL#tiny-}$of}
+EXTRA=(seed="$SEED" prompt_file="$LIST" num_inference_steps="$STEPS" "${@:2}")
 source scripts/rows.sh
 
 row nocache algo=nocache
 for passes in ${PASSES:-14 10}; do
-    case $passes in 16) flex=0.4 ;; 14) flex=0.75 ;; 10) flex=3.0 ;; *) flex=20 ;; esac   # Spectrum's growing gaps with as many passes; the last one: 7
-    [ -f "configs/calibration/hindcast/$passes/$MODEL.json" ] ||
-        python src/calibrate.py algo=hindcast model="$MODEL" algo.passes="$passes" total_prompt_num="$DEV"
+    case $passes-of-$STEPS in   # Spectrum's growing gaps with as many passes; the last one: 7 of 50
+        16-*) flex=0.4 ;; 14-of-28) flex=0.2 ;; 14-*) flex=0.75 ;; 10-of-28) flex=1.0 ;; 10-*) flex=3.0 ;; 7-of-28) flex=10 ;; *) flex=20 ;;
+    esac
+    fitted=hindcast/${of:+$STEPS/}$passes
+    [ -f "configs/calibration/$fitted/$MODEL.json" ] ||
+        python src/calibrate.py algo=hindcast model="$MODEL" num_inference_steps="$STEPS" algo.passes="$passes" algo.calibration="$fitted" total_prompt_num="$DEV"
     even=(schedule=power_law schedule.passes="$passes" schedule.power=1)
     row steps-$passes algo=steps num_inference_steps=$passes
     row taylor1-$passes algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex
     row taylor1-even-$passes algo=taylorseer site=last_block "${even[@]}"
-    row taylor1-fitted-$passes algo=taylorseer site=last_block schedule=fitted +algo.calibration=hindcast/$passes   # at Hindcast's steps
+    row taylor1-fitted-$passes algo=taylorseer site=last_block schedule=fitted +algo.calibration=$fitted   # at Hindcast's steps
     row spectrum-w0.5-$passes algo=spectrum algo.w=0.5 flex_window=$flex
     row spectrum-even-$passes algo=spectrum algo.w=0.5 "${even[@]}"
     row reuse-power-$passes algo=reuse schedule=power_law schedule.passes=$passes   # Hindsight's steps, nothing corrected
     row hindsight-$passes algo=hindsight algo.passes=$passes
-    row hindcast-$passes algo=hindcast algo.passes=$passes
+    row hindcast-$passes algo=hindcast algo.passes=$passes algo.calibration=$fitted
     for solver in ${SOLVERS:-adams2 adams3 unipc dpmpp learned}; do   # at Hindcast's steps; shipped for FLUX, SD3.5 and SDXL, learned ones for FLUX, and SD3.5 with 14
-        [ ! -f "configs/calibration/$solver/$passes/$MODEL.json" ] || row $solver-$passes algo=hindcast algo.coefficients=$solver algo.passes=$passes
+        [ -n "$of" ] || [ ! -f "configs/calibration/$solver/$passes/$MODEL.json" ] || row $solver-$passes algo=hindcast algo.coefficients=$solver algo.passes=$passes
     done
 done
 make_rows

@@ -82,6 +82,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {path.stem}" for path in sorted(archite
         ("BUDGETS=10 bash scripts/methods_table.sh tiny-sdxl", 22),
         ("STEPS=28 BUDGETS=7 bash scripts/methods_table.sh tiny-wan", 49),
         ("bash scripts/hindcast.sh tiny-flux", 29),
+        ("STEPS=28 PASSES='14 10 7' bash scripts/hindcast.sh tiny-sd3", 28),
         ("bash scripts/schedules.sh tiny-flux", 25),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
         ("bash scripts/reproduce.sh tiny", 0),
