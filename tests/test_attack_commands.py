@@ -280,6 +280,8 @@ pipeline=random:flux {HOOK} call={{1:2}}
 pipeline=random:flux {HOOK} call={{'a':open('made','w')}}
 pipeline=random:flux {HOOK} dtype=int8
 pipeline=random:flux {HOOK} guided=1
+pipeline=random:flux {HOOK} compile=inductor
+pipeline=random:flux {HOOK} compile=1
 pipeline=random:flux {HOOK} device=/dev/zero
 pipeline=random:flux {HOOK} json=nowhere/found.json
 pipeline=random:flux {HOOK} json=empty

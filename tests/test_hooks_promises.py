@@ -176,6 +176,53 @@ def test_the_broken_promise_is_told_and_no_other(broken, fault):
     assert failed == BROKEN.get(fault, set()), findings
 
 
+BLOCKS = """
+import torch
+
+FAULTS = set()
+
+
+def enable(pipe):
+    for block in pipe.transformer.transformer_blocks:
+        wrap(block)
+
+
+def wrap(block):
+    inner, state = block.forward, {"calls": 0}
+
+    def forward(*args, **kwargs):
+        state["calls"] += 1
+        compiling = "changes when compiled" in FAULTS and torch.compiler.is_compiling()
+        if "kept" not in state or state["calls"] % 2 and not compiling:
+            state["kept"] = inner(*args, **kwargs)
+        return state["kept"]
+
+    block.forward = forward
+
+
+def disable(pipe):
+    for block in pipe.transformer.transformer_blocks:
+        vars(block).pop("forward", None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["", "changes when compiled"])
+def test_compiled_blocks_must_give_the_bits_of_others(tmp_path, monkeypatch, fault):
+    from spectrum_bench.conformance.checks import check
+
+    (tmp_path / "cache_of_blocks.py").write_text(BLOCKS.replace("set()", f"{{{fault!r}}}"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cache_of_blocks", raising=False)
+    words = "random:flux", "cache_of_blocks:enable,disable"
+    assert check(bench(*words), "compiled").words == "compile=true"  # it is not asked for
+    tested = bench(*words, compile="true")
+    found = check(tested, "compiled")
+    assert found.verdict == ("FAILED" if fault else "ok"), found
+    assert ("another cache" if fault else "same bits") in found.words
+    assert not any("_compiled_call_impl" in vars(module) for module in tested.case.pipe.transformer.modules())
+
+
 @pytest.mark.slow
 def test_one_line_a_check_json_and_an_exit_code(tmp_path, capsys, broken):
     words = ["pipeline=random:wan2-2-t2v", "cache=my_cache:enable,disable", "steps=6", f"json={tmp_path}/found.json"]

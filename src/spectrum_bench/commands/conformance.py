@@ -10,6 +10,7 @@ usage: python src/conformance.py pipeline=<pipeline> cache=<cache> [key=value ..
                         Names and literals are data and never evaluated; a module of yours is code, and runs
   never=<cache>         for functions of yours: two that switch the same cache on, told never to skip, and off
   guided=false          true: every call has the pipeline's own guidance, for a cache that needs both branches
+  compile=false         true: one check more, with blocks under torch.compile, which must give the same bits
   steps=8               steps of a call
   size=64               height and width in pixels
   call={}               more arguments of the pipeline's call, as a literal: call='{"num_frames": 5}'
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from spectrum_bench.conformance.checks import Finding
 
 OPTIONS = {"pipeline": "", "cache": "", "never": "", "steps": "8", "size": "64", "call": "{}", "dtype": "float32"}
-OPTIONS |= {"device": "cpu", "guided": "false", "json": ""}
+OPTIONS |= {"device": "cpu", "guided": "false", "compile": "false", "json": ""}
 RANDOM = [  # those of sampling/small.py, which needs torch
     "flux",
     "wan",
@@ -92,8 +93,7 @@ def open_bench(options: dict[str, str]) -> "Bench":
         raise UserError(f"dtype={options['dtype'][:40]}: write float32, bfloat16 or float16")
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?|mps", options["device"]):
         raise UserError(f"device={options['device'][:40]}: write cpu or cuda")
-    if options["guided"] not in ("true", "false"):
-        raise UserError(f"guided={options['guided'][:40]}: write guided=true or guided=false")
+    guided, compiling = (yes_or_no(key, options[key]) for key in ("guided", "compile"))
     if options["json"]:
         check_place(Path(options["json"]))
     from spectrum_bench.conformance.bench import Bench
@@ -102,7 +102,7 @@ def open_bench(options: dict[str, str]) -> "Bench":
 
     cache = Cache(named, never)
     case = open_case(options["pipeline"], call, steps, size, options["dtype"], options["device"])
-    return Bench(case, cache, options["guided"] == "true")
+    return Bench(case, cache, guided, compiling)
 
 
 def prepared(options: dict[str, str]) -> "dict[str, Callable[[], Finding]]":
@@ -111,6 +111,17 @@ def prepared(options: dict[str, str]) -> "dict[str, Callable[[], Finding]]":
     from spectrum_bench.conformance.checks import CHECKS, check
 
     return {name: partial(check, bench, name) for name in CHECKS}
+
+
+def yes_or_no(key: str, text: str) -> bool:
+    """The value of a switch.
+
+    Raises:
+        UserError: it is neither true nor false.
+    """
+    if text not in ("true", "false"):
+        raise UserError(f"{key}={text[:40]}: write {key}=true or {key}=false")
+    return text == "true"
 
 
 def number(key: str, text: str, bounds: tuple[int, int]) -> int:
@@ -177,6 +188,6 @@ def write(path: Path, options: dict[str, str], findings: "list[Finding]") -> Non
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    told = {key: options[key] for key in ("pipeline", "cache", "guided", "steps", "size", "call", "dtype", "device")}
+    told = {key: value for key, value in options.items() if key not in ("never", "json")}
     lines = [{"check": each.check, "verdict": each.verdict, "words": each.words} for each in findings]
     path.write_text(json.dumps({**told, "versions": versions, "findings": lines}, indent=1) + "\n", encoding="utf-8")

@@ -79,19 +79,24 @@ class Case:
 
     def call(self, ask: Ask) -> Ran:
         """The latents of one call, and what it computed."""
-        generators = [torch.Generator().manual_seed(ask.seed + i) for i in range(len(ask.prompts))]
-        with torch.no_grad(), watched(self.pipe, ask.steps) as seen:
-            result = self.pipe(
-                **self._arguments(ask),
-                height=ask.size,
-                width=ask.size,
-                num_inference_steps=ask.steps,
-                generator=generators,
-                output_type="latent",
-                return_dict=False,
-                callback_on_step_end=self._callback(ask, seen.end_step),
-            )[0]
-        return Ran(result, seen.calls, seen.held, seen.waits)
+        with watched(self.pipe, ask.steps) as seen:
+            latents = self.latents(ask, seen.end_step)
+        return Ran(latents, seen.calls, seen.held, seen.waits)
+
+    @torch.no_grad()
+    def latents(self, ask: Ask, end_step: Callable[[], None] = lambda: None) -> Tensor:
+        """The latents of one call that nobody watches."""
+        result: Tensor = self.pipe(
+            **self._arguments(ask),
+            height=ask.size,
+            width=ask.size,
+            num_inference_steps=ask.steps,
+            generator=[torch.Generator().manual_seed(ask.seed + i) for i in range(len(ask.prompts))],
+            output_type="latent",
+            return_dict=False,
+            callback_on_step_end=self._callback(ask, end_step),
+        )[0]
+        return result
 
     def _arguments(self, ask: Ask) -> dict[str, Any]:
         batch = [self._prompted(letter) for letter in ask.prompts]
