@@ -6,15 +6,16 @@ weights and GPU, in about a minute of one core a model.
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from memory import SMALLER, STEPS, settings
+from memory import SMALLER, STEPS, job, settings
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.architectures import FOLDER
 from spectrum_bench.sampling.counting import count
-from spectrum_bench.sampling.jobs import Job
 
 FILE = ROOT / "results" / "memory" / "methods.csv"
 HEAD = (
@@ -46,12 +47,11 @@ METHODS = {  # the name of a row -> its words
 GROWS = ("spectrum",)  # keeps a row of every computed step
 
 
-def rows(models: Iterable[str]) -> Iterator[list[object]]:
-    """A line for each model, size and method that fits it."""
-    for model in models:
-        for words in ((), SMALLER.get(model)):
-            if words is not None:
-                yield from filter(None, (row(model, words, method) for method in METHODS))
+def rows(model: str) -> Iterator[list[object]]:
+    """A line for each size and each method that fits the model."""
+    for words in ((), SMALLER.get(model)):
+        if words is not None:
+            yield from filter(None, (row(model, words, method) for method in METHODS))
 
 
 def row(model: str, words: tuple[str, ...], method: str) -> list[object] | None:
@@ -61,7 +61,8 @@ def row(model: str, words: tuple[str, ...], method: str) -> list[object] | None:
     try:
         made = settings(config, f"model={model}", *METHODS[method], f"num_inference_steps={steps}", *words)
         algorithm = build(made)
-        cost = count(made, algorithm, Job("", 0, "a red ring", 0), min(PASSES, steps))
+        with tempfile.TemporaryDirectory() as folder:
+            cost = count(made, algorithm, job(made, Path(folder)), min(PASSES, steps))
     except UserError as error:
         print(f"{model} {method}: {error}", file=sys.stderr)
         return None
@@ -76,17 +77,17 @@ def row(model: str, words: tuple[str, ...], method: str) -> list[object] | None:
     return [model, sizes, method, steps, passes, *figures, skipped[len(skipped) // 2] if skipped else ""]
 
 
-def write(models: Sequence[str]) -> None:
-    """Compute the lines of some models anew; those of others stay."""
+def write(model: str) -> None:
+    """Compute the lines of a model anew; those of others stay."""
     kept = []
     if FILE.is_file():
         with FILE.open(newline="", encoding="utf-8") as file:
-            kept = [line for line in list(csv.reader(file))[1:] if line[0] not in models]
-    lines = [*kept, *([str(cell) for cell in line] for line in rows(models))]
-    FILE.parent.mkdir(exist_ok=True)
+            kept = [line for line in list(csv.reader(file))[1:] if line[0] != model]
+    lines = [*kept, *([str(cell) for cell in line] for line in rows(model))]
     with FILE.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([HEAD, *sorted(lines, key=lambda line: line[0])])
 
 
 if __name__ == "__main__":
-    write(sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.json")))
+    for name in sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.json")):
+        write(name)

@@ -93,7 +93,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if home.startswith("results/") and Path(home).name not in ("README.md", "WITHDRAWN.md"):  # a table has no title
         page.meta |= {"title": home.removeprefix("results/").removesuffix(".md"), "search": {"exclude": True}}
         page.meta["hide"] = ["navigation", "toc"]
-        markdown = f"# {page.meta['title']}\n\n{markdown}"
+        markdown = markdown if markdown.startswith("# ") else f"# {page.meta['title']}\n\n{markdown}"
     parts = CODE.split(markdown)
     for i in range(0, len(parts), 2):  # between pieces of code, which stay as they are
         parts[i] = LINK.sub(lambda match: f"]({moved(home, page, match[1], config)})", parts[i])

@@ -210,13 +210,13 @@
         ` by operations, at ${unique((good.length ? good.map(each => each.line.size) : holds)).join(" or ")}. `, good.length ? "Which of them keeps the quality best is below, as far as anything was measured." : "Take a larger card, a smaller size or a lower speed."))
       for (const size of holds) {
         const list = candidates(model, size, card, times)
-        parts.push(el("h3", {}, `Memory and operations, computed: ${size}`), table(`Memory and operations at ${size}`, ["Method", "Fits", `Most passes for ${times}×`, "Memory", "Of it cache"], list.map(({ line, p, bytes, fits, tight }) => [
+        parts.push(el("h2", {}, `Memory and operations, computed: ${size}`), table(`Memory and operations at ${size}`, ["Method", "Fits", `Most passes for ${times}×`, "Memory", "Of it cache"], list.map(({ line, p, bytes, fits, tight }) => [
           line.method, line.skipped_step_flops == null ? "skipped steps differ: not counted" : p == null ? `no: a skipped step costs too much` : fits ? tight ? "yes, but tight" : "yes" : "no",
           p == null ? "—" : `${p} of ${line.steps}`, bytes == null ? "—" : gigabytes(bytes), bytes == null ? "—" : gigabytes(bytes - line.weights_bytes - line.working_bytes)])))
       }
       parts.push(...quality(model, known, times))
       const names = unique(good.map(each => each.line.method.split(",")[0]))
-      if (names.length) parts.push(el("h3", {}, "What decides it"), el("p", {}, `Your own prompts, at equal passes or latency: of each candidate (${names.join(", ")}) what it costs, a run, and a table.`),
+      if (names.length) parts.push(el("h2", {}, "What decides it"), el("p", {}, `Your own prompts, at equal passes or latency: of each candidate (${names.join(", ")}) what it costs, a run, and a table.`),
         el("ul", {}, [`python src/cost.py model=${model} algo=${names[0]} card=${card}`, `python src/${video(good[0].line) ? "text_to_video" : "text_to_image"}.py model=${model} algo=${names[0]} exp_name=${names[0]} prompt_file=yours.txt`].map(text => el("li", {}, el("code", {}, text)))))
       answer.replaceChildren(...parts)
     }
@@ -226,8 +226,8 @@
       const gpu = fit.filter(row => row.model === model && row.speedup)
       const cited = fit.filter(row => row.status === "cited" && row.model === known.paper && row.scores.psnr).sort((a, b) => b.scores.psnr[0] - a.scores.psnr[0])
       const small = fit.filter(row => row.model === known.miniature && row.scores.psnr && row.beaten_by)
-      if (gpu.length) parts.push(el("h3", {}, `Speed of ${model}, measured with random weights`), table("Measured speed", ["Row", "Passes", "Speedup", "Source"], gpu.map(row => [row.name, `${passes(row.passes)} of ${row.steps}`, speed(row.speedup), link(row.file)])))
-      if (cited.length) parts.push(el("h3", {}, `Quality of ${known.paper}, as printed`), el("p", { class: "sb-note" }, "Printed means without intervals, on their authors' prompts and cards: the order of close rows is not known. Compare within a table."),
+      if (gpu.length) parts.push(el("h2", {}, `Speed of ${model}, measured with random weights`), table("Measured speed", ["Row", "Passes", "Speedup", "Source"], gpu.map(row => [row.name, `${passes(row.passes)} of ${row.steps}`, speed(row.speedup), link(row.file)])))
+      if (cited.length) parts.push(el("h2", {}, `Quality of ${known.paper}, as printed`), el("p", { class: "sb-note" }, "Printed means without intervals, on their authors' prompts and cards: the order of close rows is not known. Compare within a table."),
         table("Printed quality", ["Row", "Speedup", "PSNR dB ↑", "LPIPS ↓", "Source"], cited.slice(0, 12).map(row => [[row.name, row.about ? el("small", {}, row.about) : null], speed(row.speedup), shown(row.scores.psnr, "psnr"), shown(row.scores.lpips, "lpips"), link(row.file)])))
       // The newest and largest table of the miniature, so that rows are compared on the same prompts.
       const files = unique(small.map(row => row.file)).map(file => small.filter(row => row.file === file)).sort((a, b) => b.length - a.length), list = (files[0] ?? []).sort((a, b) => b.scores.psnr[0] - a.scores.psnr[0])
@@ -235,7 +235,7 @@
       if (list.length) {
         const placed = places(list, "psnr"), best = list.filter(row => placed.get(row)?.place === 1)
         ties = best.length
-        parts.push(el("h3", {}, `Quality of the miniature ${known.miniature}: ${list.length > 15 ? `the 15 best of ${list.length}` : list.length} rows of one table that are as fast`), el("p", { class: "sb-note" }, "A miniature exercises the code; it is no evidence for the real model. Speed is measured where the table has it, else the reference's steps by the passes."),
+        parts.push(el("h2", {}, `Quality of the miniature ${known.miniature}: ${list.length > 15 ? `the 15 best of ${list.length}` : list.length} rows of one table that are as fast`), el("p", { class: "sb-note" }, "A miniature exercises the code; it is no evidence for the real model. Speed is measured where the table has it, else the reference's steps by the passes."),
           table("Quality of the miniature", ["Row", "Passes", "Speedup", "PSNR dB ↑", "Place"], list.slice(0, 15).map(row => [row.name, passes(row.passes), speed(row.speedup), shown(row.scores.psnr, "psnr"), placed.get(row)?.text ?? "—"])), el("p", {}, link(list[0].file)))
       }
       const doubts = ["No quality of real weights was measured here: the order of methods on " + model + " is not known from these rows."]
@@ -243,7 +243,7 @@
       if (!list.length) doubts.push(known.miniature ? `No compared row of ${known.miniature} is ${times} times as fast.` : "No miniature stands for it.")
       if (ties > 1) doubts.push(`Even on the miniature ${ties} rows share the first place: its prompts do not tell them apart.`)
       if (!gpu.length) doubts.push(`No row measured a speedup of ${times}× with ${model}: its speeds are counted operations.`)
-      return [...parts, el("h3", {}, "What the data cannot tell"), el("ul", {}, doubts.map(text => el("li", {}, text)))]
+      return [...parts, el("h2", {}, "What the data cannot tell"), el("ul", {}, doubts.map(text => el("li", {}, text)))]
     }
     form.oninput = update
     form.onsubmit = event => event.preventDefault()
