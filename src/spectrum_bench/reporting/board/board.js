@@ -47,10 +47,9 @@
     const [head, body] = [board.querySelector("thead"), board.querySelector("tbody")], more = board.querySelector("[data-do=more]")
     let sort = { key: "score", down: true }, all = false
     const columns = [
-      ["method", "Method", row => row.name], ["model", "Model", row => row.model], ["passes", "Passes", row => row.passes],
-      ["speed", "Speedup", row => row.speedup?.[0]], ["score", null, row => row.scores[get("metric").value]?.[0]],
-      ["place", "Place", null], ["samples", "Prompts", row => row.samples], ["status", "Status", row => row.status],
-      ["file", "Source", row => row.file],
+      ["method", "Method", row => row.name], ["score", null, row => row.scores[get("metric").value]?.[0]], ["place", "Place", null],
+      ["passes", "Passes", row => row.passes], ["speed", "Speedup", row => row.speedup?.[0]], ["samples", "Prompts", row => row.samples],
+      ["model", "Model", row => row.model], ["status", "Status", row => row.status], ["file", "Source", row => row.file],
     ]
     const heads = columns.map(([key]) => {
       const button = el("button", { type: "button" })
@@ -85,10 +84,10 @@
     const line = (row, metric, place) => {
       const button = el("button", { type: "button", "aria-expanded": "false" }, row.name)
       const tr = el("tr", { class: row.withdrawn ? "sb-out" : null },
-        el("th", { scope: "row" }, button, row.name.startsWith(row.algo) ? null : el("small", {}, row.algo)), el("td", {}, row.model),
-        el("td", {}, passes(row.passes), row.steps ? el("small", {}, `of ${referenceSteps(row)}`) : null), el("td", {}, speed(row.speedup)),
+        el("th", { scope: "row" }, button, row.name.startsWith(row.algo) ? null : el("small", {}, row.algo)),
         el("td", { class: place?.place === 1 ? "sb-first" : null }, shown(row.scores[metric], metric)), el("td", {}, place?.text ?? "—"),
-        el("td", {}, row.samples ?? "—"), el("td", { title: row.withdrawn || null }, row.status), el("td", {}, link(row.file)))
+        el("td", {}, passes(row.passes), row.steps ? el("small", {}, `of ${referenceSteps(row)}`) : null), el("td", {}, speed(row.speedup)),
+        el("td", {}, row.samples ?? "—"), el("td", {}, row.model), el("td", { title: row.withdrawn || null }, row.status), el("td", {}, link(row.file)))
       button.onclick = () => {
         const open = button.getAttribute("aria-expanded") === "true"
         button.setAttribute("aria-expanded", String(!open))
