@@ -35,6 +35,7 @@ STEPS = {
 }  # as docs/models.md has it; the others 50
 SMALLER = {  # a size below the model's own that people run on smaller cards
     "hunyuan": ("model.num_frames=33",),
+    "hunyuan1-5": ("model.num_frames=61",),
     "wan14b": ("model.num_frames=33",),
     "wan2-1-i2v": ("model.num_frames=33",),
     "wan2-2-i2v": ("model.width=832", "model.height=480", "model.num_frames=33"),

@@ -1,6 +1,7 @@
 """The full-size models, without their weights: shapes on the meta device, and small copies that really run."""
 
 import json
+from contextlib import ExitStack
 from functools import cache, partial
 
 import numpy as np
@@ -23,7 +24,9 @@ from spectrum_bench.sampling.counting import count
 from spectrum_bench.sampling.inputs import Input
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
+from spectrum_bench.sampling.shapes import Counted
 from spectrum_bench.sampling.small import PICTURE
+from spectrum_bench.sampling.steps import at_step_end
 
 NAMES = sorted(p.stem for p in architectures.FOLDER.glob("*.json"))
 SITES = {"last_block": LastBlock(), "stack_residual": StackResidual(), "modules": Modules()}
@@ -82,6 +85,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "flux2-dev": {"transformer_blocks": 8, "single_transformer_blocks": 48},
         "cogvideox": {"transformer_blocks": 42},
         "auraflow": {"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
+        "hunyuan1-5": {"transformer_blocks": 54},
         "wan2-1-i2v": {"blocks": 40},
         "wan2-2-i2v": {"blocks": 40},
         "wan2-2-t2v": {"blocks": 40},
@@ -279,6 +283,18 @@ CALLS["cogvideox"] = (  # 480 x 720 pixels, 49 frames, both guidance branches in
     },
     (2, 13 * 30 * 45, 3072),
 )
+CALLS["hunyuan1-5"] = (  # 480 x 848 pixels, 121 frames; the text, the glyphs in it, and no picture
+    lambda: {
+        "hidden_states": tensor(1, 65, 31, 30, 53),
+        "encoder_hidden_states": tensor(1, 1000, 3584),
+        "encoder_attention_mask": tensor(1, 1000),
+        "encoder_hidden_states_2": tensor(1, 256, 1472),
+        "encoder_attention_mask_2": tensor(1, 256),
+        "image_embeds": tensor(1, 729, 1152),
+        "timestep": tensor(1),
+    },
+    (1, 31 * 30 * 53, 2048),
+)
 CALLS["auraflow"] = (  # 1024 x 1024 pixels, both guidance branches in a batch
     lambda: {
         "hidden_states": tensor(2, 4, 128, 128),
@@ -310,7 +326,12 @@ def shapes_alone(name, site):
     part, denoiser = next(iter(denoisers(pipe).items()))  # the other network of wan2-2-t2v has the same shapes
     schedule = partial(schedules.mask, steps=[0, 1])
     outputs = []
-    with torch.no_grad(), cached(pipe, schedule=schedule, forecaster=TAYLOR, site=site, num_steps=3) as session:
+    counted = Counted(full_size(name))
+    with (
+        torch.no_grad(),
+        counted,
+        cached(pipe, schedule=schedule, forecaster=TAYLOR, site=site, num_steps=3) as session,
+    ):
         for step in range(3):
             outputs.append(stacked(denoiser(**call(), return_dict=False)[0]))
             session.callback(None, step, None, {})
@@ -355,6 +376,7 @@ SMALLER = {
     "T5EncoderModel": T5,
     "UMT5EncoderModel": T5,
     "LlamaModel": SMALL_LLM | {"num_hidden_layers": 4},
+    "Qwen2_5_VLTextModel": SMALL_LLM | {"rope_scaling": {"mrope_section": [4, 6, 6], "rope_type": "default"}},
     "Qwen3Model": QWEN3,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen2_5_VLForConditionalGeneration": {
@@ -384,6 +406,7 @@ SMALLER = {
     "AutoencoderKLQwenImage": {"base_dim": 8, "num_res_blocks": 1},
     "AutoencoderKLCogVideoX": VAE,
     "AutoencoderKLHunyuanVideo": VAE,
+    "AutoencoderKLHunyuanVideo15": {"block_out_channels": [32] * 5, "layers_per_block": 1},
     "AutoencoderKLWan": {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
     "FluxTransformer2DModel": {
         "num_layers": 1,
@@ -442,6 +465,13 @@ SMALLER = {
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 6 * 8 + 32,
     },
+    "HunyuanVideo15Transformer3DModel": {
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 1,
+        "text_embed_dim": 64,
+        "text_embed_2_dim": 64,
+    },
     "HunyuanVideoTransformer3DModel": {
         "num_layers": 1,
         "num_single_layers": 1,
@@ -490,7 +520,10 @@ def given(pipe):
 def draw(pipe, prompt="a red ring", **more):
     """Two steps at 64 x 64 pixels: frames, or one image, as numbers in 0..1."""
     arguments = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"} | given(pipe) | more
-    out = pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **arguments)
+    with ExitStack() as undo:
+        done = arguments.pop("callback_on_step_end", None)
+        arguments |= {} if done is None else at_step_end(pipe, done, undo)
+        out = pipe(prompt=prompt, generator=torch.Generator().manual_seed(0), **arguments)
     return out.frames[0] if "frames" in out else out.images
 
 
@@ -539,16 +572,18 @@ def test_two_networks_are_foretold_as_they_run(small):
         ("flux-kontext", ["+model.arguments._auto_resize=False", "model.arguments.max_area=4096"]),
         ("qwen-image-edit", []),
         ("wan2-1-i2v", ["model.num_frames=5"]),
+        ("hunyuan1-5", ["model.num_frames=5"]),
     ],
 )
-def test_a_picture_is_foretold_as_it_runs(small, tmp_path, monkeypatch, name, words):
-    """Encoding it needs no weights, and its tokens count: the cache is as large as foretold."""
+def test_what_goes_in_is_foretold_as_it_runs(small, tmp_path, monkeypatch, name, words):
+    """A picture is encoded without weights, tokens are chosen by masks without numbers: the cache is as large as
+    foretold."""
     monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
     PICTURE.save(tmp_path / "picture.png")
-    job = Job("one", 0, "a red ring", 0, (Input("image", tmp_path / "picture.png", sha256=""),))
     words = [*words, "model.width=64", "model.height=64", "num_inference_steps=4", "warmup_steps=2"]
     given = settings(f"model={name}", "model.init=random", "algo=spectrum", *words)
-    algorithm, look = build(given), Looking()
+    inputs = tuple(Input(each, tmp_path / "picture.png", sha256="") for each in given.model.needs or ())
+    job, algorithm, look = Job("one", 0, "a red ring", 0, inputs), build(given), Looking()
     cost = count(given, algorithm, job)
     Sampler.of(
         random_pipeline(name, dtype="bfloat16", device="cpu", vae_dtype=given.model.vae_dtype), algorithm, given

@@ -3,6 +3,7 @@ pipeline's own loop, guidance, scheduler and packing run as they are."""
 
 import inspect
 import re
+from contextlib import ExitStack
 from functools import cache
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import small
+from spectrum_bench.sampling.steps import at_step_end
 
 STEPS = 8
 OLD = ("flux", "wan", "hunyuan")  # the miniatures' own tests run them
@@ -33,8 +35,9 @@ def sampled(name: str, seed: int = 0, callback=None, **call) -> torch.Tensor:
     pipe, arguments = made(name)
     call = arguments | dict(height=64, width=64, num_inference_steps=STEPS) | call
     generator = torch.Generator().manual_seed(seed)
-    given = dict(generator=generator, output_type="latent", callback_on_step_end=callback, return_dict=False)
-    return pipe(**call, **given)[0]
+    with ExitStack() as undo:
+        told = {} if callback is None else at_step_end(pipe, callback, undo)
+        return pipe(**call, **told, generator=generator, output_type="latent", return_dict=False)[0]
 
 
 @cache
@@ -66,11 +69,11 @@ OLDER = {"flux-schnell", "flux-kontext", "sd3-5-medium"}  # denoisers of classes
 KNOWN = {  # algorithm -> the models whose denoisers it knows; the others are refused
     "spectrum": set(MAKERS),
     "taylorseer": set(MAKERS),
-    "easycache": set(MAKERS) - {"wan2-1-i2v", "wan2-2-i2v"},
+    "easycache": set(MAKERS) - {"wan2-1-i2v", "wan2-2-i2v", "hunyuan1-5"},
     "teacache": WANS | OLDER,
     "taylorseer on modules": WANS | OLDER,
     "seacache": WANS | OLDER,
-    "freqca": WANS | OLDER | {"flux2-dev", "flux2-klein"},
+    "freqca": WANS | OLDER | {"flux2-dev", "flux2-klein", "hunyuan1-5"},
 }
 WAY_OUT = {
     "easycache": "output is no latent's shape",

@@ -177,6 +177,7 @@ ANATOMY = {
         embedder="pos_embed",
     ),
     "ZImageTransformer2DModel": Anatomy(stacks=("layers",)),  # refiners have the same block; the epilogue gets text too
+    "HunyuanVideo15Transformer3DModel": Anatomy(stacks=("transformer_blocks",)),  # nor of these
     "BriaTransformer2DModel": Anatomy(stacks=("transformer_blocks", "single_transformer_blocks")),
 }
 
@@ -186,6 +187,9 @@ CORRECTED = {  # blocks that diffusers' registry describes wrongly, or leaves ou
     "BriaSingleTransformerBlock": TEXT_FIRST,
     "ChromaTransformerBlock": TEXT_FIRST,
     "AuraFlowJointTransformerBlock": TEXT_FIRST,
+    "HunyuanVideo15TransformerBlock": TransformerBlockMetadata(
+        return_hidden_states_index=0, return_encoder_hidden_states_index=1
+    ),
     "ZImageTransformerBlock": TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
 }
 

@@ -22,6 +22,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.paths import CONFIGS, MODELS, locate
 from spectrum_bench.sampling.architectures import FOLDER, architecture
 from spectrum_bench.sampling.settings import DESCRIBED, RunSettings
+from spectrum_bench.sampling.steps import at_step_end
 
 UNKNOWN = "your-model"  # under this name no algorithm has constants
 
@@ -106,8 +107,9 @@ class Accelerated:
             tensors = self.callback(pipe, step, timestep, tensors)
             return callback_on_step_end(pipe, step, timestep, tensors) if callback_on_step_end else tensors
 
-        steps = {"num_inference_steps": self.num_inference_steps, "callback_on_step_end": step_done}
-        return self.pipe(*args, **steps | kwargs)
+        with ExitStack() as undo:
+            steps = {"num_inference_steps": self.num_inference_steps, **at_step_end(self.pipe, step_done, undo)}
+            return self.pipe(*args, **steps | kwargs)
 
     def callback(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """If you call the pipeline itself, pass this as `callback_on_step_end`."""

@@ -95,17 +95,17 @@ def random_pipeline(name: str, *, dtype: str, device: str, vae_dtype: str | None
 
 
 def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any:
-    """A tokenizer, a processor, a scheduler, or a model in eval mode."""
+    """A tokenizer, a processor, a scheduler, a guider, or a model in eval mode."""
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
         return _tokenizer(config["_class_name"], **values)
     ours = getattr(diffusers, config["_class_name"], None)
-    if ours is not None and issubclass(ours, diffusers.SchedulerMixin):
-        return ours.from_config(values)  # it keeps its tables on the CPU, whatever the device
+    if ours is not None and not issubclass(ours, torch.nn.Module):
+        return ours.from_config(values)  # a scheduler keeps its tables on the CPU, whatever the device
     kind = ours or getattr(transformers, config["_class_name"])
     if issubclass(kind, transformers.ProcessorMixin):
         return _processor(kind, **values)
-    if issubclass(kind, transformers.BaseImageProcessor):
+    if issubclass(kind, (transformers.BaseImageProcessor, transformers.ByT5Tokenizer)):  # whose tokens are bytes
         return kind(**values)
     with torch.device(device), _default_dtype(dtype):
         if ours is not None:

@@ -18,6 +18,7 @@ from spectrum_bench.sampling.clock import Laps, alone, processor_seconds
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.records import Latency
 from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.sampling.steps import at_step_end
 
 
 class Observer:
@@ -128,7 +129,7 @@ class Sampler:
                 **{**self.arguments, **self._inputs(job)},
                 **self._prompt_and_noise(job),
                 num_inference_steps=self.num_steps,
-                callback_on_step_end=step_done,
+                **at_step_end(self.pipe, step_done, undo),
                 output_type=output,
                 return_dict=False,
             )[0][0]

@@ -146,7 +146,11 @@ class Counted(TorchDispatchMode):
             return self.answer if args[0].is_floating_point() else 1
         if func is aten._to_copy.default and args[0].is_meta and kwargs.get("device") == CPU:
             return torch.full(args[0].shape, self.answer, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func is aten.index.Tensor and args[0].is_meta and args[1][0].dtype == torch.bool:
+            return _chosen(args[0], args[1][0])
         out = func(*args, **kwargs)
+        if func is aten.bitwise_not.default:
+            out.negated = True
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
@@ -166,6 +170,13 @@ class Counted(TorchDispatchMode):
     def _let_go(self, key: int, nbytes: int) -> None:
         self._storages.discard(key)
         self.held -= nbytes
+
+
+def _chosen(x: Tensor, mask: Tensor) -> Tensor:
+    """The rows of a tensor that a mask chooses. The meta device does not know which: a mask is taken to choose all of
+    them, and its negation none, so that both together are all."""
+    rows = 0 if getattr(mask, "negated", False) else mask.numel()
+    return x.new_empty((rows, *x.shape[mask.ndim :]))
 
 
 class _Fused(TorchFunctionMode):

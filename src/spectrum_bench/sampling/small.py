@@ -162,6 +162,32 @@ def _hunyuan_vae() -> Any:
     return diffusers.AutoencoderKLHunyuanVideo(**blocks, **sizes).eval()
 
 
+def hunyuan15() -> Small:
+    """HunyuanVideo-1.5: the guidance is a part of the pipeline, and a glyph encoder's tokens are beside the text's."""
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=24,
+        text_embed_2_dim=12,
+        image_embed_dim=12,
+        rope_axes_dim=(4, 6, 6),
+        task_type="t2v",
+        **SIZES,
+    )
+    vae = diffusers.AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1)
+    glyphs = dict(prompt_embeds_2=torch.zeros(1, 3, 12), prompt_embeds_mask_2=torch.zeros(1, 3))
+    given = dict(prompt_embeds=text(5), prompt_embeds_mask=torch.ones(1, 5)) | glyphs
+    negative = {f"negative_{name}": value for name, value in given.items()} | dict(
+        negative_prompt_embeds=text(5, seed=8)
+    )
+    guider = diffusers.ClassifierFreeGuidance(guidance_scale=6.0)
+    parts = dict(text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, guider=guider)
+    pipe = diffusers.HunyuanVideo15Pipeline(**parts, transformer=transformer, vae=vae.eval(), scheduler=flow(shift=5.0))
+    return pipe, given | negative | dict(num_frames=5)
+
+
 def wan22_t2v() -> Small:
     parts = dict(tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=_unipc(12.0))
     pipe = diffusers.WanPipeline(**parts, transformer=_wan(), transformer_2=_wan(), boundary_ratio=0.875)
@@ -292,6 +318,7 @@ MAKERS = {
     "sd3-5-medium": sd35_medium,
     "qwen-image-edit": qwen_image_edit,
     "cogvideox": cogvideox,
+    "hunyuan1-5": hunyuan15,
     "wan2-1-i2v": wan21_i2v,
     "wan2-2-t2v": wan22_t2v,
     "wan2-2-i2v": wan22_i2v,
