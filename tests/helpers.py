@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache, partial
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import hydra
 import numpy as np
+import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -148,3 +150,22 @@ def inventory(module: nn.Module) -> list[tuple]:
         (name, id(part), len(part._forward_hooks), len(part._forward_pre_hooks), sorted(vars(part)))
         for name, part in module.named_modules()
     ]
+
+
+def chromium(profile: Path):
+    """A headless Chromium that notes what its console says; the test is skipped where there is none."""
+    browser, service = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (browser and service):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver: apt-get install -y chromium chromium-driver")
+        pytest.skip("no chromium with chromedriver: apt-get install -y chromium chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    flags = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking")
+    for flag in (*flags, "window-size=1400,1000", f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options=options, service=Service(service))

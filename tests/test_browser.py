@@ -1,10 +1,8 @@
 """The report in a real browser: pictures show, comparing works, prompts stay text, nothing is fetched."""
 
-import os
-import shutil
-
 import fabricate
 import pytest
+from helpers import chromium
 
 from spectrum_bench.reporting import page as report
 from spectrum_bench.scoring import evaluation
@@ -12,10 +10,6 @@ from spectrum_bench.scoring.experiments import read_experiment
 
 pytestmark = pytest.mark.slow
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
-FLAGS += ["--window-size=1400,1000"]
 PROMPTS = [*fabricate.captions(3), *fabricate.HOSTILE]
 
 
@@ -36,19 +30,7 @@ def page(tmp_path_factory):
 @pytest.fixture
 def browser(page, tmp_path):
     """The page, open; afterwards its console must be empty."""
-    if not (BROWSER and DRIVER):
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium and chromedriver: apt-get install -y chromium chromium-driver")
-        pytest.skip("no chromium with chromedriver: apt-get install -y chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver = chromium(tmp_path / "profile")
     try:
         driver.get(page)
         yield driver

@@ -3,12 +3,12 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from helpers import chromium
 
 from spectrum_bench.commands import leaderboard
 from spectrum_bench.errors import UserError
@@ -182,25 +182,9 @@ def test_costs_are_of_known_models():
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    browser, service = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not (browser and service):
-        pytest.skip("no chromium with chromedriver: apt-get install -y chromium chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    home, options = tmp_path_factory.mktemp("board"), webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={home / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    home = tmp_path_factory.mktemp("board")
+    made = chromium(home / "profile")
     leaderboard.main([f"out={home / 'page.html'}"])
-    made = webdriver.Chrome(options=options, service=Service(service))
     yield made, (home / "page.html").as_uri()
     made.quit()
 

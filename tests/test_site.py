@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from helpers import chromium
 
 from spectrum_bench.paths import ROOT
 
@@ -87,3 +88,36 @@ def test_the_search_and_the_api_know_the_library(site):
     for name in ("accelerate", "algorithms", "cached", "Algorithm"):
         assert f'.{name}"' in api  # the heading's anchor
     assert "UserError" in api and "a name or a constant does not exist" in api  # an error that `accelerate` raises
+
+
+def test_the_search_answers_without_a_server(site, tmp_path):
+    """Opened from a folder, in a page below others; and its console stays empty."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser = chromium(tmp_path / "profile")
+    try:
+        browser.get((site / "results/tiny/flux/index.html").as_uri())
+        field = browser.find_element(By.CSS_SELECTOR, ".md-search__input")
+        browser.execute_script("arguments[0].focus()", field)
+        field.send_keys("hindsight")
+        found = (By.CSS_SELECTOR, ".md-search-result__item a")
+        WebDriverWait(browser, 20).until(lambda _: browser.find_elements(*found))
+        links = [each.get_attribute("href") for each in browser.find_elements(*found)]
+        assert any("/hindcast.html" in link for link in links)
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
+
+
+@pytest.mark.parametrize("page", ["index", "leaderboard", "which-method", "notebook", "api"])
+def test_a_phone_scrolls_no_page_sideways(site, tmp_path, page):
+    browser = chromium(tmp_path / "profile")
+    try:
+        metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get((site / f"{page}.html").as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
