@@ -146,7 +146,7 @@ class Counted(TorchDispatchMode):
             return self.answer if args[0].is_floating_point() else 1
         if func is aten._to_copy.default and args[0].is_meta and kwargs.get("device") == CPU:
             return torch.full(args[0].shape, self.answer, dtype=kwargs.get("dtype") or args[0].dtype)
-        if func is aten.index.Tensor and args[0].is_meta and args[1][0].dtype == torch.bool:
+        if func is aten.index.Tensor and args[0].is_meta and getattr(args[1][0], "dtype", None) == torch.bool:
             return _chosen(args[0], args[1][0])
         out = func(*args, **kwargs)
         if func is aten.bitwise_not.default:
