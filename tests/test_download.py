@@ -430,7 +430,10 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
         ("model=fluks", r"there is no model=fluks \(did you mean flux\?\); choose of .*flux.*, all"),
         ("model=tiny-flux", "there is no model=tiny-flux to fetch: its weights are in this repository"),
         ("prompts=draw", "choose of drawbench, coco, vbench, all"),
-        ("metrics=fid", "choose of lpips, lpips_vgg, tlpips, clip, clip_g, imagereward, vbench, all"),
+        (
+            "metrics=fid",
+            "choose of lpips, lpips_vgg, tlpips, dino, clip, clip_g, pickscore, hpsv2, imagereward, vbench, all",
+        ),
         ("metrics=", "choose of lpips"),
         ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),
         ("--dryrun", "cannot read --dryrun"),
@@ -490,7 +493,7 @@ def test_the_catalogue_is_complete():
             assert not digits or entry.sha256.startswith(digits[1])
     weightless = {name for name, metric in METRICS.items() if not metric.weights()}
     assert {"psnr", "ssim", "caption"} <= weightless and not {"lpips", "clip", "vbench"} & weightless
-    assert set(everything.metrics) == set(METRICS) - weightless - {"vbench_standard"}  # it has vbench's
+    assert set(everything.metrics) == set(METRICS) - weightless - {"vbench_standard", "imagereward_512"}  # as others
     assert METRICS["vbench_standard"].weights() == METRICS["vbench"].weights()
 
 

@@ -14,7 +14,7 @@ import pytest
 from spectrum_bench.errors import BadValue, MetricUnavailable
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
-from spectrum_bench.scoring.metrics import METRICS, chosen, isolated, vbench
+from spectrum_bench.scoring.metrics import METRICS, chosen, imagereward, isolated, vbench
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 from spectrum_bench.scoring.metrics.isolated import header, score_vbench
 
@@ -90,6 +90,20 @@ def test_a_script_that_dies_loses_neither_its_work_nor_the_other_metrics(runs, m
     monkeypatch.delenv("LIMIT")
     stars = sum("star" in prompt for prompt in PROMPTS)
     assert evaluate()["metrics"]["imagereward"]["n"] == 4 - stars
+
+
+def test_scores_of_other_settings_of_one_script_are_kept_apart(runs):
+    """ImageReward with 512 tokens has a file of its own, and the earlier one stays as it is."""
+    evaluate, folder = runs
+    evaluate()
+    kept = (folder / "fora/scores/imagereward.jsonl").read_bytes()
+    script = (folder / "score_imagereward.py").read_text()
+    (folder / "score_imagereward.py").write_text(script.replace('"imagereward":', 'f"imagereward_{sys.argv[-1]}":'))
+    items = [(path, "a ring") for path in sorted((folder / "fora/samples").glob("*.png"))]
+    found = imagereward.scorer([], items)
+    assert found == [{"imagereward_512": 0.6 - 1}] * 4
+    assert (folder / "fora/scores/imagereward.jsonl").read_bytes() == kept
+    assert len((folder / "fora/scores/imagereward_512.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_changed_sample_is_scored_again(runs):

@@ -154,6 +154,7 @@ def test_imagereward(home, caplog, monkeypatch):
         folder / "med_config.json": json.dumps(
             {"vocab_size": len(words) + 2, "num_hidden_layers": 2, "add_cross_attention": True}
         ),
+        folder / "vocab.txt": "\n".join(words),
         hub / "refs/main": "a0",
         hub / "snapshots/a0/vocab.txt": "\n".join(words),
         hub / "snapshots/a0/tokenizer_config.json": '{"do_lower_case": true}',
@@ -174,6 +175,12 @@ def test_imagereward(home, caplog, monkeypatch):
     (line,) = [line for line in caplog.messages if line.startswith("imagereward: ")]
     assert str(items[3][0]) in line and "truncated" in line
     expect_kept(scorer, items[:3], found[:3], monkeypatch)
+
+    long = " ".join([*PROMPTS[0].split(), *(["ring"] * 40)])
+    both = [(items[0][0], PROMPTS[0]), (items[0][0], long)]
+    (short, tail), wide = scorer(both), METRICS["imagereward_512"].scorer(ModelFacts())(both)
+    assert wide[0]["imagereward_512"] == pytest.approx(short["imagereward"], abs=1e-4)
+    assert wide[1]["imagereward_512"] != pytest.approx(tail["imagereward"], abs=1e-3)  # the package cuts it off
 
     (folder / "lacking.pt").rename(folder / "ImageReward.pt")
     with pytest.raises(MetricUnavailable, match="ImageReward.pt does not fit: 1 tensors have no partner"):

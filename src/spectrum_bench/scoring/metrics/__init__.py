@@ -45,9 +45,21 @@ METRICS = {
             about="tLPIPS: how far LPIPS between neighbouring frames differs from the reference's (arXiv:1811.09393)",
         ),
         Metric(
+            "dino", "paired", "DINO", True, "dino:make_dino", 4, perfect=1.0, batched=True,
+            packages=("torch", "transformers", "torchvision"),
+            about="DINO: the cosine of the class tokens of DINOv2's ViT-B/14 (arXiv:2304.07193); not that of "
+            "DINO's own ViT-S/16, which papers on editing report",
+        ),
+        Metric(
             "imagereward", "files", "ImageReward", True, digits=3, environment="imagereward", only="pictures",
             packages=("image-reward",),
             about="ImageReward-v1.0 (arXiv:2304.05977) as its package scores: 35 tokens of the prompt",
+        ),
+        Metric(
+            "imagereward_512", "files", "ImageReward (512)", True, "imagereward:make_imagereward_512", 3,
+            environment="imagereward", only="pictures", packages=("image-reward",),
+            about="ImageReward (512): the same with 512 tokens of the prompt, as the evaluators of FreqCa and "
+            "cache-dit score",
         ),
         Metric(
             "clip", "single", "CLIP", True, "clip:make_clip", 2, batched=True, packages=("torch", "open-clip-torch"),
@@ -57,6 +69,16 @@ METRICS = {
             "clip_g", "single", "CLIP (g)", True, "clip:make_clip_g", 2, batched=True,
             packages=("torch", "open-clip-torch"),
             about="CLIP (g): 100 cos, ViT-g/14 trained on LAION-2B (s12B-b42K), which others report",
+        ),
+        Metric(
+            "pickscore", "single", "PickScore", True, "preference:make_pickscore", 3, batched=True,
+            packages=("torch", "transformers", "open-clip-torch"),
+            about="PickScore v1 (arXiv:2305.01569): the cosine times the model's scale; others divide it by 26",
+        ),
+        Metric(
+            "hpsv2", "single", "HPSv2.1", True, "preference:make_hpsv2", 2, batched=True,
+            packages=("torch", "open-clip-torch", "torchvision"),
+            about="HPSv2.1 (arXiv:2306.09341): 100 cos, of the whole picture with a black margin",
         ),
         Metric(
             "vbench", "files", "VBench %", True, "vbench:make_vbench", 2, factor=100, unit="share", details=DIMENSIONS,

@@ -1,14 +1,18 @@
 """CLIP score: how well a picture fits its prompt. 100 cos of the two embeddings (Hessel et al. 2021, without the
 rescaling), by open_clip."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.sampling.catalogue import HubEntry
 from spectrum_bench.sampling.media import Pixels
-from spectrum_bench.sampling.remote import checksum
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleBatchScorer
+from spectrum_bench.scoring.metrics.hub import fetched
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "open_clip_model.safetensors"
 WEIGHTS = {
@@ -39,54 +43,75 @@ def make_clip_g(model: ModelFacts) -> SingleBatchScorer:
 
 
 def weights(metric: str) -> Path:
-    """The model's file in the Hugging Face cache. It is never downloaded here. Its checksum is compared, because scores
-    of wrong weights look plausible.
+    """The model's file in the Hugging Face cache.
 
     Raises:
         MetricUnavailable: the file is missing or damaged.
     """
-    (entry,) = WEIGHTS[metric]
-    fetch = " ".join(["hf download", entry.repo, FILE, *(["--revision", entry.revision] if entry.revision else [])])
-    if not entry.path.is_file():
-        raise MetricUnavailable(metric, f"no weights of {entry.repo} in the Hugging Face cache", fetch)
-    if entry.sha256 not in (None, checksum(entry.path)):
-        raise MetricUnavailable(metric, f"weights {entry.path} are damaged", f"delete that file; {fetch}")
-    return entry.path
+    return fetched(metric, WEIGHTS[metric])[0]
 
 
-def load(metric: str, architecture: str, path: Path) -> SingleBatchScorer:
-    """The scorer with open_clip's `architecture` and the safetensors file at `path`. A clip's score is the mean over
-    frames.
+def load(
+    metric: str, architecture: str, path: Path, transform: "Callable[[Any], Tensor] | None" = None
+) -> SingleBatchScorer:
+    """The scorer with open_clip's `architecture` and the file at `path`. A clip's score is the mean over frames.
+
+    Args:
+        transform: a picture of PIL -> (3, H, W) as the model reads it; None: open_clip's own.
 
     Raises:
         MetricUnavailable: the file does not fit the architecture.
     """
     import open_clip
-    import torch
-    from PIL import Image
-    from torch import Tensor
+    from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
-    from spectrum_bench.scoring.metrics.batches import device, whole_float32
+    from spectrum_bench.scoring.metrics.batches import device
 
     try:
-        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=str(path), device=device())
-    except (RuntimeError, AssertionError, KeyError) as error:  # raised by open_clip and by its strict loading
+        model, _, own = open_clip.create_model_and_transforms(architecture, pretrained=str(path), device=device())
+    except (RuntimeError, AssertionError, KeyError, UnpicklingError) as error:  # of open_clip and of torch
         reason = str(error).split("\n")[0]
         raise MetricUnavailable(metric, f"{path} does not fit {architecture} ({reason})", "download it again") from None
     model.eval()
     tokenizer = open_clip.get_tokenizer(architecture)
+    return cosines(
+        metric,
+        transform or own,
+        lambda pictures: model.encode_image(pictures, normalize=True),
+        lambda prompts: model.encode_text(tokenizer(prompts).to(device()), normalize=True),
+    )
 
-    def embed(frames: list[Pixels]) -> Tensor:  # (B, D)
+
+def cosines(
+    metric: str,
+    transform: "Callable[[Any], Tensor]",
+    see: "Callable[[Tensor], Tensor]",
+    read: "Callable[[list[str]], Tensor]",
+    scale: float = 100,
+) -> SingleBatchScorer:
+    """`scale` times the cosine of picture and prompt, of a clip the mean over frames.
+
+    Args:
+        transform: a picture of PIL -> (3, H, W).
+        see: (B, 3, H, W) on the device -> (B, D) of length 1.
+        read: B prompts -> (B, D) of length 1.
+    """
+    import torch
+    from PIL import Image
+
+    from spectrum_bench.scoring.metrics.batches import device, whole_float32
+
+    def embed(frames: list[Pixels]) -> "Tensor":  # (B, D)
         parts = [frames[i : i + AT_ONCE] for i in range(0, len(frames), AT_ONCE)]
         tensors = (torch.stack([transform(Image.fromarray(frame)) for frame in part]) for part in parts)
-        return torch.cat([model.encode_image(tensor.to(device()), normalize=True) for tensor in tensors]).double()
+        return torch.cat([see(tensor.to(device())) for tensor in tensors]).double()
 
     def score(samples: Sequence[Pixels], prompts: Sequence[str]) -> list[Scores]:
         clips = [list(sample) if sample.ndim == 4 else [sample] for sample in samples]
         with whole_float32():
             pictures = torch.split(embed([frame for clip in clips for frame in clip]), [len(clip) for clip in clips])
-            texts = model.encode_text(tokenizer(list(prompts)).to(device()), normalize=True).double()
-            cosines = [(picture @ text).mean() for picture, text in zip(pictures, texts, strict=True)]
-        return [{metric: float(100 * cosine)} for cosine in cosines]
+            texts = read(list(prompts)).double()
+            means = [(picture @ text).mean() for picture, text in zip(pictures, texts, strict=True)]
+        return [{metric: float(scale * mean)} for mean in means]
 
     return score

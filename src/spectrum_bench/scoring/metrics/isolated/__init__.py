@@ -79,7 +79,11 @@ def _last_line(text: str) -> str:
 
 
 def score(
-    name: str, columns: Sequence[str], arguments: Sequence[str | Path], items: Sequence[tuple[Path, str]]
+    name: str,
+    columns: Sequence[str],
+    arguments: Sequence[str | Path],
+    items: Sequence[tuple[Path, str]],
+    store: str | None = None,
 ) -> list[dict[str, float]]:
     """Scores of (path, prompt) samples by score_<name>.py. If the script fails on a sample, its scores are nan and the
     log says why.
@@ -87,23 +91,24 @@ def score(
     Args:
         columns: the scores that the script writes.
         arguments: further arguments of the script, such as the paths of its weights.
+        store: the name of the file that keeps the scores, where one script has several kinds; None: the script's.
 
     Raises:
         MetricUnavailable: the environment cannot be made, or the whole script fails.
     """
     keys = [hashlib.sha256(path.read_bytes() + prompt.encode()).hexdigest()[:32] for path, prompt in items]
-    stores = [path.parent.parent / "scores" / f"{name}.jsonl" for path, _ in items]
+    stores = [path.parent.parent / "scores" / f"{store or name}.jsonl" for path, _ in items]
     results: dict[str, dict[str, Any]] = {}
-    for store in set(stores):
-        results |= {line["id"]: line for line in _read(store) if "error" not in line}
-    for store in sorted(set(stores)):
+    for file in set(stores):
+        results |= {line["id"]: line for line in _read(file) if "error" not in line}
+    for file in sorted(set(stores)):
         manifest = {
             key: {"id": key, "path": str(path.resolve()), "prompt": prompt}
             for key, (path, prompt), place in zip(keys, items, stores, strict=True)
-            if key not in results and place == store
+            if key not in results and place == file
         }
         if manifest:
-            results |= _run(name, arguments, store, manifest)
+            results |= _run(name, arguments, file, manifest)
     return [{column: float(results[key].get(column, "nan")) for column in columns} for key in keys]
 
 

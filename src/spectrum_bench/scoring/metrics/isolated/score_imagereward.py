@@ -1,6 +1,8 @@
 """ImageReward of every sample in a manifest.
 
-score_imagereward.py <manifest> <results> <ImageReward.pt> <med_config.json> <vocab.txt> ...
+score_imagereward.py <manifest> <results> <ImageReward.pt> <med_config.json> <vocab.txt> [<tokens>]
+
+The package reads 35 tokens of a prompt. With <tokens> it reads so many, and the score is named imagereward_<tokens>.
 
 Runs by itself: its packages cannot live beside the transformers of requirements.txt.
 """
@@ -89,15 +91,24 @@ def picture(path: str) -> Picture:
         return image.convert("RGB")
 
 
-def main(manifest: str, results: str, weights: str, med_config: str, vocabulary: str) -> None:
+def lengthen(model: Any, tokens: int) -> None:
+    """Make the model read so many tokens, whatever its `score` asks of the tokenizer."""
+    tokenizer = model.blip.tokenizer
+    model.blip.tokenizer = lambda *given, **named: tokenizer(*given, **(named | {"max_length": tokens}))
+
+
+def main(manifest: str, results: str, weights: str, med_config: str, vocabulary: str, tokens: str = "") -> None:
     model = load(weights, med_config, vocabulary)
+    if tokens:
+        lengthen(model, int(tokens))
+    name = f"imagereward_{tokens}" if tokens else "imagereward"
     with open(manifest, encoding="utf-8") as lines, open(results, "a", encoding="utf-8") as out:
         for line in lines:
             sample = json.loads(line)
             result: dict[str, Any] = {"id": sample["id"]}
             try:
                 with torch.inference_mode():
-                    result["imagereward"] = float(model.score(sample["prompt"], picture(sample["path"])))
+                    result[name] = float(model.score(sample["prompt"], picture(sample["path"])))
             except Exception as error:  # a bad sample must not stop the others
                 result["error"] = f"{type(error).__name__}: {error}"
             print(json.dumps(result), file=out, flush=True)
