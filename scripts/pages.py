@@ -115,7 +115,8 @@ def moved(home: str, page: Page, target: str, config: MkDocsConfig) -> str:
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put a part of the leaderboard where a page has its mark, <div data-part="board"></div>."""
-    return MARK.sub(lambda match: part("style") + part(match[1]) + part("code"), html)
+    code = part("code").replace('"base":"../"', '"base":""', 1)  # the site has results/ beside the page
+    return MARK.sub(lambda match: part("style") + part(match[1]) + code, html)
 
 
 def part(name: str) -> str:

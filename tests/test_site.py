@@ -75,6 +75,13 @@ def test_links_lead_to_a_page_and_a_place_of_it(pages, site):
                 assert unquote(place) in pages[there].places, f"{page.relative_to(site.resolve())}: {link}"
 
 
+def test_the_leaderboards_links_lead_to_tables_of_the_site(site):
+    text = (site / "leaderboard.html").read_text(encoding="utf-8")
+    assert '"base":""' in text
+    files = set(re.findall(r'"file":"([^"]+)"', text))
+    assert len(files) > 30 and all((site / file).is_file() for file in files)
+
+
 def test_nothing_is_fetched_from_elsewhere(pages):
     for page, found in pages.items():
         outside = [name for name in found.fetched if re.match(r"(https?:)?//", name)]

@@ -35,6 +35,6 @@ def main(argv: list[str]) -> None:
     if out.is_dir():
         raise UserError(f"{out} is a folder: name a file, out={out / 'leaderboard.html'}")
     results = read(folder)
-    page.write(results, page.read_costs(folder), out)
+    page.write(results, page.read_costs(folder), folder, out)
     tables = len({entry.file for entry in results.entries})
     print(f"{out}: {len(results.entries)} rows of {tables} tables, {out.stat().st_size / 1e6:.1f} MB")

@@ -12,7 +12,7 @@
   }
   const el = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children)
   const draw = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children)
-  const link = path => el("a", { href: path }, path.replace(/^results\//, ""))
+  const link = path => el("a", { href: data.base + path }, path.replace(/^results\//, ""))
   const short = (value, digits = 2) => value == null ? "—" : value.toFixed(digits)
   const passes = value => value == null ? "—" : String(Math.round(value * 100) / 100)
   const gigabytes = bytes => (bytes / 1e9).toFixed(1) + " GB"

@@ -1,6 +1,7 @@
 """Writes the leaderboard as one page that needs no server and fetches nothing."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,19 +18,21 @@ HERE = Path(__file__).parent
 COSTS = "memory/methods.csv"  # of the folder of results, written by scripts/method_memory.py
 
 
-def write(results: Results, costs: Sequence[Line], out: Path) -> None:
+def write(results: Results, costs: Sequence[Line], folder: Path, out: Path) -> None:
     """Write the page.
 
     Args:
         costs: the lines of COSTS.
+        folder: of the results, to which the page's links lead.
     """
+    base = Path(os.path.relpath(folder.resolve().parent, out.resolve().parent)).as_posix()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     parts = {name: (HERE / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     metrics = [METRICS[name] for name in SHOWN if any(name in entry.scores for entry in results.entries)]
     page = environment.get_template("board.html.j2").render(
-        data=embedded(data(results, costs)),
+        data=embedded({"base": f"{base}/", **data(results, costs)}),
         metrics=metrics,
         count=len(results.entries),
         others=results.others,
