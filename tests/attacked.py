@@ -22,6 +22,7 @@ from spectrum_bench.commands import (
     score,
     search,
     trace,
+    try_,
     tune,
     verify,
 )
@@ -44,7 +45,13 @@ def accept(*_: object, **__: object) -> None:
 COMPOSED = {"base": run.main, "budget": budget.main, "calibrate": calibrate.main, "tune": tune.main}
 COMPOSED |= {"cost": cost.main, "trace": trace.main, "replay": replay.main, "search": search.main}
 PLAIN = {"evaluate": evaluate.main, "report": report.main, "reproduce": reproduce.main}
-PLAIN |= {"rows": rows.main, "score": score.main, "conformance": conformance.main, "verify": verify.main}
+PLAIN |= {
+    "rows": rows.main,
+    "score": score.main,
+    "conformance": conformance.main,
+    "verify": verify.main,
+    "try": try_.main,
+}
 
 
 def command(name: str, words: list[str]) -> None:

@@ -290,10 +290,28 @@ pipeline=random:flux {HOOK} stranger=1
 pipeline=random:flux {HOOK} stranger
 pipeline=random:flux {HOOK} --json=x
 """
+TRY = f"""
+model=tiny-flux
+algo=nothing
+algo=spectrum model=nothing
+algo=spectrum total_prompt_num=-1
+algo=spectrum total_prompt_num=many
+algo=spectrum exp_name=x
+algo=spectrum output_base_path=x
+algo=spectrum out=
+algo=spectrum out=fifo
+algo=spectrum out={LONG}
+algo=spectrum algo.w=x
+algo=spectrum seed=-1
+algo=spectrum stranger=1
+algo=spectrum stranger
+algo=spectrum _target_=os.system
+algo=spectrum hydra.run.dir=x
+"""
 CASES = [("cost", line) for line in lines(COST)] + [("trace", line) for line in lines(TRACE)]
 CASES += [("replay", line) for line in lines(REPLAY)] + [("search", line) for line in lines(SEARCH)]
 CASES += [("rows", line) for line in lines(ROWS)] + [("score", line) for line in lines(SCORE)]
-CASES += [("verify", line) for line in lines(VERIFY)]
+CASES += [("verify", line) for line in lines(VERIFY)] + [("try", line) for line in lines(TRY)]
 CASES += [("conformance", line) for line in lines(CONFORMANCE)]
 
 

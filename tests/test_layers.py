@@ -187,6 +187,7 @@ WITHOUT_A_MODEL = [
     "report.py --help",
     "score.py nowhere reference=nowhere",
     "verify.py nowhere",
+    "try.py algo=spectrun",
     "conformance.py pipeline=random:nothing cache=diffusers:SeaCacheConfig(threshold=1)",
     "reproduce.py nothing",
     "budget.py --help",

@@ -2,6 +2,7 @@
 
 usage: spectrum-bench <command> [words]
 
+  try         a method's scores in one command, beside others with as many passes
   rows        many runs in one process, which loads the model once
   run         sample every prompt of a file: spectrum-bench run model=tiny-flux algo=spectrum
   evaluate    score runs against a reference run
@@ -34,7 +35,20 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.version import __version__
 
 COMPOSED = ("run", "calibrate", "budget", "cost", "tune", "trace", "replay", "search")  # Hydra composes their words
-PLAIN = ("rows", "evaluate", "report", "leaderboard", "score", "conformance", "verify", "reproduce", "download", "list")
+PLAIN = (
+    "try",
+    "rows",
+    "evaluate",
+    "report",
+    "leaderboard",
+    "score",
+    "conformance",
+    "verify",
+    "reproduce",
+    "download",
+    "list",
+)
+MODULES = {"list": "list_", "try": "try_"}  # Python has these names
 
 
 def main() -> None:
@@ -73,7 +87,7 @@ def choose(given: list[str]) -> None:
 
 def call(name: str, given: list[str], config_name: str) -> None:
     """Import a command, which takes a second, and run it."""
-    module = import_module(f"spectrum_bench.commands.{'list_' if name == 'list' else name}")
+    module = import_module(f"spectrum_bench.commands.{MODULES.get(name, name)}")
     if name in PLAIN:
         module.main(given)
         return

@@ -17,9 +17,11 @@ made again.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +65,20 @@ def main(argv: list[str]) -> None:
     strangers = [word for word in common if "=" not in word or word.startswith("exp_name=")]
     if strangers:
         raise UserError(f"{strangers[0][:80]}: only key=value words follow the file, and rows have their own names")
-    os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # workers find this package by it
     try:
         lines = read(sys.stdin.read() if path == "-" else reading.read_text(Path(path), reading.RECORD))
     except FileNotFoundError:
         raise UserError(f"there is no {path}: name a file with a row a line (see --help)") from None
+    make(lines, common)
+
+
+def make(lines: Sequence[Line], common: Sequence[str]) -> None:
+    """Make rows, with these words for all. Exits with SOME_FAILED if samples failed.
+
+    Raises:
+        UserError: a row is wrong, and none is begun; or a row failed, and the others are finished.
+    """
+    os.environ["PYTHONPATH"] = environment_with_package()["PYTHONPATH"]  # workers find this package by it
     configs = [checked(line, [*common, *line.words]) for line in lines]
     opener = Opener()
     codes = []
@@ -118,7 +129,7 @@ def checked(line: Line, words: list[str]) -> DictConfig:
     wrong = [word for word in words if "=" not in word]
     if wrong:
         raise UserError(f"{line.name}: '{wrong[0][:80]}' is not key=value")
-    others = [word for word in words if word.lstrip("+").startswith(("exp_name=", "hydra."))]
+    others = [word for word in words if re.match(r"\+*(exp_name=|hydra\.(?!searchpath=))", word)]
     if others:
         raise UserError(f"{line.name}: {others[0][:80]}: a row has its name in front, and Hydra's own keys are not its")
     try:
