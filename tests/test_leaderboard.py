@@ -1,19 +1,24 @@
 """The leaderboard: every row of results/ is on it, ties look like ties, and texts stay texts."""
 
+import base64
+import io
 import json
 import re
 import shlex
 from pathlib import Path
 
+import fabricate
 import numpy as np
 import pytest
 import yaml
 from helpers import chromium
+from PIL import Image
 
 from spectrum_bench.commands import leaderboard
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
-from spectrum_bench.reporting.board import chance, page, read
+from spectrum_bench.reporting.board import chance, page, read, samples
+from spectrum_bench.scoring.experiments import read_experiment
 
 HEAD = "role,experiment,algo,forecaster,schedule,site,steps,passes,samples,prompts,device,git_sha,speedup,"
 HEAD += "psnr,psnr_low,psnr_high"
@@ -129,6 +134,33 @@ def test_data_stay_data_in_the_page(tmp_path):
     data = re.search(r'class="sb-data">(.*?)</script>', text, re.DOTALL)[1]
     assert json.loads(data)["rows"][0]["name"] == HOSTILE
     assert "onerror" not in re.sub(r'class="sb-data">.*?</script>', "", text, flags=re.DOTALL)
+
+
+def test_samples_of_a_run_at_hand_stand_beside_its_row(tmp_path):
+    prompts = [*fabricate.captions(3), HOSTILE]
+    pictures = fabricate.pictures(prompts)
+    for name in ("fora", "other"):
+        fabricate.experiment(tmp_path / "runs" / name, prompts, pictures, "fora", 14)
+    (commit,) = {record.git_sha for record in read_experiment(tmp_path / "runs/fora").records}
+    table(tmp_path / "results/gpu/tiny-flux/a", row("fora", 30).replace(",abc,", f",{commit},"), row("elsewhere", 30))
+    leaderboard.main(
+        [f"{key}={tmp_path / value}" for key, value in (("results", "results"), ("runs", "runs"), ("out", "p.html"))]
+    )
+    text = (tmp_path / "p.html").read_text()
+    assert "<img" not in text and text.count("</script") == 2
+    shown = json.loads(re.search(r'class="sb-data">(.*?)</script>', text, re.DOTALL)[1])["pictures"]
+    assert list(shown) == ["0"] and [each["prompt"] for each in shown["0"]] == prompts[: samples.FEW]
+    first = Image.open(io.BytesIO(base64.b64decode(shown["0"][0]["uri"].partition(",")[2])))
+    assert np.array_equal(np.asarray(first.convert("RGB")), pictures[0])
+
+
+def test_a_run_of_another_commit_is_not_the_rows(tmp_path):
+    fabricate.experiment(
+        tmp_path / "runs/fora", fabricate.captions(3), fabricate.pictures(fabricate.captions(3)), "fora", 14
+    )
+    table(tmp_path / "results/gpu/tiny-flux/a", row("fora", 30))
+    (entry,) = read.read(tmp_path / "results").entries
+    assert samples.run_of(entry, [read_experiment(tmp_path / "runs/fora")]) is None
 
 
 def test_the_page_is_small_and_fetches_nothing(tmp_path):

@@ -79,6 +79,8 @@
       facts.push(...Object.entries(row.facts ?? {}))
       const command = /^(printed|$)/.test(row.command ?? "") ? row.command : el("span", {}, el("code", {}, row.command), ` makes the table; this row is ${row.name} in it` + (row.facts?.Commit ? `, at commit ${row.facts.Commit}` : ""))
       facts.push([row.status === "cited" ? "Source" : "Command", command], ["Record", link(row.file)])
+      const samples = data.pictures[row.i] ?? []
+      if (samples.length) facts.push(["Samples", el("div", { class: "sb-samples" }, samples.map(({ uri, prompt }) => el("figure", {}, el("img", { src: uri, alt: prompt, loading: "lazy" }), el("figcaption", {}, prompt))))])
       return el("dl", {}, facts.filter(([, text]) => text).map(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]))
     }
     const line = (row, metric, place) => {

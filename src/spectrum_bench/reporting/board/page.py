@@ -11,19 +11,22 @@ import jinja2
 
 from spectrum_bench.reporting.board.read import METRICS as SHOWN
 from spectrum_bench.reporting.board.read import Entry, Line, Results, figure, read_lines
+from spectrum_bench.reporting.board.samples import pictures
 from spectrum_bench.sampling.records import write_atomically
+from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.metrics import METRICS
 
 HERE = Path(__file__).parent
 COSTS = "memory/methods.csv"  # of the folder of results, written by scripts/method_memory.py
 
 
-def write(results: Results, costs: Sequence[Line], folder: Path, out: Path) -> None:
+def write(results: Results, costs: Sequence[Line], folder: Path, out: Path, runs: Sequence[Experiment] = ()) -> None:
     """Write the page.
 
     Args:
         costs: the lines of COSTS.
         folder: of the results, to which the page's links lead.
+        runs: whose samples the page shows beside their rows.
     """
     base = Path(os.path.relpath(folder.resolve().parent, out.resolve().parent)).as_posix()
     environment = jinja2.Environment(
@@ -32,7 +35,7 @@ def write(results: Results, costs: Sequence[Line], folder: Path, out: Path) -> N
     parts = {name: (HERE / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     metrics = [METRICS[name] for name in SHOWN if any(name in entry.scores for entry in results.entries)]
     page = environment.get_template("board.html.j2").render(
-        data=embedded({"base": f"{base}/", **data(results, costs)}),
+        data=embedded({"base": f"{base}/", **data(results, costs, runs)}),
         metrics=metrics,
         count=len(results.entries),
         others=results.others,
@@ -53,7 +56,7 @@ def embedded(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def data(results: Results, costs: Sequence[Line]) -> dict[str, Any]:
+def data(results: Results, costs: Sequence[Line], runs: Sequence[Experiment]) -> dict[str, Any]:
     """What the page's script reads."""
     first: dict[str, int] = {}
     for number, entry in enumerate(results.entries):
@@ -71,6 +74,7 @@ def data(results: Results, costs: Sequence[Line]) -> dict[str, Any]:
             for metric in [METRICS[name]]
         },
         "models": results.models,
+        "pictures": pictures(results.entries, runs),
         "costs": [cost(line) for line in costs],
     }
 
