@@ -252,6 +252,8 @@ def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():
     assert chosen(ModelFacts(metrics=("clip",)), "vbench,ssim") == ["ssim", "vbench"]
     with pytest.raises(BadValue, match="metrics=psnr,fid: there is no metric fid"):
         chosen(ModelFacts(), "psnr,fid")
+    with pytest.raises(BadValue, match="metrics=as:x: there is no table of x: choose of as:taylorseer, "):
+        chosen(ModelFacts(), "as:x")
     with pytest.raises(BadValue, match="model.metrics: there is no metric fid"):
         chosen(ModelFacts(metrics=("fid",)))
 

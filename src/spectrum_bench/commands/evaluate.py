@@ -6,6 +6,8 @@ usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=
   <experiment dir>  a folder that a run has made (config.yaml, records.jsonl, samples/), or a folder of such folders
   reference=<dir>   the run to compare with: the same model, prompts and seed, every step computed (algo=nocache)
   metrics=...       metrics to compute; by default those that the model's configuration lists
+                    metrics=as:freqca (or as:taylorseer, as:teacache, as:spectrum, as:toca) takes those that come
+                    nearest to the paper's tables, and says what still differs
   --check           print for each metric whether it is ready, and what to type if it is not
 
 Writes into each experiment directory
@@ -34,11 +36,13 @@ def main(argv: list[str]) -> None:
         check_reference(experiment, reference)
         pairs(experiment, reference)
     from spectrum_bench.scoring.evaluation import evaluate
-    from spectrum_bench.scoring.metrics import chosen
+    from spectrum_bench.scoring.metrics import chosen, papers
     from spectrum_bench.scoring.summary import describe
 
     for experiment in experiments:
         chosen(experiment.facts, options["metrics"])
+    for line in papers.describe(options["metrics"], clips=bool(experiments[0].facts.fps)):
+        say(line)
     printed: set[str] = set()
     for experiment, summary in evaluate(experiments, reference, options["metrics"]):
         same = summary["identical_pairs"]

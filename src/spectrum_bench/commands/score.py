@@ -9,6 +9,7 @@ usage: python src/score.py <folder> [<folder> ...] reference=<folder> [key=value
                       columns file and index; auto takes the first way that is clear
   times=<file.json>   {"<folder>": {"seconds": [3.1, 3.2], "steps": 50, "passes": 14, "device": "H100"}}, for speedups
   metrics=psnr,ssim   metrics to compute; by default PSNR, SSIM and LPIPS, with prompts also those that read them
+                      metrics=as:freqca takes those nearest to a paper's tables; src/evaluate.py --help names more
   out=scored          where the decoded samples, the scores and the report go
   rows=16             most prompts that the page shows pictures of
   markdown=false      true prints a block for a pull request
@@ -81,7 +82,10 @@ def show(experiments: "list[Experiment]", target: "Experiment", out: Path, optio
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
     from spectrum_bench.scoring.evaluation import evaluate
+    from spectrum_bench.scoring.metrics import papers
 
+    for note in papers.describe(options["metrics"], clips=bool(target.facts.fps)):
+        print(note, file=sys.stderr)
     list(evaluate(experiments, target, options["metrics"] or None))
     table = write_report(experiments, target, out / "report", int(options["rows"]))
     if options["markdown"] == "true":

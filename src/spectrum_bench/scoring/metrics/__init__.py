@@ -6,6 +6,7 @@ the metrics that are computed by default.
 
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling.catalogue import Entry
+from spectrum_bench.scoring.metrics import papers
 from spectrum_bench.scoring.metrics.contracts import Metric, ModelFacts
 from spectrum_bench.scoring.metrics.vbench import DIMENSIONS
 
@@ -23,6 +24,12 @@ METRICS = {
             packages=("numpy", "scipy"),
         ),
         Metric(
+            "ssim_grey", "paired", "SSIM (grey)", True, "pixel:make_ssim_grey", 3, perfect=1.0,
+            packages=("numpy", "scipy"),
+            about="SSIM (grey): of grey levels in a square window of 7x7, scikit-image's default, as several "
+            "evaluators have it",
+        ),
+        Metric(
             "ms_ssim", "paired", "MS-SSIM", True, "pixel:make_ms_ssim", 3, perfect=1.0, unrelated=0.95,
             packages=("numpy", "scipy"),
         ),
@@ -38,6 +45,11 @@ METRICS = {
         Metric(
             "lpips_vgg", "paired", "LPIPS (VGG)", False, "perceptual:make_lpips_vgg", 3, perfect=0.0, unrelated=0.05,
             batched=True, packages=("torch", "lpips"),
+        ),
+        Metric(
+            "lpips_spatial", "paired", "LPIPS (map)", False, "perceptual:make_lpips_spatial", 3, perfect=0.0,
+            batched=True, packages=("torch", "lpips"),
+            about="LPIPS (map): AlexNet, the mean of a map of the picture's size, as TeaCache's evaluator has it",
         ),
         Metric(
             "tlpips", "paired", "tLPIPS", False, "perceptual:make_tlpips", 4, perfect=0.0, batched=True, whole=True,
@@ -109,11 +121,15 @@ DEFAULT = ("psnr", "ssim", "lpips", "caption")  # for a model whose configuratio
 
 
 def chosen(model: ModelFacts, wanted: str | None = None) -> list[str]:
-    """The metrics in `wanted` ("psnr,clip"), or else those that the model lists.
+    """The metrics in `wanted` ("psnr,clip", or "as:freqca" for those of a paper's tables), or else those that the model
+    lists.
 
     Raises:
-        BadValue: there is no such metric.
+        BadValue: there is no such metric or paper.
     """
+    if wanted and wanted.startswith(papers.PREFIX):
+        paper = papers.published(wanted)
+        wanted = ",".join(paper.clips if model.fps else paper.pictures)
     names = wanted.split(",") if wanted else model.metrics or DEFAULT
     for name in names:
         if name not in METRICS:

@@ -39,7 +39,7 @@ WEIGHTS = {
         ),
     ),
 }
-WEIGHTS["tlpips"] = WEIGHTS["lpips"]
+WEIGHTS["tlpips"] = WEIGHTS["lpips_spatial"] = WEIGHTS["lpips"]
 SIDE = 31  # in smaller pictures AlexNet's second pooling has nothing left; VGG needs 16
 AT_ONCE = {"cpu": 2**20, "cuda": 2**22}  # pixels in a batch; VGG's features of it take 1.2 and 5 GB
 
@@ -52,6 +52,12 @@ def make_lpips(model: ModelFacts) -> PairedBatchScorer:
 def make_lpips_vgg(model: ModelFacts) -> PairedBatchScorer:
     """LPIPS on VGG-16."""
     return load(backbone("lpips_vgg"), "vgg")
+
+
+def make_lpips_spatial(model: ModelFacts) -> PairedBatchScorer:
+    """LPIPS on AlexNet as the mean of its map, as TeaCache's evaluator has it: each layer's map is first enlarged to
+    the picture's size (ali-vilab/TeaCache@7c10efc, eval/teacache/common_metrics/calculate_lpips.py)."""
+    return load(backbone("lpips_spatial"), "alex", spatial=True)
 
 
 def make_tlpips(model: ModelFacts) -> PairedBatchScorer:
@@ -92,11 +98,12 @@ def backbone(metric: str) -> Path:
     return entry.path
 
 
-def load(path: Path, net: str = "alex") -> PairedBatchScorer:
+def load(path: Path, net: str = "alex", spatial: bool = False) -> PairedBatchScorer:
     """The scorer whose backbone is the state dict at `path`.
 
     Args:
         net: the backbone's name in the package, "alex" or "vgg".
+        spatial: the score is the mean of a map of the picture's size.
     """
     import torch
 
@@ -106,7 +113,7 @@ def load(path: Path, net: str = "alex") -> PairedBatchScorer:
         warnings.simplefilter("ignore")  # lpips calls torchvision in a deprecated way
         import lpips
 
-        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False).eval()
+        model = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False, spatial=spatial).eval()
     slices = (getattr(model.net, f"slice{i}") for i in range(1, model.net.N_slices + 1))
     features = torch.nn.Sequential(OrderedDict(child for s in slices for child in s.named_children()))
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -121,7 +128,7 @@ def load(path: Path, net: str = "alex") -> PairedBatchScorer:
         with whole_float32():
             for run in runs(samples, at_once):
                 a, b = (stacked(pictures[run]) / 127.5 - 1 for pictures in (samples, references))
-                scores += model(a, b).flatten().tolist()
+                scores += model(a, b).mean((1, 2, 3)).tolist()
         return scores
 
     return score

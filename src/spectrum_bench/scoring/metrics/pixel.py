@@ -3,7 +3,7 @@ are (H, W, 3) uint8, clips (F, H, W, 3)."""
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.scoring.metrics.contracts import ModelFacts, PairedScorer, Unscorable
@@ -25,6 +25,10 @@ def make_psnr_uint8_wrapped(model: ModelFacts) -> PairedScorer:
 
 def make_ssim(model: ModelFacts) -> PairedScorer:
     return ssim
+
+
+def make_ssim_grey(model: ModelFacts) -> PairedScorer:
+    return ssim_grey
 
 
 def make_ms_ssim(model: ModelFacts) -> PairedScorer:
@@ -65,6 +69,28 @@ def ssim(sample: Pixels, reference: Pixels) -> float:
         inner, _ = _similarity(sample[strip].astype(np.float64), reference[strip].astype(np.float64))
         whole[first + BORDER : first + len(inner) - BORDER] = inner[BORDER:-BORDER]
     return float(whole[BORDER:-BORDER, BORDER:-BORDER].mean())
+
+
+def ssim_grey(sample: Pixels, reference: Pixels) -> float:
+    """SSIM of grey levels with scikit-image's defaults, which several evaluators of caching methods take: a square
+    window of 7x7, sample covariance, over the pixels whose window lies inside the picture."""
+    check_pair(sample, reference, side=7)
+    x, y = (_grey(picture) for picture in (sample, reference))
+    mx, my = uniform_filter(x, 7), uniform_filter(y, 7)
+    of_a_sample = 49 / 48
+    vx, vy, vxy = (
+        of_a_sample * (uniform_filter(a * b, 7) - uniform_filter(a, 7) * uniform_filter(b, 7))
+        for a, b in ((x, x), (y, y), (x, y))
+    )
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return float(similarity[3:-3, 3:-3].mean())
+
+
+def _grey(picture: Pixels) -> Floats:
+    """(H, W) whole grey levels, weighted as OpenCV does (ITU-R BT.601)."""
+    levels: Floats = np.floor(picture @ np.array([0.299, 0.587, 0.114]) + 0.5)
+    return levels
 
 
 def ms_ssim(sample: Pixels, reference: Pixels) -> float:
