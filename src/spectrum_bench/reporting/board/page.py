@@ -9,12 +9,12 @@ from typing import Any
 
 import jinja2
 
-from spectrum_bench.reporting.board.read import METRICS as SHOWN
 from spectrum_bench.reporting.board.read import Entry, Line, Results, figure, read_lines
 from spectrum_bench.reporting.board.samples import pictures
 from spectrum_bench.sampling.records import write_atomically
 from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.scoring.metrics.contracts import Metric
 
 HERE = Path(__file__).parent
 COSTS = "memory/methods.csv"  # of the folder of results, written by scripts/method_memory.py
@@ -33,10 +33,9 @@ def write(results: Results, costs: Sequence[Line], folder: Path, out: Path, runs
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     parts = {name: (HERE / f"board.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
-    metrics = [METRICS[name] for name in SHOWN if any(name in entry.scores for entry in results.entries)]
     page = environment.get_template("board.html.j2").render(
         data=embedded({"base": f"{base}/", **data(results, costs, runs)}),
-        metrics=metrics,
+        metrics=computed(results),
         count=len(results.entries),
         others=results.others,
         **parts,
@@ -64,19 +63,19 @@ def data(results: Results, costs: Sequence[Line], runs: Sequence[Experiment]) ->
     return {
         "rows": [plain(entry, first[entry.file]) for entry in results.entries],
         "metrics": {
-            name: {
-                "label": metric.label,
-                "up": metric.higher_is_better,
-                "factor": metric.factor,
-                "digits": metric.digits,
-            }
-            for name in SHOWN
-            for metric in [METRICS[name]]
+            each.name: {"label": each.label, "up": each.higher_is_better, "factor": each.factor, "digits": each.digits}
+            for each in computed(results)
         },
         "models": results.models,
         "pictures": pictures(results.entries, runs),
         "costs": [cost(line) for line in costs],
     }
+
+
+def computed(results: Results) -> list[Metric]:
+    """The metrics that some row was scored by; PSNR where there is none, as with times of a GPU alone."""
+    known = [metric for name, metric in METRICS.items() if any(name in entry.scores for entry in results.entries)]
+    return known or [METRICS["psnr"]]
 
 
 def plain(entry: Entry, first: int) -> dict[str, Any]:

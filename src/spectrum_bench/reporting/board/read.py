@@ -14,11 +14,11 @@ import yaml
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting.board.chance import beaten
 from spectrum_bench.sampling.reading import TABLE, Damaged, read_text
+from spectrum_bench.scoring.metrics import METRICS
 
 Line = Mapping[str, str]
 Bounds = tuple[float, float | None, float | None]  # a mean and its interval; None: none is known
 
-METRICS = ("psnr", "ssim", "lpips", "caption", "imagereward", "clip", "vbench")
 PRINTED = {"imagereward": "image_reward", "vbench": "vbench_quality"}  # as papers' tables call them
 NO_ROWS = {  # files that hold other things
     "prompts.csv": "scores by prompt, from which this page tells ties",
@@ -179,7 +179,7 @@ def from_table(made: Origin, lines: Sequence[Line]) -> Iterator[Entry]:
     """The rows of a table.csv of src/report.py, with the ties that prompts.csv beside it tells."""
     known, status = made.known(), made.status()
     scores = made.path.parent / "prompts.csv"
-    losses = beaten(lines, read_lines(scores) if scores.is_file() else [], METRICS)
+    losses = beaten(lines, read_lines(scores) if scores.is_file() else [], list(METRICS))
     for number, line in enumerate(lines):
         about = [line[key].lstrip("'") for key in ("forecaster", "schedule", "site")]
         yield Entry(
@@ -245,7 +245,7 @@ def from_paper(made: Origin, lines: Sequence[Line]) -> Iterator[Entry]:
         scores: dict[str, Bounds] = {}
         for name in METRICS:
             if (mean := figure(line, PRINTED.get(name, name))) is not None:
-                scores[name] = (mean / 100 if name == "vbench" else mean, None, None)
+                scores[name] = (mean / METRICS[name].factor, None, None)
         speedup, name = figure(line, "speedup"), f"{line['method']} {line.get('nfe') or line.get('budget') or ''}"
         told = {"Latency": f"{line['latency_s']} s"} if line.get("latency_s") else {}
         yield Entry(
