@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spectrum_bench.anatomy import Anatomy, Argument, anatomy, stacked
 from spectrum_bench.caching.history import History, tensors
 from spectrum_bench.caching.noise import noise_ratio
+from spectrum_bench.caching.offloading import free_afterwards
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Progressing, State
 from spectrum_bench.errors import DoesNotFit
@@ -314,6 +315,7 @@ def cached(
     noise = partial(noise_ratio, getattr(pipe, "scheduler", None))
     session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep, noise)
     with ExitStack() as undo:
+        free_afterwards(pipe, undo)
         for name, denoiser in networks.items():
             _keep_time(name, denoiser, session, undo)
             for signal in session.observes:

@@ -28,6 +28,8 @@ ADDED: dict[str, object] = {
     "CacheDiT.config": "DBCacheConfig",
     "CacheDiT.policy": None,
     "FittedSolver.solver": "hindcast",
+    "model.vae_slicing": False,
+    "model.offload": "none",
 }
 
 Identity = dict[str, Any]  # JSON: what `identity` returns

@@ -7,6 +7,7 @@ from typing import Any
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.runtime import check_machine
 from spectrum_bench.sampling.settings import ModelSettings, RunSettings
 
 SETTINGS = {".json", ".txt", ".model"}  # suffixes of the settings of a pipeline's parts, tokenizers included
@@ -111,6 +112,7 @@ def open_pipeline(settings: RunSettings) -> tuple[Any, str]:
     """The pipeline of a run and its device: `settings.device`, else the GPU if there is one, else the CPU."""
     import torch
 
+    check_machine(settings.model.offload, settings.device)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         torch.set_num_threads(settings.threads)
@@ -130,12 +132,33 @@ def load_pipeline(model: ModelSettings, device: str) -> Any:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipe = LOADERS[model.init](model, device)
+    pipe = LOADERS[model.init](model, device if model.offload == "none" else "cpu")
     if model.vae_tiling:
         pipe.vae.enable_tiling()
+    if model.vae_slicing:
+        pipe.vae.enable_slicing()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
     pipe.set_progress_bar_config(disable=True)
+    offload(pipe, model.offload, device)
     return pipe
+
+
+def offload(pipe: Any, way: str, device: str) -> None:
+    """Let weights that do not run wait in the machine's memory, by diffusers' own means. The pipeline is on the CPU.
+
+    Args:
+        way: one of runtime.OFFLOADS.
+        device: where the network runs.
+    """
+    import torch
+
+    if way == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif way == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    elif way == "group":
+        # without a stream: it loads the block that came next before, and a skipped step may run another one
+        pipe.enable_group_offload(torch.device(device), num_blocks_per_group=1)
 
 
 def _pretrained(model: ModelSettings, device: str) -> Any:

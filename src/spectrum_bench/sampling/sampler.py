@@ -133,7 +133,7 @@ class Sampler:
                 output_type=output,
                 return_dict=False,
             )[0][0]
-            laps.mark()
+        laps.mark()
         if session.step != self.num_steps:
             raise DoesNotFit(f"the pipeline took {session.step} steps, not num_inference_steps={self.num_steps}")
         return sample, session

@@ -12,6 +12,7 @@ from typing import Any
 from spectrum_bench.checks import boolean, brief, is_number, is_whole, one_of, whole
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling import limits
+from spectrum_bench.sampling.runtime import EngineSettings, RuntimeSettings, check_memory_keys
 from spectrum_bench.sampling.text import cleaned
 
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
@@ -133,6 +134,7 @@ class ModelSettings:
         arguments: arguments of the pipeline's call.
         width, height: in pixels.
         num_frames, fps: number of frames of a clip, and frames a second; fps None means pictures.
+        offload: which parts of the pipeline wait in the machine's memory: sampling.runtime.OFFLOADS.
         weights: tells the weights from others of the same name (sampling.models.identify); None if not computed yet.
     """
 
@@ -150,6 +152,8 @@ class ModelSettings:
     variant: str | None = None
     vae_dtype: str | None = None
     vae_tiling: bool = False
+    vae_slicing: bool = False
+    offload: str = "none"
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
     note: str | None = None
@@ -193,7 +197,7 @@ class ModelSettings:
                 limits.check_path(f"model.{key}", node[key])
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
-        boolean("model.vae_tiling", self.vae_tiling)
+        check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))
             if not (is_whole(value) and value > 0 and value % 16 == 0):
@@ -226,42 +230,6 @@ class ModelSettings:
         if self.metrics is not None:
             node["metrics"] = list(self.metrics)
         return node | dict(self.extra)
-
-
-@dataclass(frozen=True)
-class RuntimeSettings:
-    """How the network runs. A run and its reference must have the same settings, except for a noise floor.
-
-    Attributes:
-        batch_size: how many samples of a prompt are made at once; only the first is kept.
-        compile: whether torch.compile compiles every block.
-        attention: a backend of diffusers; None means its default.
-    """
-
-    batch_size: int = 1
-    compile: bool = False
-    attention: str | None = None
-
-    def __post_init__(self) -> None:
-        whole("runtime.batch_size", self.batch_size, most=4096)
-        boolean("runtime.compile", self.compile)
-        if self.attention is not None:  # imported only when asked for: it takes seconds
-            from diffusers.models.attention_dispatch import AttentionBackendName
-
-            one_of("runtime.attention", self.attention, tuple(backend.value for backend in AttentionBackendName))
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """Settings of Ray, for several workers: the cluster to join (None starts one), and whether it shows a dashboard."""
-
-    address: str | None = None
-    dashboard: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.address, str | None):
-            raise BadValue(f"engine.address={brief(self.address)} is no address: write auto or <host>:<port>")
-        boolean("engine.dashboard", self.dashboard)
 
 
 @dataclass(frozen=True)

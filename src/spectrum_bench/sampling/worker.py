@@ -19,8 +19,9 @@ from spectrum_bench.sampling.inputs import hashes
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.models import open_pipeline
 from spectrum_bench.sampling.records import Failure, Record, save_failure, save_record, write_atomically
+from spectrum_bench.sampling.runtime import RuntimeSettings
 from spectrum_bench.sampling.sampler import Figures, Latents, Observer, Sampler
-from spectrum_bench.sampling.settings import SCHEMA, RunSettings, RuntimeSettings
+from spectrum_bench.sampling.settings import SCHEMA, RunSettings
 
 Opener = Callable[[RunSettings], tuple[Any, str]]  # the pipeline of a run, and its device
 OnStep = Callable[[bool], None]  # called after each denoising step with whether the network was computed

@@ -20,7 +20,8 @@ from spectrum_bench.sampling import media, reading
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.sampling.reading import Damaged, check_file, misfits, parse_yaml, read_text
 from spectrum_bench.sampling.records import Record, read_records, sample_file
-from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings, RuntimeSettings
+from spectrum_bench.sampling.runtime import RuntimeSettings
+from spectrum_bench.sampling.settings import DESCRIPTIVE, SCHEMA, ModelSettings
 from spectrum_bench.sampling.text import printable
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 
@@ -70,9 +71,10 @@ class Experiment:
 
     @property
     def runtime(self) -> dict[str, Any]:
-        """The runtime settings (batch_size, compile, attention) that differ from their defaults."""
-        settings = self.config.get("runtime") or {}
-        plain = asdict(RuntimeSettings())
+        """The settings of how the network runs (batch_size, compile, attention, the model's offload) that differ from
+        their defaults."""
+        plain = asdict(RuntimeSettings()) | {"offload": UNNAMED["offload"]}
+        settings = (self.config.get("runtime") or {}) | {"offload": self.model.get("offload", plain["offload"])}
         return {key: value for key, value in settings.items() if value != plain.get(key)}
 
     @property
@@ -298,7 +300,7 @@ def _check_model(experiment: Experiment, reference: Experiment) -> None:
 
 
 def _check_settings(experiment: Experiment, reference: Experiment) -> None:
-    keys = (experiment.model.keys() | reference.model.keys()) - DESCRIPTIVE
+    keys = (experiment.model.keys() | reference.model.keys()) - DESCRIPTIVE - {"offload"}  # which is a runtime's
     for key in sorted(keys):
         value, reference_value = experiment.model.get(key), reference.model.get(key)
         unnamed = UNNAMED.get(key)

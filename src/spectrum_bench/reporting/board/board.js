@@ -203,7 +203,7 @@
         const least = plain(sizes.reduce((a, b) => peak(plain(a), 0) < peak(plain(b), 0) ? a : b))
         const names = unique(costs.map(line => line.model)).filter(name => costs.some(line => line.model === name && line.method !== "nocache" && candidates(name, line.size, card, times).some(each => each.fits)))
         answer.replaceChildren(el("p", { class: "sb-verdict" }, el("b", {}, "No. "), `${model} does not fit ${card} GB, at any size that was computed: at ${least.size} weights take ${gigabytes(least.weights_bytes)}`
-          + ` and the denoiser's other tensors ${gigabytes(least.working_bytes)}, before anything is cached. There are no keys for offloading or quantized weights.`),
+          + ` and the denoiser's other tensors ${gigabytes(least.working_bytes)}, before anything is cached. model.offload=group needs less: docs/memory.md.`),
           el("p", {}, names.length ? `On ${card} GB, ${times}× is within reach of a method with: ${names.join(", ")}.` : `No model that was computed reaches ${times}× on ${card} GB.`))
         return
       }
