@@ -443,6 +443,9 @@ nowhere reference=nowhere out=out matters=psnr
 nowhere reference=nowhere out=out matters=psnr:-1
 nowhere reference=nowhere out=out matters=psnr:1e9
 nowhere reference=nowhere out=out matters=nothing:1
+nowhere reference=nowhere out=out categories=nowhere.csv
+nowhere reference=nowhere out=out categories=nowhere
+nowhere reference=nowhere out=out categories=/dev/zero
 nowhere reference=nowhere out=out align=speed
 nowhere reference=nowhere out={LONG}
 {LONG} reference=nowhere out=out

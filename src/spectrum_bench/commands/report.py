@@ -10,6 +10,7 @@ usage: python src/report.py <dir> [<dir> ...] reference=<dir> out=<dir> [key=val
   margin=1          per cent of the reference's own score that a method may lose to be named as fast enough
   matters=psnr:0.5  how large a difference matters, of one metric or more (ssim:0.01): statistics.md says how sure the
                     order is, which differences are real or too small to matter, and how many prompts would decide
+  categories=<file> a table with the columns prompt and category: categories.md gives the means of each category
   rows=16           most prompts that the page shows pictures of
 """
 
@@ -25,6 +26,7 @@ OPTIONS = {
     "align": "passes",
     "margin": "1",
     "matters": "",
+    "categories": "",
     "rows": "16",
 }
 
@@ -36,12 +38,13 @@ def main(argv: list[str]) -> None:
     if not (margin.isascii() and margin.replace(".", "", 1).isdecimal() and float(margin) <= 100):
         raise UserError(f"margin={margin[:80]} is no percentage: write margin=1")
     matters = differences(options["matters"])
-    from spectrum_bench.reporting import statistics
+    from spectrum_bench.reporting import categories, statistics
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
     from spectrum_bench.reporting.tables import BUDGETS
     from spectrum_bench.scoring.experiments import find_experiments, read_experiment
 
+    kinds = categories.read(Path(options["categories"])) if options["categories"] else {}
     if options["align"] not in BUDGETS:
         raise UserError(f"align={options['align']} is none of {', '.join(BUDGETS)}")
     reference = read_experiment(Path(options["reference"]))
@@ -55,7 +58,9 @@ def main(argv: list[str]) -> None:
         margin=float(margin) / 100,
         align=options["align"],
         baseline=options["baseline"],
-        beside=(lambda table: statistics.files(table, matters)) if matters else None,
+        beside=lambda table: (
+            (statistics.files(table, matters) if matters else {}) | (categories.files(table, kinds) if kinds else {})
+        ),
     )
     print(plain(table))
     print(f"\nTables, plot and page: {(out / 'index.html').resolve()}")

@@ -11,7 +11,7 @@ from spectrum_bench.sampling.records import write_atomically
 
 # The names of a report's files. When a report is replaced, these files of the old report are removed; all others stay.
 REPORT = re.compile(
-    r"(table|prompts|plot|latents|differences|statistics|figure|paper|index)\.(md|csv|tex|png|svg|html)"
+    r"(table|prompts|plot|latents|differences|statistics|categories|figure|paper|index)\.(md|csv|tex|png|svg|html)"
 )
 PART = re.compile(r"\..*\.part")  # the partial file of a process that died
 EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
