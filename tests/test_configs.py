@@ -22,6 +22,7 @@ GROUPS = {g: sorted(p.stem for p in Path(CONFIGS, g).glob("*.yaml")) for g in ("
 HINDCAST = ["schedule.steps=[0,7]", "schedule.T_fitted=50", "site.steps=[0,7]", "site.coefficients=[[1,0],[1,0,0]]"]
 HYCA = ["algo.forecaster.solvers=[reuse,taylor1]", "algo.forecaster.channels=[0,1,1]"]
 CURVE = [0] * 49
+L2P = [f"algo.forecaster.outputs={[[0] * s + [1] for s in range(50)]}"]
 SMOOTH = [f"schedule.errors=[[{CURVE}]]", "site.kinds=[attn]"]
 SENCACHE = ["schedule.timesteps=[1,0]", "schedule.latent=[1,1]", "schedule.time=[1,1]"]
 UPSTREAM = [
@@ -83,6 +84,7 @@ def test_every_model_and_algorithm_builds(algo):
         "hyca": HYCA,
         "hindcast": HINDCAST,
         "smoothcache": SMOOTH,
+        "l2p": L2P,
         "diffusers_magcache": ["site.arguments.mag_ratios=[1,1]"],
     }.get(algo, [])
     cfg = composed(f"algo={algo}", *words)

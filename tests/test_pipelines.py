@@ -14,7 +14,7 @@ from spectrum_bench.caching.algorithm import Algorithm
 from spectrum_bench.caching.peers import DiffusersCache
 from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.modules import Modules
-from spectrum_bench.caching.sites.output import OutputResidual
+from spectrum_bench.caching.sites.output import Output, OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 from spectrum_bench.commands import calibrate
 from spectrum_bench.errors import UserError
@@ -28,6 +28,7 @@ SITES = {
     "last_block": LastBlock(),
     "stack_residual": StackResidual(),
     "tail_residual": TailResidual(),
+    "output": Output(),
     "output_residual": OutputResidual(),
     "modules": Modules(),
 }

@@ -142,6 +142,40 @@ def freqca(times: Floats, t: float, *, order: int, sigma: float, warmup: int = 1
     return weights
 
 
+def l2p(times: Floats, t: float, *, outputs: Sequence[Sequence[float]] | None, steps: int, ridge: float) -> Floats:
+    """L2P (arXiv:2604.26365): the weights of each step are those with the smallest mean squared error on uncached runs
+    of this model, here in closed form, (V_K V_K^T + ridge I)^-1 V_K v_t, from the computed steps K alone.
+
+    It bounds what a forecaster with one weight a row can do at this site: but for the ridge, no other has a smaller
+    error on the traced samples. The authors' code (Aredstone/L2P-Cache@3df73ce) trains weights of one step from all before it by 201
+    steps of Adam, and applies them to its own forecasts too.
+
+    Args:
+        outputs: v_0 .. v_{T-1} as vectors that have the traced outputs' inner products, mean over prompts; v_s has its
+            first s + 1 numbers, the others are 0.
+        steps: T of this run.
+        ridge: of the mean square of an output. The outputs of a cached run are not the traced ones, and large weights
+            of opposite signs would multiply the difference.
+
+    Raises:
+        BadValue: this model has no constants, or they are for another number of steps.
+    """
+    measure = "python src/calibrate.py algo=l2p model=<model>"
+    if not outputs:
+        raise BadValue(f"this model has no constants for l2p yet: measure them with {measure}")
+    if len(outputs) != steps:
+        raise BadValue(
+            f"the weights of l2p are fitted for num_inference_steps={len(outputs)}: {measure} "
+            f"num_inference_steps={steps} fits others"
+        )
+    checks.number("ridge (algo.ridge)", ridge, 0)
+    V = np.array([[*row, *[0.0] * (steps - len(row))] for row in outputs])
+    V_K, v_t = V[times.astype(int)], V[min(int(t), steps - 1)]
+    damped = V_K @ V_K.T + ridge * (V**2).sum(1).mean() * np.eye(len(times))
+    weights: Floats = np.linalg.lstsq(damped, V_K @ v_t)[0]
+    return weights
+
+
 def _shrinks(sigma: object) -> None:
     if not (checks.is_number(sigma) and 0 < sigma <= 1):
         raise BadValue(f"sigma (algo.sigma) must be a number in (0, 1], not {sigma}")

@@ -48,6 +48,7 @@ class Constants(TypedDict, total=False):
     channels: list[int]
     kinds: list[str]
     errors: list[list[list[float]]]
+    outputs: list[list[float]]
 
 
 A_STEP = ("ratios", "timesteps", "latent", "time")  # one number for each step that was measured

@@ -19,7 +19,7 @@ from spectrum_bench.distances import relative_change
 from spectrum_bench.errors import UserError
 from spectrum_bench.forecasters import SOLVERS
 from spectrum_bench.gates import AccumulatedState
-from spectrum_bench.lab import hindcast, rivals, smoothcache
+from spectrum_bench.lab import hindcast, l2p, rivals, smoothcache
 from spectrum_bench.lab.finished import Finished
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
@@ -259,6 +259,11 @@ def smooth(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     return smoothcache.calibrate(run, jobs)
 
 
+def predictor(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
+    """L2P's traced outputs; see lab/l2p.py."""
+    return l2p.calibrate(run, jobs, fit.passes)
+
+
 Method = Callable[[Uncached, list[Job], Fit], Constants]
 METHODS: dict[str, Method] = {
     "teacache": teacache,
@@ -267,4 +272,5 @@ METHODS: dict[str, Method] = {
     "hyca": hyca,
     "hindcast": hindcasts,
     "smoothcache": smooth,
+    "l2p": predictor,
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from torch import nn
+from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, stacked
 from spectrum_bench.caching.session import Session
@@ -14,12 +14,20 @@ from spectrum_bench.errors import DoesNotFit
 
 
 @dataclass(frozen=True)
-class OutputResidual(Site):
-    """The difference between the denoiser's output and its latent (EasyCache, arXiv:2507.02860)."""
+class Output(Site):
+    """The denoiser's output itself, one history for each guidance branch (L2P, arXiv:2604.26365)."""
 
     @property
     def runs_blocks(self) -> bool:
         return False
+
+    def feature(self, output: Tensor, latent: Tensor) -> Tensor:
+        """The feature to cache."""
+        return output
+
+    def restore(self, forecast: Tensor, latent: Tensor) -> Tensor:
+        """The output of a skipped step, from the forecast feature."""
+        return forecast
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         run, latent = denoiser.forward, Argument(denoiser, 0)
@@ -34,10 +42,21 @@ class OutputResidual(Site):
                     raise DoesNotFit(f"{type(denoiser).__name__} cannot be skipped: it gives more than one output")
                 if v.shape != x.shape:
                     raise DoesNotFit(f"{type(denoiser).__name__} cannot be skipped: its output is no latent's shape")
-                session.branch.store("output", v - x)
+                session.branch.store("output", self.feature(v, x))
                 return out
-            v = x + session.branch.forecast("output")
+            v = self.restore(session.branch.forecast("output"), x)
             v = list(v) if isinstance(given, list) else v
             return Transformer2DModelOutput(sample=v) if kwargs.get("return_dict", True) else (v,)
 
         replace_forward(denoiser, forward, undo)
+
+
+@dataclass(frozen=True)
+class OutputResidual(Output):
+    """The difference between the denoiser's output and its latent (EasyCache, arXiv:2507.02860)."""
+
+    def feature(self, output: Tensor, latent: Tensor) -> Tensor:
+        return output - latent
+
+    def restore(self, forecast: Tensor, latent: Tensor) -> Tensor:
+        return latent + forecast
