@@ -13,7 +13,7 @@ from spectrum_bench.caching.peers import DiffusersCache
 from spectrum_bench.caching.session import cached
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.parts import Attentions, Halves
-from spectrum_bench.errors import BadValue
+from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.signals import NOISE
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -22,10 +22,12 @@ REUSE = forecasters.reuse
 FIRST_OF_THREE = partial(schedules.uniform, interval=3)  # steps 0 and 3 of 6
 
 
-def theirs(interval, least, most):
+def theirs(interval, least, most, cross=None):
     rule = {
         "spatial_attention_block_skip_range": interval,
         "spatial_attention_timestep_skip_range": (1000 * least, 1000 * most),
+        "cross_attention_block_skip_range": cross,
+        "cross_attention_timestep_skip_range": (1000 * least, 1000 * most),
     }
     return DiffusersCache("PyramidAttentionBroadcastConfig", rule, {"current_timestep_callback": "timestep"})
 
@@ -39,6 +41,24 @@ def test_our_broadcast_is_that_of_diffusers(random_pipes, name, interval, least,
     b, two = run(pipe, name, theirs(interval, least, most), gates.observed(), REUSE, steps=12)
     assert one.computed_steps == two.computed_steps and len(one.computed_steps) < 12
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("least,most", [(0.1, 0.8), (0.0, 1.0)])
+@pytest.mark.parametrize("cross", [2, 4, 6])
+def test_cross_attention_is_broadcast_further_as_by_diffusers(random_pipes, cross, least, most):
+    """On Wan, with one call a step: of two calls diffusers' hook would mix the guidance branches."""
+    pipe, gate = random_pipes("wan"), gates.broadcast(interval=2, least=least, most=most)
+    a, one = run(pipe, "wan", Attentions(cross=cross), gate, REUSE, steps=12, guidance_scale=1.0)
+    b, two = run(pipe, "wan", theirs(2, least, most, cross), gates.observed(), REUSE, steps=12, guidance_scale=1.0)
+    assert one.computed_steps == two.computed_steps and len(one.computed_steps) < 12
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    equal = torch.equal(a, run(pipe, "wan", Attentions(), gate, REUSE, steps=12, guidance_scale=1.0)[0])
+    assert equal == (cross == 2)
+
+
+def test_cross_attentions_range_needs_its_gate():
+    with pytest.raises(DoesNotFit, match="under algo=pab alone: add site.cross=1"):
+        Algorithm("x", FIRST_OF_THREE, REUSE, Attentions(cross=6)).check(6)
 
 
 def test_broadcast_by_hand():

@@ -147,8 +147,8 @@ def l2p(times: Floats, t: float, *, outputs: Sequence[Sequence[float]] | None, s
     of this model, here in closed form, (V_K V_K^T + ridge I)^-1 V_K v_t, from the computed steps K alone.
 
     It bounds what a forecaster with one weight a row can do at this site: but for the ridge, no other has a smaller
-    error on the traced samples. The authors' code (Aredstone/L2P-Cache@3df73ce) trains weights of one step from all before it by 201
-    steps of Adam, and applies them to its own forecasts too.
+    error on the traced samples. The authors' code (Aredstone/L2P-Cache@3df73ce) trains weights of one step from all
+    before it by 201 steps of Adam, and applies them to its own forecasts too.
 
     Args:
         outputs: v_0 .. v_{T-1} as vectors that have the traced outputs' inner products, mean over prompts; v_s has its

@@ -244,12 +244,20 @@ def sencache(
     return True
 
 
-@gate(observes=(NOISE,), state=State)
-def broadcast(step: int, T: int, seen: Seen, state: State, *, interval: Steps, least: Share, most: Share) -> bool:
+@dataclass
+class BroadcastState(State):
+    within: bool = False  # whether this step is in the middle, where attention is broadcast
+
+
+@gate(observes=(NOISE,), state=BroadcastState)
+def broadcast(
+    step: int, T: int, seen: Seen, state: BroadcastState, *, interval: Steps, least: Share, most: Share
+) -> bool:
     """Pyramid Attention Broadcast (arXiv:2408.12588; diffusers@58eb52c): compute every `interval`-th step, and all
     steps whose noise sigma, of 1 = sigma + alpha, is not between `least` and `most`."""
     sigma = 1 - 1 / (1 + float(seen[NOISE]))
-    return not least < sigma < most or step % max(interval, 1) == 0
+    state.within = least < sigma < most
+    return not state.within or step % max(interval, 1) == 0
 
 
 @dataclass

@@ -49,6 +49,7 @@ class Constants(TypedDict, total=False):
     kinds: list[str]
     errors: list[list[list[float]]]
     outputs: list[list[float]]
+    ridge: float
 
 
 A_STEP = ("ratios", "timesteps", "latent", "time")  # one number for each step that was measured

@@ -30,6 +30,7 @@ ADDED: dict[str, object] = {
     "FittedSolver.solver": "hindcast",
     "model.vae_slicing": False,
     "model.offload": "none",
+    "Attentions.cross": 1,
 }
 
 Identity = dict[str, Any]  # JSON: what `identity` returns

@@ -13,22 +13,48 @@ from spectrum_bench.anatomy import Anatomy, all_blocks
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, observe_first_block, replace
 from spectrum_bench.caching.sites.modules import Cached, Idle, known, present, unread
+from spectrum_bench.decisions import Gate
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse
+from spectrum_bench.gates import BroadcastState, broadcast
 from spectrum_bench.schedules import Schedule, bare, plan, smooth_mask, smoothcache
 
 
 @dataclass(frozen=True)
 class Attentions(Site):
-    """The outputs of every attention; MLPs run at every step (Pyramid Attention Broadcast, arXiv:2408.12588)."""
+    """The outputs of every attention; MLPs run at every step (Pyramid Attention Broadcast, arXiv:2408.12588).
+
+    Attributes:
+        cross: where the gate broadcasts, cross-attention to the text runs at the computed steps whose number is a
+            multiple of this, and its newest output is reused at all others. 1: as often as self-attention.
+    """
+
+    cross: int = 1
+
+    @property
+    def steps_differ(self) -> bool:
+        return self.cross > 1
+
+    def check(self, schedule: Schedule, forecaster: Forecaster) -> None:
+        checks.whole("site.cross", self.cross)
+        if self.cross > 1 and not (isinstance(schedule, Gate) and schedule.method is broadcast):
+            raise DoesNotFit("cross-attention has a range of its own under algo=pab alone: add site.cross=1")
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None:
         blocks = all_blocks(denoiser)
         observe_first_block(blocks[0], anatomy, session, undo)
+
+        def reused() -> bool:
+            state = session.branch.state
+            rests = isinstance(state, BroadcastState) and state.within and session.step % self.cross > 0
+            return session.skipping or rests
+
         for i, block in enumerate(blocks):
             modules = known(block, anatomy)
             for name in present(block, modules.attentions):
-                replace(block, name, partial(Cached, session=session, slot=f"{i}.{name}"), undo)
+                crosses = self.cross > 1 and getattr(block.get_submodule(name), "is_cross_attention", False)
+                kind = partial(_OfKind, reused=reused) if crosses else Cached
+                replace(block, name, partial(kind, session=session, slot=f"{i}.{name}"), undo)
             for name in unread(block, modules, modules.attentions):
                 replace(block, name, partial(Idle, session=session, left=modules.left), undo)
 
@@ -134,7 +160,7 @@ class _Sometimes(Cached):
 
 
 class _OfKind(_Sometimes):
-    """Stands in for a module that runs by its own mask, and gives its newest output at other steps."""
+    """Stands in for a module that runs at steps of its own, and gives its newest output at the others."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.session.branch
