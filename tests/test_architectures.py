@@ -1,5 +1,6 @@
 """The full-size models, without their weights: shapes on the meta device, and small copies that really run."""
 
+import inspect
 import json
 from contextlib import ExitStack
 from functools import cache, partial
@@ -25,7 +26,7 @@ from spectrum_bench.sampling.inputs import Input
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.sampling.shapes import Counted
-from spectrum_bench.sampling.small import PICTURE
+from spectrum_bench.sampling.small_parts import PICTURE
 from spectrum_bench.sampling.steps import at_step_end
 
 NAMES = sorted(p.stem for p in architectures.FOLDER.glob("*.json"))
@@ -86,6 +87,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "cogvideox": {"transformer_blocks": 42},
         "auraflow": {"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
         "hunyuan1-5": {"transformer_blocks": 54},
+        "hunyuan1-5-i2v": {"transformer_blocks": 54},
         "wan2-1-i2v": {"blocks": 40},
         "wan2-2-i2v": {"blocks": 40},
         "wan2-2-t2v": {"blocks": 40},
@@ -295,6 +297,7 @@ CALLS["hunyuan1-5"] = (  # 480 x 848 pixels, 121 frames; the text, the glyphs in
     },
     (1, 31 * 30 * 53, 2048),
 )
+CALLS["hunyuan1-5-i2v"] = CALLS["hunyuan1-5"]  # the first frame is among the channels
 CALLS["auraflow"] = (  # 1024 x 1024 pixels, both guidance branches in a batch
     lambda: {
         "hidden_states": tensor(2, 4, 128, 128),
@@ -401,12 +404,13 @@ SMALLER = {
             "num_attention_heads": 2,
         },
     },
+    "SiglipVisionModel": {key: value for key, value in CLIP.items() if key not in ("vocab_size", "projection_dim")},
     "AutoencoderKL": VAE,
     "AutoencoderKLFlux2": VAE,
     "AutoencoderKLQwenImage": {"base_dim": 8, "num_res_blocks": 1},
     "AutoencoderKLCogVideoX": VAE,
     "AutoencoderKLHunyuanVideo": VAE,
-    "AutoencoderKLHunyuanVideo15": {"block_out_channels": [32] * 5, "layers_per_block": 1},
+    "AutoencoderKLHunyuanVideo15": {"block_out_channels": [32, 32, 32, 32, 64], "layers_per_block": 1},
     "AutoencoderKLWan": {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
     "FluxTransformer2DModel": {
         "num_layers": 1,
@@ -471,6 +475,8 @@ SMALLER = {
         "num_attention_heads": 1,
         "text_embed_dim": 64,
         "text_embed_2_dim": 64,
+        "image_embed_dim": 32,
+        "target_size": 64,
     },
     "HunyuanVideoTransformer3DModel": {
         "num_layers": 1,
@@ -508,6 +514,7 @@ GIVEN = {  # what a pipeline takes beside the prompt
     "CogVideoXPipeline": {"num_frames": 9},  # of 5 it makes 8
     "FluxKontextPipeline": {"image": PICTURE, "max_area": 64 * 64, "_auto_resize": False},
     "WanImageToVideoPipeline": {"image": PICTURE},
+    "HunyuanVideo15ImageToVideoPipeline": {"image": PICTURE},
     "QwenImageEditPlusPipeline": {"image": [PICTURE]},
 }
 
@@ -519,7 +526,9 @@ def given(pipe):
 
 def draw(pipe, prompt="a red ring", **more):
     """Two steps at 64 x 64 pixels: frames, or one image, as numbers in 0..1."""
-    arguments = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"} | given(pipe) | more
+    arguments = {"num_inference_steps": 2, "output_type": "np"} | given(pipe) | more
+    if "height" in inspect.signature(pipe.__call__).parameters:
+        arguments |= {"height": 64, "width": 64}
     with ExitStack() as undo:
         done = arguments.pop("callback_on_step_end", None)
         arguments |= {} if done is None else at_step_end(pipe, done, undo)

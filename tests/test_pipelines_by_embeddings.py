@@ -33,7 +33,8 @@ made = cache(small.small_pipeline)
 
 def sampled(name: str, seed: int = 0, callback=None, **call) -> torch.Tensor:
     pipe, arguments = made(name)
-    call = arguments | dict(height=64, width=64, num_inference_steps=STEPS) | call
+    size = {} if name == "hunyuan1-5-i2v" else dict(height=64, width=64)  # that takes its picture's
+    call = arguments | size | dict(num_inference_steps=STEPS) | call
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as undo:
         told = {} if callback is None else at_step_end(pipe, callback, undo)
@@ -69,11 +70,11 @@ OLDER = {"flux-schnell", "flux-kontext", "sd3-5-medium"}  # denoisers of classes
 KNOWN = {  # algorithm -> the models whose denoisers it knows; the others are refused
     "spectrum": set(MAKERS),
     "taylorseer": set(MAKERS),
-    "easycache": set(MAKERS) - {"wan2-1-i2v", "wan2-2-i2v", "hunyuan1-5"},
+    "easycache": set(MAKERS) - {"wan2-1-i2v", "wan2-2-i2v", "hunyuan1-5", "hunyuan1-5-i2v"},
     "teacache": WANS | OLDER,
     "taylorseer on modules": WANS | OLDER,
     "seacache": WANS | OLDER,
-    "freqca": WANS | OLDER | {"flux2-dev", "flux2-klein", "hunyuan1-5"},
+    "freqca": WANS | OLDER | {"flux2-dev", "flux2-klein", "hunyuan1-5", "hunyuan1-5-i2v"},
 }
 WAY_OUT = {
     "easycache": "output is no latent's shape",

@@ -56,6 +56,8 @@ RANDOM = [  # those of sampling/small.py, which needs torch
     "sd3-5-medium",
     "qwen-image-edit",
     "cogvideox",
+    "hunyuan1-5",
+    "hunyuan1-5-i2v",
     "wan2-1-i2v",
     "wan2-2-t2v",
     "wan2-2-i2v",

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from spectrum_bench.conformance.watch import Call, watched
 from spectrum_bench.sampling.models import load_pipeline
 from spectrum_bench.sampling.settings import ModelSettings
 from spectrum_bench.sampling.small import small_pipeline
+from spectrum_bench.sampling.steps import at_step_end
 
 A, B = "a large red ring on a gray background", "a small blue star on a navy background"
 GUIDANCE = ("true_cfg_scale", "guidance_scale")  # the first that a call has switches its second branch on
@@ -86,16 +88,18 @@ class Case:
     @torch.no_grad()
     def latents(self, ask: Ask, end_step: Callable[[], None] = lambda: None) -> Tensor:
         """The latents of one call that nobody watches."""
-        result: Tensor = self.pipe(
-            **self._arguments(ask),
-            height=ask.size,
-            width=ask.size,
-            num_inference_steps=ask.steps,
-            generator=[torch.Generator().manual_seed(ask.seed + i) for i in range(len(ask.prompts))],
-            output_type="latent",
-            return_dict=False,
-            callback_on_step_end=self._callback(ask, end_step),
-        )[0]
+        taken = inspect.signature(self.pipe.__call__).parameters
+        size = {side: ask.size for side in ("height", "width") if side in taken}
+        with ExitStack() as undo:
+            result: Tensor = self.pipe(
+                **self._arguments(ask),
+                **size,
+                **at_step_end(self.pipe, self._callback(ask, end_step), undo),
+                num_inference_steps=ask.steps,
+                generator=[torch.Generator().manual_seed(ask.seed + i) for i in range(len(ask.prompts))],
+                output_type="latent",
+                return_dict=False,
+            )[0]
         return result
 
     def _arguments(self, ask: Ask) -> dict[str, Any]:

@@ -8,25 +8,11 @@ import diffusers
 import torch
 import transformers
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
-from PIL import Image
 from torch import nn
 
 from spectrum_bench.caching.session import denoisers
-
-SIZES = dict(num_attention_heads=2, attention_head_dim=16)
-Small = tuple[Any, dict[str, Any]]  # a pipeline and the arguments of its call
-
-
-def text(length: int, seed: int = 7) -> torch.Tensor:
-    return torch.randn(1, length, 24, generator=torch.Generator().manual_seed(seed))
-
-
-PICTURE = Image.new("RGB", (64, 64), (200, 30, 30))
-PAIR = dict(prompt_embeds=text(5), negative_prompt_embeds=text(5, seed=8))
-
-
-def flow(**config: Any) -> diffusers.FlowMatchEulerDiscreteScheduler:
-    return diffusers.FlowMatchEulerDiscreteScheduler(**config)
+from spectrum_bench.sampling.small_hunyuan import hunyuan, hunyuan15, hunyuan15_i2v
+from spectrum_bench.sampling.small_parts import PAIR, PICTURE, POOLED, SIZES, Small, flow, text
 
 
 def _qwen(**config: Any) -> Any:
@@ -135,59 +121,6 @@ def wan() -> Small:
     return diffusers.WanPipeline(**parts, transformer=_wan()), PAIR | dict(guidance_scale=5.0, num_frames=5)
 
 
-def hunyuan() -> Small:
-    """HunyuanVideo; with true_cfg_scale above 1 a step has two calls."""
-    transformer = diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=16,
-        out_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        num_refiner_layers=1,
-        patch_size=2,
-        text_embed_dim=24,
-        pooled_projection_dim=24,
-        rope_axes_dim=(4, 6, 6),
-        guidance_embeds=True,
-        **SIZES,
-    )
-    masks = dict(prompt_attention_mask=torch.ones(1, 5), negative_prompt_attention_mask=torch.ones(1, 5))
-    negative = dict(negative_prompt_embeds=text(5, seed=8), negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
-    pipe = diffusers.HunyuanVideoPipeline(None, None, transformer, _hunyuan_vae(), flow(shift=7.0), None, None)
-    return pipe, POOLED | negative | masks | dict(guidance_scale=6.0, true_cfg_scale=4.0, num_frames=5)
-
-
-def _hunyuan_vae() -> Any:
-    blocks = dict(down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4)
-    sizes = dict(block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=16, norm_num_groups=1)
-    return diffusers.AutoencoderKLHunyuanVideo(**blocks, **sizes).eval()
-
-
-def hunyuan15() -> Small:
-    """HunyuanVideo-1.5: the guidance is a part of the pipeline, and a glyph encoder's tokens are beside the text's."""
-    transformer = diffusers.HunyuanVideo15Transformer3DModel(
-        in_channels=9,
-        out_channels=4,
-        num_layers=2,
-        num_refiner_layers=1,
-        text_embed_dim=24,
-        text_embed_2_dim=12,
-        image_embed_dim=12,
-        rope_axes_dim=(4, 6, 6),
-        task_type="t2v",
-        **SIZES,
-    )
-    vae = diffusers.AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1)
-    glyphs = dict(prompt_embeds_2=torch.zeros(1, 3, 12), prompt_embeds_mask_2=torch.zeros(1, 3))
-    given = dict(prompt_embeds=text(5), prompt_embeds_mask=torch.ones(1, 5)) | glyphs
-    negative = {f"negative_{name}": value for name, value in given.items()} | dict(
-        negative_prompt_embeds=text(5, seed=8)
-    )
-    guider = diffusers.ClassifierFreeGuidance(guidance_scale=6.0)
-    parts = dict(text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, guider=guider)
-    pipe = diffusers.HunyuanVideo15Pipeline(**parts, transformer=transformer, vae=vae.eval(), scheduler=flow(shift=5.0))
-    return pipe, given | negative | dict(num_frames=5)
-
-
 def wan22_t2v() -> Small:
     parts = dict(tokenizer=None, text_encoder=None, vae=_wan_vae(), scheduler=_unipc(12.0))
     pipe = diffusers.WanPipeline(**parts, transformer=_wan(), transformer_2=_wan(), boundary_ratio=0.875)
@@ -249,9 +182,6 @@ def _vae(kind: Any = diffusers.AutoencoderKL, **config: Any) -> Any:
         norm_num_groups=1,
         **config,
     ).eval()
-
-
-POOLED = dict(prompt_embeds=text(5), pooled_prompt_embeds=text(1)[:, 0])
 
 
 def flux() -> Small:
@@ -319,6 +249,7 @@ MAKERS = {
     "qwen-image-edit": qwen_image_edit,
     "cogvideox": cogvideox,
     "hunyuan1-5": hunyuan15,
+    "hunyuan1-5-i2v": hunyuan15_i2v,
     "wan2-1-i2v": wan21_i2v,
     "wan2-2-t2v": wan22_t2v,
     "wan2-2-i2v": wan22_i2v,
