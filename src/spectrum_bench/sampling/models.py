@@ -7,6 +7,7 @@ from typing import Any
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.lora import add_loras, identify_loras
 from spectrum_bench.sampling.runtime import check_machine
 from spectrum_bench.sampling.settings import ModelSettings, RunSettings
 
@@ -94,12 +95,14 @@ def fingerprint(folder: Path) -> str:
 
 
 def identify(model: ModelSettings) -> str:
-    """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed).
+    """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed), and
+    what tells its LoRAs.
 
     Raises:
         UserError: the weights are not on this machine.
     """
-    return "random" if model.init == "random" else fingerprint(find_weights(_repo(model), model.revision))
+    weights = "random" if model.init == "random" else fingerprint(find_weights(_repo(model), model.revision))
+    return weights + identify_loras(model.lora)
 
 
 def _repo(model: ModelSettings) -> str:
@@ -139,6 +142,7 @@ def load_pipeline(model: ModelSettings, device: str) -> Any:
         pipe.vae.enable_slicing()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
     pipe.set_progress_bar_config(disable=True)
+    add_loras(pipe, model.lora)
     offload(pipe, model.offload, device)
     return pipe
 

@@ -12,14 +12,15 @@ from typing import Any
 from spectrum_bench.checks import boolean, brief, is_number, is_whole, one_of, whole
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling import limits
+from spectrum_bench.sampling.lora import Lora, check_loras
 from spectrum_bench.sampling.runtime import EngineSettings, RuntimeSettings, check_memory_keys
 from spectrum_bench.sampling.text import cleaned
 
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
-# Model settings that decide no pixel: `weights` does.
-DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs"}
+# Model settings that decide no pixel: `weights` does, which tells the LoRAs too.
+DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -135,6 +136,7 @@ class ModelSettings:
         width, height: in pixels.
         num_frames, fps: number of frames of a clip, and frames a second; fps None means pictures.
         offload: which parts of the pipeline wait in the machine's memory: sampling.runtime.OFFLOADS.
+        lora: LoRA files and their weights: sampling.lora.
         weights: tells the weights from others of the same name (sampling.models.identify); None if not computed yet.
     """
 
@@ -154,6 +156,7 @@ class ModelSettings:
     vae_tiling: bool = False
     vae_slicing: bool = False
     offload: str = "none"
+    lora: tuple[Lora, ...] = ()
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
     note: str | None = None
@@ -179,6 +182,7 @@ class ModelSettings:
             if not isinstance(names := given.get(key, []), list) or not all(isinstance(name, str) for name in names):
                 raise BadValue(f"model.{key}={brief(names)} is no list: write {example}")
             given |= {key: tuple(names)} if key in given else {}
+        given |= {"lora": check_loras(given["lora"])} if "lora" in given else {}
         extra = {key: value for key, value in node.items() if key not in known}
         settings = cls(**given, extra=extra)
         settings._check(node)
@@ -229,6 +233,8 @@ class ModelSettings:
         node = {k: v for k, v in values.items() if k in always or v not in (defaults[k], {}, None)}
         if self.metrics is not None:
             node["metrics"] = list(self.metrics)
+        if self.lora:
+            node["lora"] = [dict(lora) for lora in self.lora]
         return node | dict(self.extra)
 
 
