@@ -50,6 +50,7 @@ for budget in $BUDGETS; do
     row adams-$budget algo=adams_bashforth schedule.interval=$after5
     row freqca-$budget algo=freqca schedule.interval=$after3
     row meancache-$budget algo=meancache algo.passes=$budget
+    [ "$STEPS" != 50 ] || row l2p-$budget algo=l2p algo.passes=$budget   # its constants are of 50 steps
     row hindsight-$budget algo=hindsight algo.passes=$budget
     row hindcast-$budget algo=hindcast algo.passes=$budget algo.calibration=$fitted
     gate teacache $budget algo=teacache
