@@ -12,9 +12,10 @@ import torch
 from helpers import composed, made_up_sample, recipe, sample, settings
 
 from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
+from spectrum_bench.caching.history import History
 from spectrum_bench.caching.propagation import propagator
 from spectrum_bench.caching.session import cached
-from spectrum_bench.caching.sites.solver import FittedSolver, Solver, estimates
+from spectrum_bench.caching.sites.solver import FittedSolver, Solver, estimates, keep
 from spectrum_bench.commands import run
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import DoesNotFit, UserError
@@ -88,6 +89,15 @@ def test_a_scheduler_that_draws_noise_is_refused(kind):
     scheduler.set_timesteps(6)
     with pytest.raises(DoesNotFit, match=f"{kind} draws noise or is not linear"):
         propagator(scheduler)
+
+
+def test_latents_may_change_their_dtype():
+    """As HunyuanVideo's do in bfloat16: the first latent is float32, and the scheduler makes bfloat16 of it."""
+    rows = History()
+    for step in range(3):
+        latent = torch.full((1, 4), 1.0 + step, dtype=torch.float32 if step == 0 else torch.bfloat16)
+        keep(rows, torch.full((1, 4), 0.5, dtype=torch.bfloat16), latent)
+    assert rows.dtype == torch.float32 and len(rows) == 4
 
 
 def test_outputs_behind_are_interpolated_and_outputs_ahead_reused():

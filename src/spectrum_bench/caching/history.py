@@ -27,6 +27,11 @@ class History:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows, of which there must be one."""
+        return self._rows[0].dtype
+
     def append(self, feature: Tensor) -> None:
         """Add a feature as the newest row. Nobody may write to it afterwards. The row before it takes its correction.
 
@@ -34,7 +39,7 @@ class History:
             DoesNotFit: its shape or dtype differs from the rows already here.
         """
         if self._rows and (feature.shape, feature.dtype) != (self._rows[0].shape, self._rows[0].dtype):
-            before, now = tuple(self._rows[0].shape), tuple(feature.shape)
+            before, now = (f"{tuple(each.shape)} {each.dtype}" for each in (self._rows[0], feature))
             raise DoesNotFit(f"the feature changed from {before} to {now} in a run")
         if feature.untyped_storage().nbytes() > feature.nbytes:
             feature = feature.clone()  # a slice would keep the memory of the text tokens alive

@@ -60,11 +60,11 @@ class Outputs:
 
 
 def keep(rows: History, output: Tensor, latent: Tensor) -> None:
-    """Append a step's output; before the first one, the latent x_0. All have the latent's dtype: some pipelines hold
-    float32 latents beside a bfloat16 network."""
+    """Append a step's output; before the first one, the latent x_0. All have the dtype of x_0: some pipelines hold
+    float32 latents beside a bfloat16 network, and in some the first step makes them bfloat16 too."""
     if not len(rows):
         rows.append(latent)
-    rows.append(output.to(latent.dtype))
+    rows.append(output.to(rows.dtype))
 
 
 class SchedulerSite(Site):
