@@ -1,15 +1,23 @@
 """How the network is run: batches, attention backends, torch.compile; what may be compared with what."""
 
 import shutil
+from functools import partial
 
 import fabricate
 import numpy as np
 import pytest
+import torch
 import yaml
+from helpers import MASK, settings
+from helpers import run as run_cached
+from torch._dynamo.utils import counters
 
+from spectrum_bench import forecasters, schedules
+from spectrum_bench.caching.sites.stack import LastBlock
 from spectrum_bench.commands import run
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import tables
+from spectrum_bench.sampling.identity import identity
 from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.evaluation import evaluate
 from spectrum_bench.scoring.experiments import check_reference, read_experiment
@@ -43,9 +51,39 @@ def test_compiled_blocks_are_skipped_all_the_same(compose, words, capfd):
     assert all(r.computed_steps == [0, 1, 2, 3, 4, 6] for r in read_records(folder))
 
 
+def test_old_spellings_of_compile_have_the_same_ids():
+    def of(word):
+        return identity(settings(f"runtime.compile={word}"))
+
+    assert of("none") == of("false") == identity(settings()) and of("blocks") == of("true")
+    assert len({str(of(word)) for word in ("none", "blocks", "full")}) == 3
+    assert of("blocks")["runtime"]["compile"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_gradients")
+@pytest.mark.parametrize("way", ["blocks", "full"])
+def test_caching_under_compile_gives_the_same_and_settles(weights, way):
+    """Compiled blocks never compile again for another number of rows. A compiled denoiser may, once for each mask."""
+    from spectrum_bench.sampling.models import load_pipeline
+
+    pipe = load_pipeline(settings(f"model.repo={weights}").model, "cpu")
+    taylor, more = partial(forecasters.taylor, order=2), partial(schedules.mask, steps=[0, 1, 2, 3, 4])
+    plain = {mask: run_cached(pipe, "flux", LastBlock(), mask, taylor)[0] for mask in (MASK, more)}
+    torch._dynamo.reset()
+    counters.clear()
+    {"blocks": pipe.transformer.compile_repeated_blocks, "full": pipe.transformer.compile}[way](backend="eager")
+    compiled = []
+    for mask in (MASK, more, MASK, more):
+        assert torch.equal(run_cached(pipe, "flux", LastBlock(), mask, taylor)[0], plain[mask])
+        compiled.append((counters["frames"]["total"], sum(counters["graph_break"].values())))
+    assert compiled[1:] == [compiled[1]] * 3 and not counters["recompile_limit"]
+    assert way == "full" or compiled[0] == compiled[1] and compiled[0][1] == 1  # the break is where a row is stored
+
+
 @pytest.mark.parametrize("word,said", [
     ("runtime.batch_size=0", "runtime.batch_size must be a whole number of at least 1"),
-    ("runtime.compile=maybe", "runtime.compile=maybe is neither true nor false"),
+    ("runtime.compile=maybe", "runtime.compile=maybe is none of none, blocks, full"),
     ("runtime.attention=fast", "runtime.attention=fast is none of flash"),
 ])  # fmt: skip
 def test_nonsense_is_refused_before_a_model_is_loaded(compose, words, word, said):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from spectrum_bench.checks import boolean, brief, one_of, whole
 from spectrum_bench.errors import BadValue, UserError
 
+COMPILED: dict[str, bool | str] = {"none": False, "blocks": True, "full": "full"}  # word -> RuntimeSettings.compile
 # Where weights wait that do not run. model: one part of the pipeline at a time is on the card; group: one block of it;
 # sequential: one layer.
 OFFLOADS = ("none", "model", "group", "sequential")
@@ -16,17 +17,20 @@ class RuntimeSettings:
 
     Attributes:
         batch_size: how many samples of a prompt are made at once; only the first is kept.
-        compile: whether torch.compile compiles every block.
+        compile: what torch.compile compiles: False (also "none"), True (also "blocks": every block), "full" (the
+            denoiser). Older ids have False and True.
         attention: a backend of diffusers; None means its default.
     """
 
     batch_size: int = 1
-    compile: bool = False
+    compile: bool | str = False
     attention: str | None = None
 
     def __post_init__(self) -> None:
         whole("runtime.batch_size", self.batch_size, most=4096)
-        boolean("runtime.compile", self.compile)
+        if not isinstance(self.compile, bool):
+            word = one_of("runtime.compile", self.compile, tuple(COMPILED))
+            object.__setattr__(self, "compile", COMPILED[word])
         if self.attention is not None:  # imported only when asked for: it takes seconds
             from diffusers.models.attention_dispatch import AttentionBackendName
 

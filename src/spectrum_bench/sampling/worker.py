@@ -126,7 +126,7 @@ def open_prepared(settings: RunSettings) -> tuple[Any, str]:
 
 
 def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
-    """Compile the denoiser's blocks or choose its attention, as the settings say.
+    """Compile the denoiser or its blocks, or choose its attention, as the settings say.
 
     Raises:
         UserError: the denoiser or the machine does not support the setting.
@@ -136,7 +136,9 @@ def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
         try:
             if runtime.attention is not None:
                 denoiser.set_attention_backend(runtime.attention)
-            if runtime.compile:
+            if runtime.compile == "full":
+                denoiser.compile()
+            elif runtime.compile:
                 denoiser.compile_repeated_blocks()
         except (AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f"runtime: {type(denoiser).__name__}: {error}") from None
