@@ -49,7 +49,9 @@ def pipeline(model: str):
 
 def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words=()):
     pipe = pipeline(model)
-    config = paired(model, algo, f"num_inference_steps={STEPS}", *WORDS.get(algo, []), *words)
+    config = paired(
+        model, algo, f"num_inference_steps={golden.STEPS_OF.get(algo, STEPS)}", *WORDS.get(algo, []), *words
+    )
     algorithm = build(config)
     rules = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
     with torch.no_grad(), cached(pipe, **rules, num_steps=steps) as session:
@@ -104,23 +106,24 @@ def test_every_algorithm(algo, model):
     network = next(iter(denoisers(pipeline(model)).values()))
     reference = plain(model)
 
-    before = inventory(network)
-    first, one, algorithm = run(model, algo, A)
-    both, _, _ = run(model, algo, B, seed=7, steps=FEWER)
-    again, two, _ = run(model, algo, A)
+    before, steps = inventory(network), golden.STEPS_OF.get(algo, STEPS)  # some have constants for one number of steps
+    fewer = golden.STEPS_OF.get(algo, FEWER)
+    first, one, algorithm = run(model, algo, A, steps=steps)
+    both, _, _ = run(model, algo, B, seed=7, steps=fewer)
+    again, two, _ = run(model, algo, A, steps=steps)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
     assert inventory(network) == before and torch.isfinite(first).all()
-    mask = schedules.plan(algorithm.schedule, STEPS)
+    mask = schedules.plan(algorithm.schedule, steps)
     if mask is not None:
         assert one.computed_steps == mask.nonzero()[0].tolist()
     if algo in ("nocache", "steps"):
         assert torch.equal(first, reference) and one.cache_bytes == 0
-    elif len(one.computed_steps) < STEPS:
+    elif len(one.computed_steps) < steps:
         assert not torch.equal(first, reference) and one.cache_bytes > 0
     else:
         assert torch.equal(first, reference)
     assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
     if mask is None or algo == "clusca":  # a gate decides once for a batch; clusca's random tokens differ
         return
-    alone, _, _ = run(model, algo, B[1:], seed=8, steps=FEWER)
+    alone, _, _ = run(model, algo, B[1:], seed=8, steps=fewer)
     np.testing.assert_allclose(both[1:], alone, rtol=0, atol=2e-2 * float(alone.abs().max()))

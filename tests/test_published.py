@@ -19,7 +19,7 @@ from spectrum_bench.paths import ROOT
 FOLDER = ROOT / "configs" / "schedule" / "published"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OTHER_STEPS = {"lemica_wan14b-i2v": 40}  # by family; scm names its own
-WITHOUT_THE_LAST = ("taylorseer", "spectrum")  # their counters do not force it
+WITHOUT_THE_LAST = ("taylorseer", "spectrum", "l2p")  # nothing there forces it
 
 
 def read(name: str) -> dict:
