@@ -15,12 +15,8 @@ source scripts/rows.sh
 
 row nocache algo=nocache
 for passes in ${PASSES:-14 10}; do
-    case $passes-of-$STEPS in   # Spectrum's growing gaps with as many passes; the last one: 7 of 50
-        16-*) flex=0.4 ;; 14-of-28) flex=0.2 ;; 14-*) flex=0.75 ;; 10-of-28) flex=1.0 ;; 10-*) flex=3.0 ;; 7-of-28) flex=10 ;; *) flex=20 ;;
-    esac
-    fitted=hindcast/${of:+$STEPS/}$passes
-    [ -f "configs/calibration/$fitted/$MODEL.json" ] ||
-        python src/calibrate.py algo=hindcast model="$MODEL" num_inference_steps="$STEPS" algo.passes="$passes" algo.calibration="$fitted" total_prompt_num="$DEV"
+    flex=$(growing "$passes" "$STEPS")
+    fit_hindcast "$passes" "$DEV"
     even=(schedule=power_law schedule.passes="$passes" schedule.power=1)
     row steps-$passes algo=steps num_inference_steps=$passes
     row taylor1-$passes algo=taylorseer schedule=adaptive_window site=last_block flex_window=$flex

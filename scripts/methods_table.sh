@@ -28,18 +28,17 @@ gate() {  # name, budget, words: a row at the threshold (or the key= given) that
 row nocache algo=nocache
 row nocache-again algo=nocache                                    # the noise floor
 for budget in $BUDGETS; do
-    case $budget-of-$STEPS in   # intervals after 1, 3 and 5 computed steps, and Spectrum's growing gaps
-        16-of-50) after1=3 after3=3 after5=4 flex=0.4 shortest=1 ;;    # 17, 18, 16 and 16 passes
-        14-of-50) after1=4 after3=4 after5=5 flex=0.75 shortest=1 ;;   # 13, 14, 14 and 14
-        10-of-50) after1=5 after3=6 after5=8 flex=3.0 shortest=2 ;;    # 10, 10, 10 and 10
-        14-of-28) after1=2 after3=2 after5=3 flex=0.2 shortest=1 ;;    # 14, 15, 12 and 14
-        10-of-28) after1=3 after3=3 after5=4 flex=1.0 shortest=1 ;;    # 10, 11, 10 and 10
-        7-of-28) after1=4 after3=6 after5=8 flex=10 shortest=2 ;;      # 7, 7, 7 and 7
+    case $budget-of-$STEPS in   # intervals after 1, 3 and 5 computed steps
+        16-of-50) after1=3 after3=3 after5=4 shortest=1 ;;    # 17, 18 and 16 passes
+        14-of-50) after1=4 after3=4 after5=5 shortest=1 ;;   # 13, 14 and 14
+        10-of-50) after1=5 after3=6 after5=8 shortest=2 ;;    # 10, 10 and 10
+        14-of-28) after1=2 after3=2 after5=3 shortest=1 ;;    # 14, 15 and 12
+        10-of-28) after1=3 after3=3 after5=4 shortest=1 ;;    # 10, 11 and 10
+        7-of-28) after1=4 after3=6 after5=8 shortest=2 ;;      # 7, 7 and 7
         *) echo "BUDGETS are of 16, 14 and 10 with 50 steps, of 14, 10 and 7 with 28" >&2; exit 2 ;;
     esac
-    fitted=hindcast${suffix:+/$suffix}/$budget
-    [ -f "configs/calibration/$fitted/$MODEL.json" ] ||
-        python src/calibrate.py algo=hindcast model="$MODEL" num_inference_steps="$STEPS" algo.passes="$budget" algo.calibration="$fitted" total_prompt_num=16
+    flex=$(growing "$budget" "$STEPS")
+    fit_hindcast "$budget" 16
     row steps-$budget algo=steps num_inference_steps=$budget
     row spectrum-$budget algo=spectrum flex_window=$flex
     row spectrum-w0.5-$budget algo=spectrum algo.w=0.5 flex_window=$flex

@@ -12,7 +12,7 @@ from torch import nn
 
 from spectrum_bench.caching.session import denoisers
 from spectrum_bench.sampling.small_hunyuan import hunyuan, hunyuan15, hunyuan15_i2v
-from spectrum_bench.sampling.small_parts import PAIR, PICTURE, POOLED, SIZES, Small, flow, text
+from spectrum_bench.sampling.small_parts import PAIR, PICTURE, POOLED, POOLED_PAIR, SIZES, Small, flow, text
 
 
 def _qwen(**config: Any) -> Any:
@@ -186,9 +186,8 @@ def _vae(kind: Any = diffusers.AutoencoderKL, **config: Any) -> Any:
 
 def flux() -> Small:
     """FLUX.1-dev; with true_cfg_scale above 1 a step has two calls."""
-    negative = dict(negative_prompt_embeds=text(5, seed=8), negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
     pipe = diffusers.FluxPipeline(flow(), _vae(), None, None, None, None, _flux(guidance_embeds=True))
-    return pipe, POOLED | negative | dict(guidance_scale=3.5, true_cfg_scale=4.0)
+    return pipe, POOLED_PAIR | dict(guidance_scale=3.5, true_cfg_scale=4.0)
 
 
 def flux_schnell() -> Small:
@@ -218,10 +217,9 @@ def sd35_medium() -> Small:
         qk_norm="rms_norm",
         **SIZES,
     )
-    negative = dict(negative_prompt_embeds=text(5, seed=8), negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
     encoders = (None,) * 6
     pipe = diffusers.StableDiffusion3Pipeline(transformer, flow(shift=3.0), _vae(), *encoders)
-    return pipe, POOLED | negative | dict(guidance_scale=4.5)
+    return pipe, POOLED_PAIR | dict(guidance_scale=4.5)
 
 
 def qwen_image_edit() -> Small:

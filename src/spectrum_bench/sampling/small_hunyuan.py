@@ -6,7 +6,7 @@ import diffusers
 import torch
 import transformers
 
-from spectrum_bench.sampling.small_parts import PICTURE, POOLED, SIZES, Small, flow, text
+from spectrum_bench.sampling.small_parts import PICTURE, POOLED_PAIR, SIZES, Small, flow, text
 
 
 def hunyuan() -> Small:
@@ -25,9 +25,8 @@ def hunyuan() -> Small:
         **SIZES,
     )
     masks = dict(prompt_attention_mask=torch.ones(1, 5), negative_prompt_attention_mask=torch.ones(1, 5))
-    negative = dict(negative_prompt_embeds=text(5, seed=8), negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
     pipe = diffusers.HunyuanVideoPipeline(None, None, transformer, _hunyuan_vae(), flow(shift=7.0), None, None)
-    return pipe, POOLED | negative | masks | dict(guidance_scale=6.0, true_cfg_scale=4.0, num_frames=5)
+    return pipe, POOLED_PAIR | masks | dict(guidance_scale=6.0, true_cfg_scale=4.0, num_frames=5)
 
 
 def _hunyuan_vae() -> Any:

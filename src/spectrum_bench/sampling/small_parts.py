@@ -17,6 +17,7 @@ def text(length: int, seed: int = 7) -> torch.Tensor:
 PICTURE = Image.new("RGB", (64, 64), (200, 30, 30))
 PAIR = dict(prompt_embeds=text(5), negative_prompt_embeds=text(5, seed=8))
 POOLED = dict(prompt_embeds=text(5), pooled_prompt_embeds=text(1)[:, 0])
+POOLED_PAIR = POOLED | PAIR | dict(negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
 
 
 def flow(**config: Any) -> diffusers.FlowMatchEulerDiscreteScheduler:

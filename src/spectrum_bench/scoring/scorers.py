@@ -119,9 +119,9 @@ def score(scorers: Scorers, items: Sequence[Item]) -> list[Scores]:
     """
     scores: list[Scores] = [{} for _ in items]
     for name, paired in scorers.paired.items():
-        made = by_clip(paired, items) if METRICS[name].whole else by_frame(name, paired, items)
+        made = (by_clip if METRICS[name].whole else by_frame)(name, paired, items)
         for each, value in zip(scores, made, strict=True):
-            each[name] = number_of(name, value)
+            each[name] = value
     for name, single in scorers.single.items():
         lists = [item.sample for item in items], [item.prompt for item in items]
         for each, values in zip(scores, _named(single, lists, items), strict=True):
@@ -155,11 +155,11 @@ def by_frame(name: str, scorer: PairedBatchScorer, items: Sequence[Item]) -> lis
     return [float(np.mean(scores)) for scores in np.split(np.array(flat), ends)]
 
 
-def by_clip(scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
+def by_clip(name: str, scorer: PairedBatchScorer, items: Sequence[Item]) -> list[float]:
     """The same by a scorer of whole clips."""
     samples, references = both(items)
     clips = [np.stack(each) for each in samples], [np.stack(each) for each in references]
-    return _named(scorer, clips, items)
+    return [number_of(name, score) for score in _named(scorer, clips, items)]
 
 
 def both(items: Sequence[Item]) -> tuple[list[list[Pixels]], list[list[Pixels]]]:
