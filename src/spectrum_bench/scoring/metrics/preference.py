@@ -19,7 +19,6 @@ WEIGHTS = {
     # There is no safetensors file of it; PyTorch reads it with weights_only=True, which runs no code of a file.
     "hpsv2": (HubEntry("xswu/HPSv2", "HPS_v2.1_compressed.pt"),),
 }
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's training pictures
 
 
 def make_pickscore(model: ModelFacts) -> SingleBatchScorer:
@@ -36,6 +35,8 @@ def load_pickscore(folder: "Path") -> SingleBatchScorer:
         MetricUnavailable: the weights do not fit their configuration.
     """
     import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN as MEAN
+    from open_clip.constants import OPENAI_DATASET_STD as STD
     from open_clip.transform import image_transform
     from torch.nn.functional import normalize
     from transformers import CLIPModel
@@ -82,6 +83,8 @@ def whole(picture: Any, side: int) -> "Tensor":
     """(3, side, side): the whole picture with a black margin, as HPSv2 reads it (tgxs002/HPSv2@708ffb3,
     hpsv2/src/open_clip/transform.py), where CLIP cuts out the middle. Its longer side becomes `side`, by a bicubic
     filter on floats with today's antialiasing; the margin is black before colours are normalized."""
+    from open_clip.constants import OPENAI_DATASET_MEAN as MEAN
+    from open_clip.constants import OPENAI_DATASET_STD as STD
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as to
 
