@@ -19,10 +19,10 @@ gate() {  # name, budget, words: a row at the threshold (or the key= given) that
     local name=$1 budget=$2 found; shift 2
     found=$(sed -n "s/^$name-$budget //p" "$OUT/thresholds" 2>/dev/null || true)
     if [ -z "$found" ]; then
-        threshold=$(python src/budget.py model="$MODEL" passes="$budget" num_inference_steps="$STEPS" "$@" | tail -1) || return 0   # it prints the reason; there is no row
-        echo "$name-$budget $threshold" >> "$OUT/thresholds"
+        found=$(python src/budget.py model="$MODEL" passes="$budget" num_inference_steps="$STEPS" "$@" | tail -1) || return 0   # it prints the reason; there is no row
+        echo "$name-$budget $found" >> "$OUT/thresholds"
     fi
-    row "$name-$budget" $(printf '%s\n' "$@" | grep -v '^key=') "$threshold"
+    row "$name-$budget" $(printf '%s\n' "$@" | grep -v '^key=') "$found"
 }
 
 row nocache algo=nocache
