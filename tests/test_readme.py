@@ -23,7 +23,7 @@ from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.scoring.metrics import METRICS
 
-DOCS = ("run", "metrics", "paper-tables", "your-method", "statistics")
+DOCS = ("run", "metrics", "paper-tables", "your-method", "statistics", "limits")
 README = (ROOT / "README.md").read_text()
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{n}.md" for n in DOCS))}
 
@@ -188,3 +188,15 @@ def test_the_pages_list_every_schedule_site_and_metric():
                 assert f"`{path.stem}`" in PAGES["docs/run.md"], f"docs/run.md does not list {group}={path.stem}"
     for name in METRICS:
         assert f"`{name}`" in PAGES["docs/metrics.md"], f"docs/metrics.md does not list {name}"
+
+
+def test_every_goal_has_a_state_and_names_what_shows_it():
+    goals = PAGES["docs/limits.md"].partition("## Load")[0]
+    rows = [line.strip("| ").split(" | ") for line in goals.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[1] != "state"]
+    assert len(rows) > 60 and {len(row) for row in rows} == {3}
+    assert {state for _, state, _ in rows} == {"met", "partly", "not met", "not measurable here"}
+    shown = re.compile(r"`(?:python|bash) |`tests/|\]\(|on the H100")
+    assert not [goal for goal, state, text in rows if state == "met" and not shown.search(text)]
+    for name in re.findall(r"tests/[\w*]+\.py", goals):
+        assert list(ROOT.glob(name)), f"there is no {name}"
