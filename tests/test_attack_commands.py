@@ -222,7 +222,7 @@ others reference=pictures times=/dev/zero
 others reference=pictures times=fifo
 others reference=pictures prompts=nowhere
 others reference=pictures prompts=fifo
-others reference=pictures metrics=fid
+others reference=pictures metrics=fvd
 others reference=pictures rows=0
 others reference=pictures rows=x
 others reference=pictures markdown=1

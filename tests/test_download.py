@@ -28,7 +28,7 @@ from spectrum_bench.sampling import catalogue, downloads, remote
 from spectrum_bench.sampling.catalogue import HubEntry, WebEntry, parse, read_catalogue
 from spectrum_bench.sampling.models import find_weights
 from spectrum_bench.scoring.evaluation import versions
-from spectrum_bench.scoring.metrics import METRICS, weights
+from spectrum_bench.scoring.metrics import METRICS, together, weights
 
 FLUX = "black-forest-labs/FLUX.1-dev"
 INDEX = {
@@ -431,8 +431,8 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
         ("model=tiny-flux", "there is no model=tiny-flux to fetch: its weights are in this repository"),
         ("prompts=draw", "choose of drawbench, coco, vbench, all"),
         (
-            "metrics=fid",
-            "choose of lpips, .*dino, clip, clip_g, pickscore, hpsv2, imagereward, vbench, all",
+            "metrics=fvd",
+            "choose of lpips, .*dino, clip, clip_g, pickscore, hpsv2, imagereward, musiq, fid, vbench, all",
         ),
         ("metrics=", "choose of lpips"),
         ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),
@@ -493,8 +493,23 @@ def test_the_catalogue_is_complete():
             assert not digits or entry.sha256.startswith(digits[1])
     weightless = {name for name, metric in METRICS.items() if not metric.weights()}
     assert {"psnr", "ssim", "caption"} <= weightless and not {"lpips", "clip", "vbench"} & weightless
-    assert set(everything.metrics) == set(METRICS) - weightless - {"vbench_standard", "imagereward_512"}  # as others
+    assert set(everything.metrics) == set(METRICS) - weightless - {
+        "vbench_standard",
+        "imagereward_512",
+        "kid",
+    }  # as others
     assert METRICS["vbench_standard"].weights() == METRICS["vbench"].weights()
+
+
+def test_metrics_of_a_paper_and_those_that_share_weights_have_names_too():
+    """By hand: what as:freqca and as:toca read, and what ImageReward with 512 tokens does."""
+    everything = read_catalogue(weights(), together())
+    wanted, _ = parse(["metrics=as:freqca,kid,lpips"], everything)
+    assert [name for _, name in wanted] == ["lpips", "clip_g", "imagereward", "fid"]
+    assert parse(["metrics=as:toca"], everything)[0] == [("metrics", "clip"), ("metrics", "vbench")]
+    assert parse(["metrics=imagereward_512"], everything)[0] == [("metrics", "imagereward")]
+    with pytest.raises(UserError, match="there is no metrics=as:nobody; choose of"):
+        parse(["metrics=as:nobody"], everything)
 
 
 def test_content_of_the_hub_is_compared_with_its_list(tmp_path, monkeypatch):

@@ -5,18 +5,19 @@ import math
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import fabricate
 import numpy as np
 import pytest
+import torch
 
 from spectrum_bench.errors import BadValue, MetricUnavailable
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.metrics import METRICS, chosen, imagereward, isolated, vbench
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
-from spectrum_bench.scoring.metrics.isolated import header, score_vbench
+from spectrum_bench.scoring.metrics.isolated import header, score_musiq, score_vbench
 
 PROMPTS = fabricate.captions(4)
 SCRIPT = """
@@ -246,16 +247,50 @@ def test_vbench_writes_as_it_goes(tmp_path, monkeypatch):
     assert found == [{"id": str(i), "a": float(i), "b": float(i)} for i in range(4)]
 
 
+def test_musiq_takes_what_pyiqa_says_and_names_what_it_cannot_read(tmp_path, monkeypatch):
+    """With a network of one number in the place of pyiqa's; the true package is in test_true_environments.py."""
+
+    class Metric:
+        net = torch.nn.Linear(1, 1, bias=False)
+
+        def __call__(self, path):
+            with fabricate.Image.open(path) as picture:
+                return self.net(torch.tensor([[float(np.mean(picture))]]))
+
+    def create_metric(name, pretrained):
+        assert name == "musiq" and pretrained is False  # else it would fetch, and unpickle whatever comes
+        return Metric()
+
+    parts = ModuleType("pyiqa.archs.arch_util")
+    parts.clean_state_dict = lambda state: {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
+    monkeypatch.setitem(sys.modules, "pyiqa.archs", ModuleType("pyiqa.archs"))
+    monkeypatch.setitem(sys.modules, "pyiqa.archs.arch_util", parts)
+    (picture,) = fabricate.pictures(PROMPTS[:1])
+    fabricate.Image.fromarray(picture).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
+    manifest, results, weights = (str(tmp_path / name) for name in ("manifest", "results", "weights.pth"))
+    lines = [{"id": name, "path": str(tmp_path / f"{name}.png")} for name in "ab"]
+    Path(manifest).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    torch.save({"module.weight": torch.tensor([[0.25]])}, weights)
+    score_musiq.main(manifest, results, weights)
+    one, other = map(json.loads, Path(results).read_text().splitlines())
+    assert one == {"id": "a", "musiq": pytest.approx(picture.mean() / 4, rel=1e-5)} and other.keys() == {"id", "error"}
+    torch.save({"module.weight": torch.ones(2, 1)}, weights)
+    with pytest.raises(SystemExit, match="weights.pth does not fit .*; download it again"):
+        score_musiq.main(manifest, results, weights)
+
+
 def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():
     assert chosen(ModelFacts()) == ["psnr", "ssim", "lpips", "caption"]
     assert chosen(ModelFacts(metrics=("clip", "psnr"))) == ["psnr", "clip"]
     assert chosen(ModelFacts(metrics=("clip",)), "vbench,ssim") == ["ssim", "vbench"]
-    with pytest.raises(BadValue, match="metrics=psnr,fid: there is no metric fid"):
-        chosen(ModelFacts(), "psnr,fid")
+    with pytest.raises(BadValue, match="metrics=psnr,fvd: there is no metric fvd"):
+        chosen(ModelFacts(), "psnr,fvd")
     with pytest.raises(BadValue, match="metrics=as:x: there is no table of x: choose of as:taylorseer, "):
         chosen(ModelFacts(), "as:x")
-    with pytest.raises(BadValue, match="model.metrics: there is no metric fid"):
-        chosen(ModelFacts(metrics=("fid",)))
+    with pytest.raises(BadValue, match="model.metrics: there is no metric fvd"):
+        chosen(ModelFacts(metrics=("fvd",)))
 
 
 @pytest.mark.slow
@@ -264,8 +299,8 @@ def test_the_command_line(tmp_path):
     fabricate.experiment(tmp_path / "nocache", PROMPTS, clean)
     fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(clean, 5), "fora", 14)
     words = tmp_path / "fora", f"reference={tmp_path}/nocache"
-    done = fabricate.run_script("evaluate.py", *words, "metrics=fid")
-    assert done.returncode == 1 and done.stderr.startswith("error: metrics=fid: there is no metric fid: choose of psnr")
+    done = fabricate.run_script("evaluate.py", *words, "metrics=fvd")
+    assert done.returncode == 1 and done.stderr.startswith("error: metrics=fvd: there is no metric fvd: choose of psnr")
     done = fabricate.run_script("evaluate.py", *words, "metrics=psnr")
     assert done.returncode == 0 and json.loads((tmp_path / "fora/summary.json").read_text())["metrics"].keys() == {
         "psnr"

@@ -200,7 +200,7 @@ WITHOUT_A_MODEL = [
     "-m spectrum_bench list algos",
 ]
 # May be missing, and are asked for only where they are used.
-EXTRAS = {"ray", "cache_dit", "lpips", "open_clip", "ImageReward", "vbench"}
+EXTRAS = {"ray", "cache_dit", "lpips", "open_clip", "ImageReward", "cleanfid", "pyiqa", "vbench"}
 
 TELL = """
 import atexit, os, runpy, sys

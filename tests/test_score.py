@@ -250,7 +250,7 @@ def test_wrong_words_and_folders_are_refused(place):
         ("fast", "reference=ref", "by=size"): "by=size is none of name, index, prompt, mtime",
         ("fast", "reference=ref", "by=none.csv"): "there is no by=none.csv",
         ("fast", "reference=ref", "markdown=yes"): "write markdown=true",
-        ("fast", "reference=ref", "metrics=fid"): "there is no metric fid",
+        ("fast", "reference=ref", "metrics=fvd"): "there is no metric fvd",
         ("torn", "reference=ref"): "img_0.png is no picture",
         ("fast",): "reference= is missing",
     }.items():

@@ -17,7 +17,7 @@ import pytest
 
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.sampling import media
-from spectrum_bench.scoring.metrics import METRICS, isolated
+from spectrum_bench.scoring.metrics import METRICS, fid, isolated
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
 from spectrum_bench.scoring.metrics.vbench import DIMENSIONS
 
@@ -231,3 +231,83 @@ def test_vbench(home, capfd, caplog, monkeypatch):
         ]
         assert scores["vbench"] == pytest.approx(sum(by_hand) / 6.5)
     expect_kept(scorer, [items[0], items[2]], [one, other], monkeypatch)
+
+
+# A small network in the shape of clean-fid's file, and what clean-fid itself makes of a folder of pictures.
+FID = """
+import sys
+import numpy as np
+import torch
+from cleanfid.features import build_feature_extractor
+from cleanfid import fid, inception_torchscript
+
+class Layers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Linear(3 * 13 * 13, 2048)
+
+    def forward(self, x):
+        return self.mix(torch.nn.functional.avg_pool2d(x, 23).flatten(1))
+
+class Inception(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = Layers()
+
+    def forward(self, x):
+        return self.layers(x)
+
+torch.manual_seed(0)
+folder, first, second = sys.argv[1:]
+torch.jit.trace(Inception().eval(), torch.zeros(2, 3, 299, 299)).save(f"{folder}/inception-2015-12-05.pt")
+network = inception_torchscript.InceptionV3W(folder, download=False)
+how = {"num_workers": 0, "mode": "clean", "device": torch.device("cpu"), "verbose": False}
+one, other = (fid.get_folder_features(f, network, **how) for f in (first, second))
+moments = [part for x in (one, other) for part in (np.mean(x, 0), np.cov(x, rowvar=False))]
+np.random.seed(0)
+print(fid.frechet_distance(*moments), fid.kernel_distance(one, other, num_subsets=1, max_subset_size=len(one)))
+"""
+
+
+@pytest.mark.skipif(not isolated.is_made("fid"), reason="the environment of fid is not made")
+def test_fid_and_kid(home, monkeypatch):
+    weights = home / ".cache/cleanfid"
+    weights.mkdir(parents=True)
+    pictures = fabricate.pictures(fabricate.captions(12), 96)
+    one = samples(home / "run", {str(i): (picture, 0) for i, picture in enumerate(pictures)})
+    other = samples(home / "plain", {str(i): (p, 0) for i, p in enumerate(fabricate.noisy(pictures, 30))})
+    printed = run("fid", FID, weights, home / "run/samples", home / "plain/samples")
+    wanted, wanted_kid = map(float, printed.splitlines()[-1].split())
+    monkeypatch.setattr(fid, "FEWEST", 12)
+    assert METRICS["fid"].scorer(ModelFacts())(one, other) == pytest.approx(wanted, rel=1e-4)
+    assert METRICS["kid"].scorer(ModelFacts())(one, other) == pytest.approx(wanted_kid, rel=1e-4)
+
+
+# The file of MUSIQ's weights, and what pyiqa makes of pictures with them.
+MUSIQ = """
+import sys
+import torch
+import pyiqa
+
+torch.manual_seed(0)
+path, *pictures = sys.argv[1:]
+metric = pyiqa.create_metric("musiq", pretrained=False)
+torch.nn.init.normal_(metric.net.head.weight, std=5)
+torch.save(metric.net.state_dict(), path)
+metric = pyiqa.create_metric("musiq", pretrained_model_path=path)
+print(*(float(metric(picture)) for picture in pictures))
+"""
+
+
+@pytest.mark.skipif(not isolated.is_made("musiq"), reason="the environment of musiq is not made")
+def test_musiq(home):
+    path = home / ".cache/torch/hub/pyiqa/musiq_koniq_ckpt-e95806b9.pth"
+    path.parent.mkdir(parents=True)
+    one, other = fabricate.pictures(PROMPTS[:2], 96)
+    items = samples(home / "run", {"a": (one, 0), "b": (other, 0), "damaged": (one, 1)})
+    wanted = [float(word) for word in run("musiq", MUSIQ, path, *(p for p, _ in items[:2])).splitlines()[-1].split()]
+    assert abs(wanted[0] - wanted[1]) > 1e-2
+    cut_off(items[2][0])
+    found = METRICS["musiq"].scorer(ModelFacts())(items)
+    assert [each["musiq"] for each in found[:2]] == pytest.approx(wanted, abs=1e-3)
+    assert math.isnan(found[2]["musiq"])

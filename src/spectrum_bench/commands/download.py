@@ -7,7 +7,8 @@ usage: python download.py [model=<names>] [prompts=<names>] [metrics=<names>] [-
   prompts=<names>  {prompts}
                    go into prompts/<name>.txt, one prompt a line, and their source into prompts/<name>.json
   metrics=<names>  {metrics}
-                   go to the place where each metric expects them
+                   go to the place where each metric expects them; metrics=as:freqca (or another paper that
+                   evaluate.py --help names) stands for all that the paper's tables of pictures and clips need
   --dry-run        list the files with their sizes and whether they are missing, and fetch nothing
 
 Separate names by commas; `all` stands for every name. Files that are here are not fetched again: after an interruption
@@ -22,11 +23,11 @@ from functools import partial
 from spectrum_bench.commands.ending import say
 from spectrum_bench.sampling.catalogue import KEYS, parse, read_catalogue
 from spectrum_bench.sampling.downloads import run
-from spectrum_bench.scoring.metrics import weights
+from spectrum_bench.scoring.metrics import together, weights
 
 
 def main(argv: list[str]) -> None:
-    catalogue = read_catalogue(weights())
+    catalogue = read_catalogue(weights(), together())
     if not argv or {"-h", "--help"} & set(argv):
         print((__doc__ or "").strip().format(**{key: ", ".join(catalogue.names(key)) for key in KEYS}))
         return

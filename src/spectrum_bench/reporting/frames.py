@@ -20,8 +20,9 @@ def results(table: Table) -> pd.DataFrame:
 
 def prompts(table: Table) -> pd.DataFrame:
     """One line for each row and sample: the scores of the sample."""
-    columns = ["prompt_index", "seed", "prompt", "method", "experiment", *table.metrics]
-    return pd.DataFrame([line for row in table.rows for line in _samples(row, table.metrics)], columns=columns)
+    metrics = [name for name in table.metrics if METRICS[name].kind != "set"]
+    columns = ["prompt_index", "seed", "prompt", "method", "experiment", *metrics]
+    return pd.DataFrame([line for row in table.rows for line in _samples(row, metrics)], columns=columns)
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:

@@ -55,9 +55,14 @@ def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
     results, missing = {}, {}
     for name in row.metrics:
         metric = METRICS[name]
-        if (mean := estimate(row.scores[name], row.prompts)) is None:
-            paired = row.role == "reference" and metric.kind == "paired"
-            missing[name] = notes.ITSELF if paired else row.digest.unavailable.get(name, notes.NOT_MEASURED)
+        if row.role != "reference" and (whole := row.digest.sets.get(name)):
+            if whole.n == len(row.records):
+                results[name] = Result(whole)
+            else:
+                missing[name] = notes.other_set(name, whole.n, len(row.records))
+        elif (mean := estimate(row.scores[name], row.prompts)) is None:
+            itself = row.role == "reference" and metric.own is None
+            missing[name] = notes.ITSELF if itself else row.digest.unavailable.get(name, notes.NOT_MEASURED)
         elif metric.own and row.role != "reference":
             differences = np.subtract(row.scores[name], row.scores[metric.own])
             results[name] = Result(mean, minus_reference=estimate(differences, row.prompts))

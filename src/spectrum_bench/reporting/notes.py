@@ -33,6 +33,10 @@ def other_devices(devices: Iterable[str]) -> str:
     return f"a speedup needs one device, these are {', '.join(sorted(devices))}"
 
 
+def other_set(metric: str, scored: int, samples: int) -> str:
+    return f"{metric}: it is of the whole set of {scored} samples, and this table has {samples} of them"
+
+
 def uneven(metric: str) -> str:
     return f"{metric}: some rows lack samples that others have"
 

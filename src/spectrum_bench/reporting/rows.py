@@ -28,6 +28,7 @@ class Digest:
 
     metrics: tuple[str, ...] = ()  # in the order of METRICS
     unavailable: Mapping[str, str] = field(default_factory=dict)  # metric -> why it has no score
+    sets: Mapping[str, Estimate] = field(default_factory=dict)  # metric of sets -> its number; n counts samples
     latents: Latents | None = None
     itself: Mapping[str, float] = field(default_factory=dict)  # metric -> the reference scored against itself
     shuffled: Mapping[str, float] = field(default_factory=dict)  # metric -> against other prompts' samples

@@ -69,6 +69,8 @@ def files(table: Table, matters: Mapping[str, float]) -> dict[str, bytes]:
     """
     if absent := [metric for metric in matters if metric not in table.metrics]:
         raise UserError(f"matters={absent[0]}: not every row was scored by it; there is {', '.join(table.metrics)}")
+    if sets := [metric for metric in matters if METRICS[metric].kind == "set"]:
+        raise UserError(f"matters={sets[0]}: it scores a set and no prompt: name a metric that has a score a sample")
     studied = [metric for metric in table.metrics if metric in matters]
     found = [pair for metric in studied for pair in pairs(table, metric, matters[metric])]
     text = "\n\n".join(part for metric in studied for part in sections(table, metric, found))

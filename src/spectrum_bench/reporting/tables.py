@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +16,8 @@ from spectrum_bench.scoring.experiments import Experiment, check_reference
 from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.metrics.contracts import Metric
 from spectrum_bench.scoring.results import load
-from spectrum_bench.scoring.stats import estimate, tied
-from spectrum_bench.scoring.summary import Summary
+from spectrum_bench.scoring.stats import Estimate, estimate, tied
+from spectrum_bench.scoring.summary import MetricSummary, Summary
 
 Key = tuple[int, int]  # prompt index, seed
 # What methods are compared at: with those on as small a budget, or a smaller one.
@@ -90,12 +90,21 @@ def make_digest(summary: Summary) -> Digest:
     return Digest(
         metrics=tuple(name for name in METRICS if name in metrics),
         unavailable={name: facts["unavailable"] for name, facts in metrics.items() if "unavailable" in facts},
+        sets=_sets(metrics),
         latents=Latents(latents["rmse"], latents["prompts"]) if latents else None,
         itself=anchors["itself"],
         shuffled=anchors["shuffled"] or {},
         doubts=anchors.get("doubts", []),
         judge={kind.replace("_", " "): share for kind, share in judge.items()},
     )
+
+
+def _sets(metrics: Mapping[str, MetricSummary]) -> dict[str, Estimate]:
+    """The number of each metric of sets that has one."""
+    sets = {name: facts for name, facts in metrics.items() if name in METRICS and METRICS[name].kind == "set"}
+    return {
+        name: Estimate(mean, n=facts["n"]) for name, facts in sets.items() if (mean := facts.get("mean")) is not None
+    }
 
 
 def _has_caption(facts: object) -> bool:

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ class Catalogue:
     model: dict[str, dict[str, Any]]  # the settings in configs/model
     prompts: dict[str, WebEntry]
     metrics: dict[str, tuple[Entry, ...]]
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # one more name -> names of metrics
 
     def names(self, key: str) -> list[str]:
         return list(getattr(self, key))
@@ -121,15 +122,18 @@ class Catalogue:
 KEYS = ("model", "prompts", "metrics")
 
 
-def read_catalogue(metrics: dict[str, tuple[Entry, ...]]) -> Catalogue:
+def read_catalogue(
+    metrics: dict[str, tuple[Entry, ...]], together: Mapping[str, tuple[str, ...]] | None = None
+) -> Catalogue:
     """The catalogue of this checkout.
 
     Args:
         metrics: metric -> the weights that it declares.
+        together: one more name that the command line takes -> the metrics that it stands for.
     """
     lists = yaml.safe_load(PROMPT_LISTS.read_text(encoding="utf-8"))["prompts"]
     prompts = {name: WebEntry(to="{prompts}", **fields) for name, fields in lists.items()}
-    return Catalogue(models(), prompts, metrics)
+    return Catalogue(models(), prompts, metrics, together or {})
 
 
 def models() -> dict[str, dict[str, Any]]:
@@ -161,5 +165,8 @@ def _split(word: str) -> tuple[str, str]:
 def _names(key: str, value: str, catalogue: Catalogue) -> Iterable[str]:
     names = catalogue.names(key) if value == "all" else value.split(",")
     for name in names:
-        catalogue.check(key, name)
-    return names
+        if key == "metrics" and name in catalogue.together:
+            yield from catalogue.together[name]
+        else:
+            catalogue.check(key, name)
+            yield name

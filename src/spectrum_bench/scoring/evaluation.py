@@ -13,19 +13,29 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track as rich_track
 
-from spectrum_bench.errors import MetricUnavailable, UserError
+from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.catalogue import HubEntry
 from spectrum_bench.sampling.records import Record
 from spectrum_bench.sampling.settings import SCHEMA
 from spectrum_bench.sampling.text import to_cell
 from spectrum_bench.scoring import results
 from spectrum_bench.scoring.anchors import sanity
+from spectrum_bench.scoring.earlier import earlier, joined
 from spectrum_bench.scoring.experiments import Decoded, Experiment, check_reference, pairs
 from spectrum_bench.scoring.metrics import METRICS, chosen
 from spectrum_bench.scoring.metrics.caption import judge_facts
 from spectrum_bench.scoring.metrics.contracts import Metric, Scores
 from spectrum_bench.scoring.metrics.isolated import header
-from spectrum_bench.scoring.scorers import Item, Scorers, load, score, side_by_side, windows
+from spectrum_bench.scoring.scorers import (
+    Item,
+    Scorers,
+    load,
+    score,
+    score_files,
+    score_sets,
+    side_by_side,
+    windows,
+)
 from spectrum_bench.scoring.stats import as_json, estimate
 from spectrum_bench.scoring.summary import Anchors, LatentErrors, MetricSummary, Summary
 
@@ -95,16 +105,17 @@ def evaluate(
         if key not in rulers:
             scorers = load(experiment.facts, names)
             rulers[key] = Ruler(scorers, sanity(decoded, scorers))
-        rows, failed = score_pairs(experiment, decoded, rulers[key], track)
-        ruler, before = rulers[key], earlier(experiment, reference, rows, names)
+        rows, sets, failed = score_pairs(experiment, decoded, rulers[key], track)
+        ruler, before = rulers[key], earlier(experiment, reference, [row.record for row in rows], names)
         if before is not None:
             names, failed = [name for name in METRICS if name in {*names, *before.names}], failed | before.missing
-            ruler = Ruler(ruler.scorers, _both(before.anchors, ruler.anchors), ruler.own)
+            ruler = Ruler(ruler.scorers, joined(before.anchors, ruler.anchors), ruler.own)
+            sets = before.sets | sets
             for row in rows:
                 row.scores = before.scores[row.record.id] | row.scores
-        summary = summarise(experiment, reference, names, rows, ruler, failed)
+        summary = summarise(experiment, reference, names, rows, sets, ruler, failed)
         try:
-            summary = results.save(experiment.folder, summary, to_csv(rows, columns(names)))
+            summary = results.save(experiment.folder, summary, to_csv(rows, results.columns(names)))
         except OSError as error:
             unwritten.append(f"{error.filename}: {error.strerror}")
             continue
@@ -114,66 +125,14 @@ def evaluate(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Earlier scores
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """The scores of an earlier evaluation.
-
-    Attributes:
-        names: of the metrics.
-        scores: sample's id -> its scores, by column.
-        missing: metric -> why it has no score.
-    """
-
-    names: list[str]
-    scores: dict[str, Scores]
-    missing: dict[str, str]
-    anchors: Anchors
-
-
-def earlier(
-    experiment: Experiment, reference: Experiment, rows: Sequence[SampleScores], names: Sequence[str]
-) -> Earlier | None:
-    """The earlier scores by metrics other than `names`. None if there are none, or if they belong to other records or
-    to another reference."""
-    try:
-        table, summary = results.load(experiment, reference)
-    except UserError:
-        return None
-    metrics, anchors = summary["metrics"], summary["anchors"]
-    others = [name for name in metrics if name in METRICS and name not in names]
-    scored = [name for name in columns(others)[3:-1] if name in table]
-    keys = {row.record.id: (row.record.prompt_index, row.record.seed) for row in rows}
-    if not others or set(table.index) != set(keys.values()):
-        return None
-    scores: dict[str, Scores] = {key: dict(table.loc[place, scored]) for key, place in keys.items()}
-    missing = {name: metrics[name]["unavailable"] for name in others if "unavailable" in metrics[name]}
-    of_others: Anchors = {"itself": {}, "shuffled": None}
-    of_others["itself"] = {name: score for name, score in anchors["itself"].items() if name in others}
-    if anchors["shuffled"] is not None:
-        of_others["shuffled"] = {name: score for name, score in anchors["shuffled"].items() if name in others}
-    of_others["doubts"] = [doubt for doubt in anchors.get("doubts", []) if doubt.split()[0] in others]
-    return Earlier(others, scores, missing, of_others)
-
-
-def _both(before: Anchors, now: Anchors) -> Anchors:
-    itself = before["itself"] | now["itself"]
-    if before["shuffled"] is None or now["shuffled"] is None:  # there is one prompt only
-        return {"itself": itself, "shuffled": None}
-    doubts = before.get("doubts", []) + now.get("doubts", [])
-    return {"itself": itself, "shuffled": before["shuffled"] | now["shuffled"], "doubts": doubts}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Rows
 
 
 def score_pairs(
     experiment: Experiment, reference: Decoded, ruler: Ruler, track: Track = bar
-) -> tuple[list[SampleScores], dict[str, str]]:
-    """A row for each sample that has a reference, and for each metric that failed the reason."""
+) -> tuple[list[SampleScores], dict[str, float], dict[str, str]]:
+    """A row for each sample that has a reference, the distances of both sets by metric, and for each metric that failed
+    the reason."""
     partners = pairs(experiment, reference.experiment)
     rows: list[SampleScores] = []
 
@@ -188,7 +147,13 @@ def score_pairs(
         own_scores = _own_scores(ruler, reference, [target for _, target in records], window)
         for (record, _), item, each, own in zip(records, window, scores, own_scores, strict=True):
             rows.append(SampleScores(record, np.array_equal(item.sample, item.reference), each | own))
-    return rows, _score_files(experiment, reference.experiment, partners, rows, ruler.scorers)
+    samples = [(experiment.folder / sample.sample, sample.prompt) for sample, _ in partners]
+    targets = [(reference.experiment.folder / target.sample, target.prompt) for _, target in partners]
+    more, failed = score_files(ruler.scorers, samples, targets)
+    for row, each in zip(rows, more, strict=True):
+        row.scores |= each
+    sets, without = score_sets(ruler.scorers, samples, targets)
+    return rows, sets, failed | without
 
 
 def _own_scores(ruler: Ruler, reference: Decoded, targets: Sequence[Record], window: Sequence[Item]) -> list[Scores]:
@@ -205,36 +170,6 @@ def _own_scores(ruler: Ruler, reference: Decoded, targets: Sequence[Record], win
             ruler.own[sample, name] = scores[name]
     names = ruler.scorers.single
     return [{str(METRICS[name].own): ruler.own[target.sample, name] for name in names} for target in targets]
-
-
-def _score_files(
-    experiment: Experiment,
-    reference: Experiment,
-    partners: Sequence[Pair],
-    rows: Sequence[SampleScores],
-    scorers: Scorers,
-) -> dict[str, str]:
-    """Add the scores of metrics that read files to the rows. Returns the reason for each metric that failed."""
-    failed = {}
-    samples = [(experiment.folder / sample.sample, sample.prompt) for sample, _ in partners]
-    targets = [(reference.folder / target.sample, target.prompt) for _, target in partners]
-    for name, scorer in scorers.files.items():
-        try:
-            scores, own = scorer(samples), scorer(targets)
-        except MetricUnavailable as reason:
-            failed[name] = str(reason)
-            continue
-        for row, values, target_values in zip(rows, scores, own, strict=True):
-            row.scores |= values | {str(METRICS[name].own): target_values[name]}
-    return failed
-
-
-def columns(names: Sequence[str]) -> list[str]:
-    """The columns of metrics.csv: scores, their details, the reference's own scores."""
-    metrics = [METRICS[name] for name in names]
-    details = [detail for metric in metrics for detail in metric.details]
-    own = [metric.own for metric in metrics if metric.own]
-    return ["id", "prompt_index", "seed", *names, *details, *own, "identical"]
 
 
 def to_csv(rows: Sequence[SampleScores], names: Sequence[str]) -> str:
@@ -255,12 +190,14 @@ def summarise(
     reference: Experiment,
     names: Sequence[str],
     rows: Sequence[SampleScores],
+    sets: dict[str, float],
     ruler: Ruler,
     failed: dict[str, str],
 ) -> Summary:
     """The content of summary.json.
 
     Args:
+        sets: metric -> the distance of both sets.
         failed: metric -> why it failed, for metrics that were loaded.
     """
     missing, digests = ruler.scorers.missing | failed, experiment.digests
@@ -279,7 +216,11 @@ def summarise(
         "seeds": sorted({row.record.seed for row in rows}),
         "identical_pairs": sum(row.identical for row in rows),
         "metrics": {
-            name: {"unavailable": missing[name]} if name in missing else summarise_metric(METRICS[name], rows)
+            name: {"unavailable": missing[name]}
+            if name in missing
+            else summarise_set(METRICS[name], sets[name], len(rows))
+            if name in sets
+            else summarise_metric(METRICS[name], rows)
             for name in names
         },
         "latents": latent_errors(experiment, reference),
@@ -287,6 +228,13 @@ def summarise(
         "judge": judge_facts(experiment.facts),
         "versions": versions(METRICS[name] for name in names),
     }
+
+
+def summarise_set(metric: Metric, distance: float, samples: int) -> MetricSummary:
+    """The one number of a metric of sets. It has no interval over prompts: a bootstrap repeats samples, which moves the
+    sets apart."""
+    better = metric.higher_is_better
+    return {"mean": distance, "interval": None, "n": samples, "unit": metric.unit, "higher_is_better": better}
 
 
 def summarise_metric(metric: Metric, rows: Sequence[SampleScores]) -> MetricSummary:

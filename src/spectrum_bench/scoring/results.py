@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,15 @@ def save(folder: Path, summary: Summary, text: str) -> Summary:
     write_atomically(folder / SUMMARY, f"{words}\n".encode())  # from here on the new result is the one
     (folder / NEW).replace(folder / METRICS_FILE)
     return summary
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """The columns of metrics.csv: scores, their details, the reference's own scores. What belongs to no single
+    sample has none."""
+    metrics = [METRICS[name] for name in names if METRICS[name].kind != "set"]
+    details = [detail for metric in metrics for detail in metric.details]
+    own = [metric.own for metric in metrics if metric.own]
+    return ["id", *KEYS, *(metric.name for metric in metrics), *details, *own, "identical"]
 
 
 def load(experiment: Experiment, reference: Experiment) -> tuple[pd.DataFrame, Summary]:
@@ -168,7 +178,7 @@ def _score(cell: str) -> float:
 
 def _check_columns(scores: pd.DataFrame, summary: Summary) -> None:
     for name, metric in summary["metrics"].items():
-        columns = [name, METRICS[name].own or name] if name in METRICS else []
+        columns = [name, METRICS[name].own or name] if name in METRICS and METRICS[name].kind != "set" else []
         lacking = [column for column in columns if column not in scores and "unavailable" not in metric]
         if lacking:
             raise Damaged(f"column {lacking[0]} is missing")

@@ -19,6 +19,7 @@ from spectrum_bench.scoring.metrics.contracts import (
     ModelFacts,
     PairedBatchScorer,
     Scores,
+    SetScorer,
     SingleBatchScorer,
     Unscorable,
 )
@@ -44,6 +45,7 @@ class Scorers:
     paired: dict[str, PairedBatchScorer] = field(default_factory=dict)
     single: dict[str, SingleBatchScorer] = field(default_factory=dict)
     files: dict[str, FilesScorer] = field(default_factory=dict)
+    set: dict[str, SetScorer] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,7 +81,7 @@ def readiness() -> Iterator[str]:
 def _batched(metric: Metric, scorer: Callable[..., Any]) -> Callable[..., Any]:
     """A function that takes lists, whatever the metric's own function takes. Pairs are scored side by side: NumPy and
     SciPy let other threads run while they compute."""
-    if metric.batched or metric.kind == "files":
+    if metric.batched or metric.kind in ("files", "set"):
         return scorer
     if metric.kind == "paired":
         return lambda *lists: list(side_by_side(scorer, *lists))
@@ -194,3 +196,34 @@ def _named(scorer: Callable[..., list[Any]], lists: tuple[list[Any], ...], owner
             except Unscorable as reason:
                 raise UserError(f"{owner.path} {reason}") from None
         raise
+
+
+def score_files(
+    scorers: Scorers, samples: Sequence[tuple[Path, str]], targets: Sequence[tuple[Path, str]]
+) -> tuple[list[Scores], dict[str, str]]:
+    """The scores of each sample by the metrics that read files, with those of its target, by column; and the reason for
+    each metric that failed."""
+    rows: list[Scores] = [{} for _ in samples]
+    failed = {}
+    for name, scorer in scorers.files.items():
+        try:
+            scores, own = scorer(samples), scorer(targets)
+        except MetricUnavailable as reason:
+            failed[name] = str(reason)
+            continue
+        for row, values, target_values in zip(rows, scores, own, strict=True):
+            row |= values | {str(METRICS[name].own): target_values[name]}
+    return rows, failed
+
+
+def score_sets(
+    scorers: Scorers, samples: Sequence[tuple[Path, str]], targets: Sequence[tuple[Path, str]]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The distance of both sets by each metric that has one, and the reason for each metric that failed."""
+    distances, failed = {}, {}
+    for name, scorer in scorers.set.items():
+        try:
+            distances[name] = number_of(name, scorer(samples, targets))
+        except MetricUnavailable as reason:
+            failed[name] = str(reason)
+    return distances, failed

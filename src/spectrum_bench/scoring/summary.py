@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict
 
+from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.stats import EstimateJson
 
 
@@ -28,7 +29,7 @@ class MetricSummary(TypedDict, total=False):
     unavailable: str
     mean: float | None
     interval: list[float] | None  # 95 %, over prompts
-    n: int  # prompts
+    n: int  # prompts; of a metric of sets, samples
     unit: str
     higher_is_better: bool
     details: dict[str, EstimateJson]
@@ -91,6 +92,8 @@ def describe_metric(name: str, metric: MetricSummary) -> str:
     """A metric's mean and interval, or the reason why there is none."""
     if "unavailable" in metric:
         return f"—  {metric['unavailable']}"
+    if METRICS[name].kind == "set":
+        return f"{name:8} {metric['mean']:.4g} {metric['unit']}  (of the sets of {metric['n']} samples)"
     interval = metric["interval"]
     span = f"95 % in [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "no 95 % interval"
     return f"{name:8} {metric['mean']:.4g} {metric['unit']}  ({span}, {metric['n']} prompts)"

@@ -93,6 +93,21 @@ METRICS = {
             about="HPSv2.1 (arXiv:2306.09341): 100 cos, of the whole picture with a black margin",
         ),
         Metric(
+            "musiq", "files", "MUSIQ", True, digits=2, environment="musiq", only="pictures",
+            packages=("pyiqa", "torch", "pillow"),
+            about="MUSIQ (arXiv:2108.05997): technical quality as people rated KonIQ-10k, 0 to 100; it reads no prompt",
+        ),
+        Metric(
+            "fid", "set", "FID", False, "fid:make_fid", 2, pooled=True, environment="fid", only="pictures",
+            packages=("clean-fid", "torch", "pillow"),
+            about="FID: from the set of samples to that of the reference's, not to photographs; clean-fid's features",
+        ),
+        Metric(
+            "kid", "set", "KID x 1000", False, "fid:make_kid", 3, 1000, pooled=True, environment="fid",
+            only="pictures", packages=("clean-fid", "torch", "pillow"),
+            about="KID: of the same sets and features as FID, unbiased, over all pairs of samples",
+        ),
+        Metric(
             "vbench", "files", "VBench %", True, "vbench:make_vbench", 2, factor=100, unit="share", details=DIMENSIONS,
             about="VBench: the Quality Score of its seven quality dimensions, each on every clip (custom input); "
             "published scores take each dimension on prompts of its own: that is vbench_standard",
@@ -136,6 +151,19 @@ def chosen(model: ModelFacts, wanted: str | None = None) -> list[str]:
             given = f"metrics={wanted}" if wanted else "model.metrics"
             raise BadValue(f"{given}: there is no metric {name}: choose of {', '.join(METRICS)}")
     return [name for name in METRICS if name in names]
+
+
+def together() -> dict[str, tuple[str, ...]]:
+    """More names that download.py takes: as:<paper> for all that the paper's tables need here, and each metric whose
+    weights have another one's name."""
+    of_papers = {f"{papers.PREFIX}{name}": (*paper.pictures, *paper.clips) for name, paper in papers.PAPERS.items()}
+    metrics = {name: (name,) for name, metric in METRICS.items() if metric.environment not in (None, name)}
+    read = {name: METRICS[name].environment or name for name in METRICS}
+    fetched = weights()
+    return {
+        word: tuple(dict.fromkeys(read[name] for name in names if read[name] in fetched))
+        for word, names in (metrics | of_papers).items()
+    }
 
 
 def weights() -> dict[str, tuple[Entry, ...]]:

@@ -19,7 +19,8 @@ PairedBatchScorer = Callable[[Sequence[Pixels], Sequence[Pixels]], list[float]]
 SingleScorer = Callable[[Pixels, str], Scores]
 SingleBatchScorer = Callable[[Sequence[Pixels], Sequence[str]], list[Scores]]
 FilesScorer = Callable[[Sequence[tuple[Path, str]]], list[Scores]]
-Scorer = PairedScorer | PairedBatchScorer | SingleScorer | SingleBatchScorer | FilesScorer
+SetScorer = Callable[[Sequence[tuple[Path, str]], Sequence[tuple[Path, str]]], float]
+Scorer = PairedScorer | PairedBatchScorer | SingleScorer | SingleBatchScorer | FilesScorer | SetScorer
 
 
 class Unscorable(UserError, ValueError):
@@ -53,6 +54,7 @@ class Metric:
         paired: (sample, reference) -> float; `batched`: (samples, references) -> floats
         single: (sample, prompt) -> dict of floats, the metric and its `details`; `batched`: (samples, prompts) -> dicts
         files: list of (path, prompt) -> list of such dicts
+        set: two such lists, the samples' and the reference's -> float, which belongs to no single sample
     Pictures are (H, W, 3) uint8; a scorer raises Unscorable for pictures that it cannot take. Clips are (F, H, W, 3): a
     paired scorer gets one frame at a time, and the score is the mean over frames; of a `whole` metric it gets the clip,
     as a single scorer does.
@@ -62,7 +64,7 @@ class Metric:
     """
 
     name: str
-    kind: Literal["paired", "single", "files"]
+    kind: Literal["paired", "single", "files", "set"]
     label: str  # in tables, with its unit; `about` holds what else a reader must know, such as the network
     higher_is_better: bool
     fn: str = ""
@@ -121,6 +123,5 @@ class Metric:
 
     @property
     def own(self) -> str | None:
-        """The column with the reference's own score. A paired metric has none, because it compares with the
-        reference."""
-        return None if self.kind == "paired" else f"{self.name}_reference"
+        """The column with the reference's own score. A metric that compares with the reference has none."""
+        return None if self.kind in ("paired", "set") else f"{self.name}_reference"

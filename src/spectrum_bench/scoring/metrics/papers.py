@@ -62,7 +62,7 @@ PAPERS = {
         ("vbench_standard",),
         "arXiv:2410.05317; Shenyi-Z/ToCa@27078a2, README.md; its issue 5",
         (
-            "its FID on 30,000 captions of COCO is not computed here",
+            "its FID on 30,000 captions of COCO is to photographs, ours to the reference's samples",
             "its CLIP is about 17 on PixArt, where others have 27 (its issue 5): ours continues no such column",
             "its VBench score is the total of 16 dimensions, ours the Quality Score of 7",
         ),

@@ -96,20 +96,28 @@ def score(
     Raises:
         MetricUnavailable: the environment cannot be made, or the whole script fails.
     """
+    lines = results(name, arguments, items, store)
+    return [{column: float(line.get(column, "nan")) for column in columns} for line in lines]
+
+
+def results(
+    name: str, arguments: Sequence[str | Path], items: Sequence[tuple[Path, str]], store: str | None = None
+) -> list[dict[str, Any]]:
+    """The lines that score_<name>.py writes of samples, or has written earlier; arguments and errors as of `score`."""
     keys = [hashlib.sha256(path.read_bytes() + prompt.encode()).hexdigest()[:32] for path, prompt in items]
     stores = [path.parent.parent / "scores" / f"{store or name}.jsonl" for path, _ in items]
-    results: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     for file in set(stores):
-        results |= {line["id"]: line for line in _read(file) if "error" not in line}
+        lines |= {line["id"]: line for line in _read(file) if "error" not in line}
     for file in sorted(set(stores)):
         manifest = {
             key: {"id": key, "path": str(path.resolve()), "prompt": prompt}
             for key, (path, prompt), place in zip(keys, items, stores, strict=True)
-            if key not in results and place == file
+            if key not in lines and place == file
         }
         if manifest:
-            results |= _run(name, arguments, file, manifest)
-    return [{column: float(results[key].get(column, "nan")) for column in columns} for key in keys]
+            lines |= _run(name, arguments, file, manifest)
+    return [lines[key] for key in keys]
 
 
 def _run(
