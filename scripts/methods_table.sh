@@ -64,6 +64,7 @@ for budget in $BUDGETS; do
         continue
     fi
     row fora-$budget algo=fora schedule.interval=$after1
+    row icc-$budget algo=icc schedule.interval=$after1             # linear layers of low rank and attention run at skipped steps
     row toca-$budget algo=toca schedule.interval=$after3
     row taylorseer1-$budget algo=taylorseer schedule.interval=$after5
     row taylorseer2-$budget algo=taylorseer algo.order=2 schedule.interval=$after5
