@@ -19,9 +19,9 @@ from spectrum_bench.miniature import judge as tiny_judge
 from spectrum_bench.miniature import world
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.catalogue import WebEntry
-from spectrum_bench.scoring import scorers
+from spectrum_bench.scoring import readiness, scorers
 from spectrum_bench.scoring.metrics import METRICS, caption, perceptual, pixel
-from spectrum_bench.scoring.metrics.contracts import ModelFacts, Unscorable
+from spectrum_bench.scoring.metrics.contracts import Metric, ModelFacts, Unscorable
 
 PICTURES = fabricate.pictures(fabricate.captions(4))
 GREY = np.full((64, 64, 3), 100, np.uint8)
@@ -46,9 +46,47 @@ def test_a_metric_that_returns_no_number_is_named(returned, told):
 def test_a_bug_of_one_metric_hides_no_other_one(monkeypatch):
     broken = dataclasses.replace(METRICS["psnr"], name="mine", fn="pixel:nothing")
     monkeypatch.setitem(scorers.METRICS, "mine", broken)
-    lines = list(scorers.readiness())
+    lines = list(readiness.readiness())
     assert len(lines) == len(scorers.METRICS) and "ready  psnr" in lines
     assert any(re.match(r"broken mine: AttributeError: .*nothing", line) for line in lines)
+
+
+def test_with_weights_the_check_scores_drawn_pixels(monkeypatch):
+    """By hand: a metric of two pictures, one of a picture and a prompt, one of files."""
+    pixels = readiness.drawn(clip=False)
+    assert pixels.shape == (256, 256, 3) and pixels[40, 3].tolist() == [3, 40, 255]
+    assert readiness.drawn(clip=True)[2, 40, 15].tolist() == [3, 40, 255]
+    moved = np.concatenate([pixels[:, -5:], pixels[:, :-5]], axis=1)
+    psnr = 20 * math.log10(255 / math.sqrt(((pixels.astype(float) - moved) ** 2).mean()))
+    made = {
+        "psnr": dataclasses.replace(METRICS["psnr"], check=round(psnr, 3)),
+        "ssim": dataclasses.replace(METRICS["ssim"], check=0.99),
+        "clip": dataclasses.replace(METRICS["clip"], batched=False),
+        "files": dataclasses.replace(METRICS["imagereward"], name="files", environment=None),
+        "fid": METRICS["fid"],
+    }
+
+    def scorer(metric, model):
+        return {
+            "clip": lambda sample, prompt: {"clip": float(sample[0, 7, 0] + len(prompt))},
+            "files": lambda items: [{"files": float(np.asarray(fabricate.Image.open(items[0][0]))[9, 0, 1])}],
+            "psnr": pixel.psnr,
+            "ssim": pixel.ssim,
+        }.get(metric.name)
+
+    monkeypatch.setattr(readiness, "METRICS", made)
+    monkeypatch.setattr(Metric, "scorer", scorer)
+    monkeypatch.setattr(Metric, "weights", lambda metric: ("a file",))
+    monkeypatch.setattr(readiness.isolated, "is_made", lambda name: True)
+    nothing = "of the drawn pixels; no known value to compare it with"
+    wrong = f"{pixel.ssim(pixels, moved):.6g} of the drawn pixels, and it should be 0.99: are these its weights?"
+    assert list(readiness.readiness()) == [
+        f"ready  psnr: {psnr:.6g} of the drawn pixels, as it should be",
+        f"broken ssim: ValueError: {wrong}",
+        f"ready  clip: {7 + len(readiness.PROMPT)} {nothing}",
+        f"ready  files: 9 {nothing}",
+        "ready  fid",
+    ]
 
 
 def test_psnr_by_hand():

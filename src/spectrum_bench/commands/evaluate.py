@@ -8,7 +8,8 @@ usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=
   metrics=...       metrics to compute; by default those that the model's configuration lists
                     metrics=as:freqca (or as:taylorseer, as:teacache, as:spectrum, as:toca) takes those that come
                     nearest to the paper's tables, and says what still differs
-  --check           print for each metric whether it is ready, and what to type if it is not
+  --check           print for each metric whether it is ready, what to type if it is not, and where its weights are
+                    here its score of drawn pixels, to compare with another machine's
 
 Writes into each experiment directory
   metrics.csv       one row a sample: id prompt_index seed, each metric with its details, and the reference's own score
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 def check() -> None:
     """Print a line for each metric: that it is ready, or what is missing and what to type."""
-    from spectrum_bench.scoring.scorers import readiness
+    from spectrum_bench.scoring.readiness import readiness
 
     for line in readiness():
         print(line)

@@ -12,7 +12,7 @@ import numpy as np
 
 from spectrum_bench.errors import MetricUnavailable, UserError
 from spectrum_bench.sampling.media import Pixels
-from spectrum_bench.scoring.metrics import METRICS, isolated
+from spectrum_bench.scoring.metrics import METRICS
 from spectrum_bench.scoring.metrics.contracts import (
     FilesScorer,
     Metric,
@@ -57,28 +57,13 @@ def load(model: ModelFacts, names: Iterable[str]) -> Scorers:
             scorers.missing[name] = f"{name}: random weights show nothing"
             continue
         try:
-            getattr(scorers, METRICS[name].kind)[name] = _batched(METRICS[name], METRICS[name].scorer(model))
+            getattr(scorers, METRICS[name].kind)[name] = batched(METRICS[name], METRICS[name].scorer(model))
         except MetricUnavailable as reason:
             scorers.missing[name] = str(reason)
     return scorers
 
 
-def readiness() -> Iterator[str]:
-    """A line for each metric: that it is ready, or what is missing and what to type."""
-    for name, metric in METRICS.items():
-        try:
-            metric.scorer(ModelFacts(judge="assets/tiny/flux/judge", fps=16 if metric.only == "clips" else None))
-        except MetricUnavailable as reason:
-            yield f"—      {reason}"
-            continue
-        except Exception as error:  # a bug of one metric hides no other one
-            yield f"broken {name}: {type(error).__name__}: {' '.join(str(error).split())}"
-            continue
-        unmade = metric.environment and not isolated.is_made(metric.environment)
-        yield f"ready  {name}" + (": its environment will be made on first use, some gigabytes" if unmade else "")
-
-
-def _batched(metric: Metric, scorer: Callable[..., Any]) -> Callable[..., Any]:
+def batched(metric: Metric, scorer: Callable[..., Any]) -> Callable[..., Any]:
     """A function that takes lists, whatever the metric's own function takes. Pairs are scored side by side: NumPy and
     SciPy let other threads run while they compute."""
     if metric.batched or metric.kind in ("files", "set"):
