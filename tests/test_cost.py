@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out():
     check_memory(KIB, 8192 + 2048, "the card")
     with pytest.raises(UserError, match="8.19 kB and the cache 2.05 kB.*site=last_block"):
         check_memory(KIB, 8192 + 2047, "the card")
-    with pytest.raises(UserError, match="a smaller model"):
+    with pytest.raises(UserError, match="model.offload=model or group"):
         check_memory(KIB, 8191, "the card")
 
 

@@ -10,7 +10,8 @@ from test_wrappers import ALGORITHMS, attributes, differing
 from spectrum_bench.commands import run as run_command
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.identity import identity
-from spectrum_bench.sampling.models import offload
+from spectrum_bench.sampling.on_card import weights_on_card
+from spectrum_bench.sampling.runtime import OFFLOADS
 from spectrum_bench.scoring.experiments import check_reference, read_experiment
 
 OWN = [name for name in ALGORITHMS if name not in ("diffusers", "cache-dit")]
@@ -52,7 +53,7 @@ def shapes_of_forward(pipe):
 def test_caching_is_the_same_and_leaves_nothing(make_pipe, way):
     plain_pipe, pipe = make_pipe(), make_pipe()
     plain = sample(plain_pipe, "flux")
-    offload(pipe, way, "cpu")  # the same hooks as with a GPU
+    OFFLOADS[way](pipe, "cpu")  # the same hooks as with a GPU
     assert torch.equal(sample(pipe, "flux"), plain)
     for name in OWN if way == "model" else ["last_block", "modules"]:
         before, wrapped = attributes(pipe.transformer), shapes_of_forward(pipe)
@@ -74,6 +75,53 @@ def test_without_a_gpu_one_line_comes_before_the_model(words, way):
     said = f"model.offload={way} moves weights to a GPU, and this run has none: leave it out"
     with pytest.raises(UserError, match=said):
         run_command.main(composed(*words, f"model.offload={way}"))
+
+
+@pytest.mark.usefixtures("no_gradients")
+def test_the_bytes_on_the_card_are_those_that_hooks_move(make_pipe, monkeypatch):
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    def nbytes(tensors):
+        return sum(tensor.nbytes for tensor in tensors)
+
+    pipe, on_card, most = make_pipe(), {}, 0
+    own = {id(tensor) for tensor in pipe.transformer.parameters()}
+    onload, offload = ModuleGroup.onload_, ModuleGroup.offload_
+
+    def moves(group):
+        nonlocal most
+        tensors = [*group.parameters, *group.buffers, *(p for m in group.modules for p in m.parameters())]
+        on_card[id(group)] = nbytes({id(tensor): tensor for tensor in tensors if id(tensor) in own}.values())
+        most = max(most, sum(on_card.values()))
+        onload(group)
+
+    def moves_back(group):
+        on_card.pop(id(group), None)
+        offload(group)
+
+    expected = {way: weights_on_card(pipe, settings(f"model.offload={way}").model) for way in OFFLOADS}
+    whole = nbytes(pipe.transformer.parameters())
+    others = [nbytes(part.parameters()) for part in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2)]
+    assert expected["model"] == (whole, max(others))
+    assert expected["none"] == (whole + sum(others) + nbytes(pipe.text_encoder.buffers()), 0)
+    layers = [nbytes(m.parameters(recurse=False)) for m in pipe.transformer.modules()]
+    assert expected["sequential"][0] == max(layers)
+    OFFLOADS["group"](pipe, "cpu")
+    monkeypatch.setattr(ModuleGroup, "onload_", moves)
+    monkeypatch.setattr(ModuleGroup, "offload_", moves_back)
+    sample(pipe, "flux")
+    assert expected["group"][0] == most < whole
+
+
+def test_quantized_weights_count_so(make_pipe, tmp_path):
+    pipe = make_pipe()
+    plain, small = (weights_on_card(pipe, settings(*word).model)[0] for word in ([], ["model.quantization=int8"]))
+    linear = [m for m in pipe.transformer.modules() if isinstance(m, torch.nn.Linear)]
+    assert plain - small == 3 * sum(m.weight.numel() for m in linear)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(996))
+    word = f"model.gguf={{transformer: {tmp_path}/a.gguf}}"
+    file = weights_on_card(pipe, settings("model.quantization=gguf", word, "model.offload=model").model)[0]
+    assert file == pytest.approx(1000, abs=1)
 
 
 def test_a_wrong_word_is_refused():

@@ -26,9 +26,11 @@ class Cost:
             skipped; None where a sample's operations do not follow: other people's code runs, or skipped steps differ.
         cache_bytes: the most bytes that are held for forecasts and decisions at the end of a step, as records have it;
             None if unknown.
-        weights_bytes: of all parts of the pipeline.
+        weights_bytes: of all parts of the pipeline; if they are offloaded, the most that are on the card at once while
+            the denoiser runs.
         working_bytes: the most bytes of all other tensors at a computed step.
         starts: the first step of each network that runs by turns with others; of one network, 0.
+        other_parts_bytes: the most weights on the card at once while another part runs; 0 if nothing is offloaded.
     """
 
     full_step: int
@@ -37,6 +39,7 @@ class Cost:
     weights_bytes: int
     working_bytes: int
     starts: list[int] = field(default_factory=lambda: [0])
+    other_parts_bytes: int = 0
 
     def flops(self, computed: Sequence[int], T: int) -> int | None:
         """Floating-point operations of the denoiser in the T steps of a sample; None if unknown."""
@@ -77,7 +80,8 @@ def lines(cost: Cost, computed: Sequence[int] | None, T: int) -> list[str]:
     if cost.cache_bytes is None or cost.peak_bytes is None:
         return [steps, f"weights {size(cost.weights_bytes)}; the cache is other people's and not known beforehand"]
     held = f"cache at most {size(cost.cache_bytes)}, weights {size(cost.weights_bytes)}"
-    return [steps, f"{held}, about {size(cost.peak_bytes)} in all while the denoiser runs"]
+    others = f", {size(cost.other_parts_bytes)} while another part does" if cost.other_parts_bytes else ""
+    return [steps, f"{held}, about {size(cost.peak_bytes)} in all while the denoiser runs{others}"]
 
 
 def operations(flops: int) -> str:
@@ -115,14 +119,16 @@ def check_memory(cost: Cost, memory: int, card: str) -> None:
         UserError: weights and cache alone exceed the memory; the message names the ways out.
     """
     cache = cost.cache_bytes or 0
-    if cost.weights_bytes + cache <= memory:
+    weights = max(cost.weights_bytes, cost.other_parts_bytes)
+    if max(cost.weights_bytes + cache, weights) <= memory:
         return
-    need = f"weights take {size(cost.weights_bytes)} and the cache {size(cache)}, and {card} has {size(memory)}"
-    if cost.weights_bytes > memory:
-        raise UserError(f"{need}: take a larger card, or a smaller model")
+    need = f"weights take {size(weights)} and the cache {size(cache)}, and {card} has {size(memory)}"
+    fewer = "let weights wait elsewhere (model.offload=model or group), keep them in 8 bits (model.quantization=int8)"
+    if weights > memory:
+        raise UserError(f"{need}: {fewer}, or take a larger card")
     raise UserError(
         f"{need}: cache one tensor a step (site=last_block), keep fewer rows (algo=reuse, or a lower order), make "
-        "smaller samples (model.height, model.width, model.num_frames), or take a larger card"
+        f"smaller samples (model.height, model.width, model.num_frames), {fewer}, or take a larger card"
     )
 
 

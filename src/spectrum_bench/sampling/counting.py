@@ -21,9 +21,10 @@ from spectrum_bench.decisions import Gate, Seen
 from spectrum_bench.forecasters import Forecaster
 from spectrum_bench.sampling.cost import Cost
 from spectrum_bench.sampling.jobs import Job
+from spectrum_bench.sampling.on_card import weights_on_card
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.sampling.settings import RunSettings
-from spectrum_bench.sampling.shapes import Counted, meta_pipeline, networks, on_meta, weights
+from spectrum_bench.sampling.shapes import Counted, meta_pipeline, networks, on_meta
 from spectrum_bench.schedules import Mask, plan
 from spectrum_bench.signals import OUTPUT
 
@@ -50,14 +51,16 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
             Sampler.of(pipe, trial.algorithm, settings).watch(job, [trial])
         mask, starts = plan(ours.schedule, T), takeovers(pipe, T)
         held = trial.cache_bytes(np.arange(T) < (passes or T) if mask is None else mask, starts)
+    on_card, others = weights_on_card(pipe, settings.model)
     flops = [each // settings.runtime.batch_size for each in trial.flops]
     return Cost(
         full_step=flops[0],
         skipped_steps=None if peer or (ours.site is not None and ours.site.steps_differ) else flops[1:5],
         cache_bytes=None if peer else held,
-        weights_bytes=sum(tensor.nbytes for tensor in weights(pipe)),
+        weights_bytes=on_card,
         working_bytes=trial.working_bytes,
         starts=starts,
+        other_parts_bytes=others,
     )
 
 

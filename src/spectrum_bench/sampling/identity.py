@@ -30,6 +30,7 @@ ADDED: dict[str, object] = {
     "FittedSolver.solver": "hindcast",
     "model.vae_slicing": False,
     "model.offload": "none",
+    "model.quantization": "none",
     "Attentions.cross": 1,
 }
 

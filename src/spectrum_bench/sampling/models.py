@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
 from spectrum_bench.sampling.lora import add_loras, identify_loras
-from spectrum_bench.sampling.runtime import check_machine
+from spectrum_bench.sampling.quantizing import check_quantization, find_gguf, quantized
+from spectrum_bench.sampling.runtime import OFFLOADS, check_machine
 from spectrum_bench.sampling.settings import ModelSettings, RunSettings
 
 SETTINGS = {".json", ".txt", ".model"}  # suffixes of the settings of a pipeline's parts, tokenizers included
@@ -83,26 +85,33 @@ def fingerprint(folder: Path) -> str:
     """
     if folder.parent.name == "snapshots":
         return folder.name
+    of_parts = [path for part in sorted(parts(_index(folder))) for path in sorted((folder / part).rglob("*"))]
+    paths = [path for path in of_parts if path.suffix in SETTINGS | {".safetensors"}]
+    return _hash({str(path.relative_to(folder)): path for path in paths})
+
+
+def _hash(paths: Mapping[str, Path]) -> str:
+    """A hash of files by name: of each the name, the size and 8 MiB at either end."""
     digest = hashlib.sha256()
-    for part in sorted(parts(_index(folder))):
-        for path in sorted(p for p in (folder / part).rglob("*") if p.suffix in SETTINGS | {".safetensors"}):
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                digest.update(f"{path.relative_to(folder)} {size}\n".encode() + file.read(2**23))
-                file.seek(max(0, size - 2**23))
-                digest.update(file.read())
+    for name, path in paths.items():
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{name} {size}\n".encode() + file.read(2**23))
+            file.seek(max(0, size - 2**23))
+            digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
 def identify(model: ModelSettings) -> str:
     """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed), and
-    what tells its LoRAs.
+    what tells its quantized files and LoRAs.
 
     Raises:
         UserError: the weights are not on this machine.
     """
     weights = "random" if model.init == "random" else fingerprint(find_weights(_repo(model), model.revision))
-    return weights + identify_loras(model.lora)
+    files = {part: _hash({part: path}) for part, path in find_gguf(model.gguf).items()}
+    return weights + "".join(f"+{part}={files[part]}" for part in sorted(files)) + identify_loras(model.lora)
 
 
 def _repo(model: ModelSettings) -> str:
@@ -116,6 +125,7 @@ def open_pipeline(settings: RunSettings) -> tuple[Any, str]:
     import torch
 
     check_machine(settings.model.offload, settings.device)
+    check_quantization(settings.model.quantization, settings.device)
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         torch.set_num_threads(settings.threads)
@@ -143,26 +153,8 @@ def load_pipeline(model: ModelSettings, device: str) -> Any:
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
     pipe.set_progress_bar_config(disable=True)
     add_loras(pipe, model.lora)
-    offload(pipe, model.offload, device)
+    OFFLOADS[model.offload](pipe, device)
     return pipe
-
-
-def offload(pipe: Any, way: str, device: str) -> None:
-    """Let weights that do not run wait in the machine's memory, by diffusers' own means. The pipeline is on the CPU.
-
-    Args:
-        way: one of runtime.OFFLOADS.
-        device: where the network runs.
-    """
-    import torch
-
-    if way == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif way == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
-    elif way == "group":
-        # without a stream: it loads the block that came next before, and a skipped step may run another one
-        pipe.enable_group_offload(torch.device(device), num_blocks_per_group=1)
 
 
 def _pretrained(model: ModelSettings, device: str) -> Any:
@@ -172,6 +164,7 @@ def _pretrained(model: ModelSettings, device: str) -> Any:
     folder = find_weights(_repo(model), model.revision)
     dtype = {"default": getattr(torch, model.dtype), "vae": getattr(torch, model.vae_dtype or model.dtype)}
     which = {"variant": model.variant, "use_safetensors": True, "local_files_only": True}
+    which |= quantized(folder, _index(folder), model.quantization, model.gguf, dtype["default"])
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing

@@ -17,6 +17,7 @@ from spectrum_bench.sampling.identity import headline, identity, labels
 from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.pool import run_jobs
 from spectrum_bench.sampling.prompts import Prompts
+from spectrum_bench.sampling.quantizing import check_quantization
 from spectrum_bench.sampling.records import collect_records, only_run, read_failures
 from spectrum_bench.sampling.runtime import check_machine
 from spectrum_bench.sampling.settings import RunSettings
@@ -34,6 +35,7 @@ def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: O
         The exit code: 0 if every sample is there; if not, SOME_FAILED or INTERRUPTED.
     """
     check_machine(settings.model.offload, settings.device)
+    check_quantization(settings.model.quantization, settings.device)
     folder = Path(settings.output_base_path) / settings.exp_name
     who = identity(settings)
     claim(folder, settings, who, prompts.sha256)
@@ -74,7 +76,7 @@ def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job)
     computed = algorithm.computed_steps(steps, cost.starts)
     print(describe_steps(computed, steps), *lines(cost, computed, steps), sep="\n")
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and settings.model.offload == "none":
+    if device != "cpu":
         card = torch.cuda.get_device_properties(device)
         check_memory(cost, card.total_memory, card.name)
 

@@ -1,14 +1,30 @@
 """How a network is run: batches, compilation, attention, offloading. Settings, and what they ask of a machine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from spectrum_bench.checks import boolean, brief, one_of, whole
 from spectrum_bench.errors import BadValue, UserError
 
 COMPILED: dict[str, bool | str] = {"none": False, "blocks": True, "full": "full"}  # word -> RuntimeSettings.compile
-# Where weights wait that do not run. model: one part of the pipeline at a time is on the card; group: one block of it;
-# sequential: one layer.
-OFFLOADS = ("none", "model", "group", "sequential")
+
+
+def _by_group(pipe: Any, device: str) -> None:
+    import torch
+
+    # without a stream: it loads the block that came next before, and a skipped step may run another one
+    pipe.enable_group_offload(torch.device(device), num_blocks_per_group=1)
+
+
+# Ways to let weights that do not run wait in the machine's memory, by diffusers' own means. Each takes a pipeline that
+# is on the CPU, and the device where it runs.
+OFFLOADS: dict[str, Callable[[Any, str], None]] = {
+    "none": lambda pipe, device: None,
+    "model": lambda pipe, device: pipe.enable_model_cpu_offload(device=device),  # a part at a time is on the device
+    "group": _by_group,  # a block
+    "sequential": lambda pipe, device: pipe.enable_sequential_cpu_offload(device=device),  # a layer
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ def check_memory_keys(vae_tiling: object, vae_slicing: object, offload: object) 
     """
     boolean("model.vae_tiling", vae_tiling)
     boolean("model.vae_slicing", vae_slicing)
-    one_of("model.offload", offload, OFFLOADS)
+    one_of("model.offload", offload, tuple(OFFLOADS))
 
 
 def check_machine(offload: str, device: str | None) -> None:

@@ -13,14 +13,15 @@ from spectrum_bench.checks import boolean, brief, is_number, is_whole, one_of, w
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling import limits
 from spectrum_bench.sampling.lora import Lora, check_loras
+from spectrum_bench.sampling.quantizing import check_quantization_keys
 from spectrum_bench.sampling.runtime import EngineSettings, RuntimeSettings, check_memory_keys
 from spectrum_bench.sampling.text import cleaned
 
 SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 they had no number, which means 1
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
-# Model settings that decide no pixel: `weights` does, which tells the LoRAs too.
-DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora"}
+# Model settings that decide no pixel: `weights` does, which tells the LoRAs and quantized files too.
+DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora", "gguf"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -136,6 +137,8 @@ class ModelSettings:
         width, height: in pixels.
         num_frames, fps: number of frames of a clip, and frames a second; fps None means pictures.
         offload: which parts of the pipeline wait in the machine's memory: sampling.runtime.OFFLOADS.
+        quantization, gguf: how the denoiser's weights are kept, and the files of those that are quantized already:
+            sampling.quantizing.
         lora: LoRA files and their weights: sampling.lora.
         weights: tells the weights from others of the same name (sampling.models.identify); None if not computed yet.
     """
@@ -156,6 +159,8 @@ class ModelSettings:
     vae_tiling: bool = False
     vae_slicing: bool = False
     offload: str = "none"
+    quantization: str = "none"
+    gguf: Mapping[str, str] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
@@ -202,6 +207,7 @@ class ModelSettings:
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
         check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)
+        check_quantization_keys(self.quantization, self.gguf, self.init)
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))
             if not (is_whole(value) and value > 0 and value % 16 == 0):
