@@ -22,6 +22,7 @@ from spectrum_bench.sampling.counting import count
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.prompts import Prompt, Prompts
 from spectrum_bench.sampling.sampler import Observer, Sampler
+from spectrum_bench.sampling.shapes import Counted
 
 JOB = Job("one", 0, "a large red ring on a gray background", 0)
 KIB = Cost(full_step=1000, skipped_steps=[10, 1], cache_bytes=2048, weights_bytes=8192, working_bytes=1024)
@@ -139,6 +140,17 @@ def test_a_skipped_step_is_that_of_reuse_and_one_pass_over_the_rows():
     row = 64 * 128 * 4  # bytes: tokens, channels, float32
     assert (kernels - least[0], moved - least[1]) == (1, (len(COMPUTED) + 1) * row)
     assert syncs == least[2] == 0
+
+
+def test_what_a_gate_reads_fits_the_dtype():
+    """DiCache on AuraFlow, whose weights are float16, reads its changes in that type."""
+    counted = Counted(SimpleNamespace(components={}))
+    counted.answer = 1e9
+    with counted:
+        read = [
+            torch.empty(2, dtype=dtype, device="meta").cpu() for dtype in (torch.float16, torch.float32, torch.int64)
+        ]
+    assert [values[0].item() for values in read] == [65504, 1e9, 1_000_000_000]
 
 
 def test_lines_have_three_digits():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import fabricate
 import pandas
 import pytest
+import yaml
 from helpers import settings
 
 from spectrum_bench import schedules
@@ -109,7 +110,11 @@ def test_what_a_miniature_takes_of_an_experiment():
     assert runs["nocache-again"].cited is None
     (real,) = paper.read_plans("table1_flux")
     assert real.prompt_file == "prompts/drawbench.txt" and real.gpu_hours > 5
-    assert [plan.model for plan in paper.read_plans("table3_schedule")] == ["sd3-5", "wan14b"]
+    both = paper.read_plans("table3_schedule")
+    assert [plan.model for plan in both] == ["sd3-5", "wan14b"]
+    known = yaml.safe_load((ROOT / "results/board.yaml").read_text())["models"]  # the leaderboard pairs them too
+    plans = [plan for name in paper.names() for plan in paper.read_plans(name)]
+    assert all(plan.miniature == known[plan.model]["miniature"] for plan in plans)
     (latents,) = paper.read_plans("table8_latents", "tiny-flux")
     assert all("keep_latents=20" in run.words for run in latents.runs)
     assert not any(
@@ -241,7 +246,7 @@ def test_what_another_command_prints_is_shown_and_kept(capsys):
 def test_the_list_of_experiments():
     done = fabricate.run_script("reproduce.py")
     assert done.returncode == 0 and all(name in done.stdout for name in paper.names())
-    assert "table2_wan           wan14b      14 runs     800 GPU hours" in done.stdout
+    assert "table2_wan           wan14b      14 runs     800 GPU hours  tiny-wan " in done.stdout
     done = fabricate.run_script("reproduce.py", "table9")
     assert done.returncode == 1 and done.stderr.startswith("error: there is no experiment table9")
 

@@ -148,6 +148,25 @@ def test_a_table_says_which_time_spectrum_runs_over(tmp_path, steps, said):
     score(tmp_path, "spectrum")
     notes = " ".join(build(tmp_path, "spectrum").notes)
     assert ("Spectrum's time runs over 28 steps; the published code has 50" in notes) == said
+    told = build(tmp_path, "spectrum").rows[1].forecaster  # by the names that the command line has: algo.w
+    assert told == f"spectrum(m=4, lam=0.1, w=1.0, steps={steps})"
+
+
+def test_rows_that_agree_in_every_digit_say_why(home, tmp_path):
+    told = [note for note in build(home).notes if "agree in every digit" in note]
+    same = (
+        "spectrum = spectral (the same scores: they compute the same steps and put the same features into skipped ones)"
+    )
+    assert told == [f"Rows that agree in every digit: {same}."]
+    assert not [note for note in build(home, "spectrum", "fora", "again").notes if "every digit" in note]
+
+
+def test_a_table_without_latency_says_what_to_type(tmp_path):
+    fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES)
+    fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(PICTURES, 9), "fora", 14, alone=False)
+    score(tmp_path, "fora")
+    told = formats.plain(build(tmp_path, "fora"))
+    assert "the device did other work meanwhile" in told and "exp_name=" in told and "total_prompt_num=8" in told
 
 
 def test_passes_sort_as_they_look(home):

@@ -45,10 +45,7 @@ def main(argv: list[str]) -> None:
     model, out, report = (words.pop(key, None) for key in ("model", "out", "report"))
     rows = arguments.count("rows", words.pop("rows", "6"))
     if not experiments:
-        for name in names():
-            for plan in read_plans(name, model):
-                cost = f"{plan.gpu_hours:6g} GPU hours" if plan.prompt_file else 16 * " "  # of the paper's own model
-                print(f"{name:20} {plan.model:10} {len(plan.runs):3} runs  {cost}  {plan.title}")
+        show_list([plan for name in names() for plan in read_plans(name, model)])
         return
     plans = [plan for name in experiments for plan in read_plans(name, model)]
     for plan in plans:
@@ -63,6 +60,18 @@ def main(argv: list[str]) -> None:
             troubles.append(str(error))
     if troubles:
         raise UserError("; ".join(troubles))
+
+
+def show_list(plans: Sequence["Plan"]) -> None:
+    """Print a line an experiment, and how to run one without a GPU."""
+    print(f"{'experiment':20} {'model':26} cost  miniature")
+    for plan in plans:
+        cost = f"{plan.gpu_hours:6g} GPU hours" if plan.prompt_file else 16 * " "  # of the paper's own model
+        runs = f"{plan.name:20} {plan.model:10} {len(plan.runs):3} runs"
+        print(f"{runs}  {cost}  {plan.miniature or '':12}  {plan.title}")
+    print(
+        "The miniature stands for it on a CPU: python src/reproduce.py table1_flux model=tiny-flux total_prompt_num=8"
+    )
 
 
 def run_and_show(plan: "Plan", folder: Path, report: Path | None, extra: list[str], rows: int) -> None:

@@ -12,7 +12,10 @@ from spectrum_bench.scoring.metrics.contracts import Metric
 
 # Reasons for a dash.
 ITSELF = "the reference is what the other rows are measured against"
-BUSY = "the device did other work meanwhile: no latency"
+BUSY = (
+    "the device did other work meanwhile: no latency. When it is quiet, a run's own words with exp_name=<new name> "
+    "total_prompt_num=8 measure it"
+)
 NOT_MEASURED = "not measured"
 NO_SKIPPED_STEP = "no step is skipped"
 NOT_COUNTED = "operations are not counted: the run's own command writes cost.json"
@@ -57,6 +60,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
         *_partly_scored(rows),
         *_dropped(dropped),
         *_identical(others),
+        *_twins(others),
         *_time_maps(others),
         *_anchors(others[0]),
         *(f"{METRICS[name].about}." for name in shared_metrics(rows) if METRICS[name].about),
@@ -121,6 +125,29 @@ def _identical(others: list[Row]) -> list[str]:
     counts = [(row, int(sum(row.scores["identical"]))) for row in others]
     identical = ", ".join(f"{row.experiment.name} {count} of {len(row.records)}" for row, count in counts if count)
     return [f"Identical to the reference in every pixel, counted as 100 dB: {identical}."] if identical else []
+
+
+def _twins(others: list[Row]) -> list[str]:
+    """Rows with the same scores in every digit, and why. Those that equal the reference are told of already."""
+    names = shared_metrics(others)
+    alike: dict[tuple[bytes, ...], list[Row]] = {}
+    for row in others:
+        if names and sum(row.scores["identical"]) < len(row.records):
+            alike.setdefault(tuple(np.array(row.scores[name]).tobytes() for name in names), []).append(row)
+    groups = [rows for rows in alike.values() if len(rows) > 1]
+    twins = "; ".join(f"{' = '.join(row.experiment.name for row in rows)} ({_why_alike(rows)})" for rows in groups)
+    return [f"Rows that agree in every digit: {twins}."] if twins else []
+
+
+def _why_alike(rows: list[Row]) -> str:
+    pixels = {tuple(record.sha256 for record in row.records) for row in rows}
+    steps = {tuple(tuple(record.computed_steps) for record in row.records) for row in rows}
+    found = "the same pixels" if len(pixels) == 1 and None not in pixels.pop() else "the same scores"
+    if rows[0].elsewhere:
+        return found
+    if len(steps) > 1:
+        return f"{found}, though they do not compute the same steps"
+    return f"{found}: they compute the same steps and put the same features into skipped ones"
 
 
 def _time_maps(rows: list[Row]) -> list[str]:

@@ -54,6 +54,7 @@ class Plan:
     line: str | None  # for a figure: the key whose values are its lines
     calibrate: tuple[str, ...]  # algorithms that need constants for this model which are not measured yet
     source: str  # the paper's folder in results/paper
+    miniature: str | None = None  # that stands for the model where there is no GPU
 
 
 def names() -> list[str]:
@@ -94,6 +95,7 @@ def _plan(name: str, node: dict[str, Any], model: str) -> Plan:
         line=grid.get("line"),
         calibrate=tuple(a for a in node.get("calibrate") or () if not (CALIBRATION / a / f"{model}.json").is_file()),
         source=_source(node.get("paper")),
+        miniature=(node.get("miniatures") or {}).get(model),
     )
 
 

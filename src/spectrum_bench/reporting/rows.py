@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from spectrum_bench.sampling.identity import called
 from spectrum_bench.sampling.records import Record
 from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.metrics import METRICS
@@ -124,11 +125,11 @@ class Row:
     @property
     def forecaster(self) -> str:
         """Of a peer, which decides and forecasts by itself, its own method."""
-        return _peers_method(self.site) if self.schedule == "observed" else self.records[0].forecaster
+        return _peers_method(self.site) if self.schedule == "observed" else called(self.records[0].forecaster)
 
     @property
     def schedule(self) -> str:
-        return self.records[0].schedule
+        return called(self.records[0].schedule)
 
     @property
     def site(self) -> str:

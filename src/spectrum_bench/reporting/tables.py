@@ -179,7 +179,9 @@ def give_names(rows: list[Row]) -> None:
                 words = [own[:1] for own in words]  # uniform, adaptive_window: no arguments needed
             shared = set.intersection(*map(set, words))
             for row, own in zip(group, words, strict=True):
-                row.name = " ".join([row.name, *(word.replace("_", " ") for word in own if word not in shared)])
+                row.name = " ".join(
+                    [row.name, *(word if "=" in word else word.replace("_", " ") for word in own if word not in shared)]
+                )
 
 
 def _place(row: Row, align: str) -> tuple[bool, float, float]:

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import json
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -32,6 +33,12 @@ ADDED: dict[str, object] = {
     "model.offload": "none",
     "model.quantization": "none",
     "Attentions.cross": 1,
+}
+
+# The constants of a part that the command line calls otherwise: algo.w=0.5, and not blend.
+KEYS = {
+    "spectrum": {"degree": "m", "ridge": "lam", "blend": "w"},
+    "adaptive_window": {"window": "window_size", "flex": "flex_window", "warmup": "warmup_steps"},
 }
 
 Identity = dict[str, Any]  # JSON: what `identity` returns
@@ -87,7 +94,14 @@ def labels(settings: RunSettings) -> dict[str, str]:
 
 def headline(model: str, words: Mapping[str, str]) -> str:
     """The model's name and the labels in one line for a person."""
-    return f"{model}: {words['algo']} = {words['schedule']} x {words['forecaster']} x {words['site']}"
+    schedule, forecaster = called(words["schedule"]), called(words["forecaster"])
+    return f"{model}: {words['algo']} = {schedule} x {forecaster} x {words['site']}"
+
+
+def called(label: str) -> str:
+    """A label with the names that constants have on the command line; records keep those of the code."""
+    keys = KEYS.get(label.partition("(")[0], {})
+    return re.sub(r"\b(\w+)=", lambda name: f"{keys.get(name[1], name[1])}=", label)
 
 
 def defaults(part: Part) -> dict[str, Any]:

@@ -145,7 +145,9 @@ class Counted(TorchDispatchMode):
         if func is aten._local_scalar_dense.default and args[0].is_meta:
             return self.answer if args[0].is_floating_point() else 1
         if func is aten._to_copy.default and args[0].is_meta and kwargs.get("device") == CPU:
-            return torch.full(args[0].shape, self.answer, dtype=kwargs.get("dtype") or args[0].dtype)
+            dtype = kwargs.get("dtype") or args[0].dtype
+            most = torch.finfo(dtype).max if dtype.is_floating_point else self.answer  # float16 ends at 65504
+            return torch.full(args[0].shape, min(self.answer, most), dtype=dtype)
         if func is aten.index.Tensor and args[0].is_meta and getattr(args[1][0], "dtype", None) == torch.bool:
             return _chosen(args[0], args[1][0])
         out = func(*args, **kwargs)
