@@ -223,6 +223,51 @@ def test_compiled_blocks_must_give_the_bits_of_others(tmp_path, monkeypatch, fau
     assert not any("_compiled_call_impl" in vars(module) for module in tested.case.pipe.transformer.modules())
 
 
+# The denoiser's second call of two gives the first one's output; its forward is replaced, as some libraries do.
+WHOLE = """
+def enable(pipe):
+    inner, state = pipe.transformer.forward, {"calls": 0}
+
+    def forward(*args, **kwargs):
+        state["calls"] += 1
+        if state["calls"] % 2:
+            state["kept"] = inner(*args, **kwargs)
+        return state["kept"]
+
+    pipe.transformer.forward = forward
+
+
+def disable(pipe):
+    vars(pipe.transformer).pop("forward", None)
+"""
+
+
+def attributes_of(pipe):
+    return set(vars(pipe)), [set(vars(module)) for module in pipe.transformer.modules()]
+
+
+@pytest.mark.slow
+def test_offloaded_weights_must_give_the_same_bits_in_each_call(tmp_path, monkeypatch):
+    """Model offloading takes a replaced forward away at the end of a call, if it was there first."""
+    from spectrum_bench.conformance.checks import check
+
+    (tmp_path / "cache_of_parts.py").write_text(BLOCKS)
+    (tmp_path / "cache_of_all.py").write_text(WHOLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert check(bench("random:flux", "cache_of_parts:enable,disable"), "offloaded").words == "offload=true"
+    tested = bench("random:flux", "cache_of_parts:enable,disable", offload="true", steps="4")
+    tested.uncached(tested.a)  # a call leaves marks of its own on a pipeline
+    before = attributes_of(tested.case.pipe)
+    found = check(tested, "offloaded")
+    assert found.verdict == "ok", found
+    assert found.words.startswith("the same bits with model offloading before the cache, "), found
+    assert attributes_of(tested.case.pipe) == before
+    found = check(bench("random:flux", "cache_of_all:enable,disable", offload="true", steps="4"), "offloaded")
+    assert found.verdict == "FAILED", found
+    assert "model offloading before the cache: its second call: the latents differ" in found.words, found
+    assert "after the cache" not in found.words, found
+
+
 @pytest.mark.slow
 def test_one_line_a_check_json_and_an_exit_code(tmp_path, capsys, broken):
     words = ["pipeline=random:wan2-2-t2v", "cache=my_cache:enable,disable", "steps=6", f"json={tmp_path}/found.json"]

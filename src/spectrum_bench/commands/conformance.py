@@ -11,6 +11,7 @@ usage: python src/conformance.py pipeline=<pipeline> cache=<cache> [key=value ..
   never=<cache>         for functions of yours: two that switch the same cache on, told never to skip, and off
   guided=false          true: every call has the pipeline's own guidance, for a cache that needs both branches
   compile=false         true: one check more, with blocks under torch.compile, which must give the same bits
+  offload=false         true: one check more, with weights under diffusers' model and group offloading
   steps=8               steps of a call
   size=64               height and width in pixels
   call={}               more arguments of the pipeline's call, as a literal: call='{"num_frames": 5}'
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from spectrum_bench.conformance.checks import Finding
 
 OPTIONS = {"pipeline": "", "cache": "", "never": "", "steps": "8", "size": "64", "call": "{}", "dtype": "float32"}
-OPTIONS |= {"device": "cpu", "guided": "false", "compile": "false", "json": ""}
+OPTIONS |= {"device": "cpu", "guided": "false", "compile": "false", "offload": "false", "json": ""}
 RANDOM = [  # those of sampling/small.py, which needs torch
     "flux",
     "wan",
@@ -95,7 +96,7 @@ def open_bench(options: dict[str, str]) -> "Bench":
         raise UserError(f"dtype={options['dtype'][:40]}: write float32, bfloat16 or float16")
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?|mps", options["device"]):
         raise UserError(f"device={options['device'][:40]}: write cpu or cuda")
-    guided, compiling = (yes_or_no(key, options[key]) for key in ("guided", "compile"))
+    guided, compiling, offloading = (yes_or_no(key, options[key]) for key in ("guided", "compile", "offload"))
     if options["json"]:
         check_place(Path(options["json"]))
     from spectrum_bench.conformance.bench import Bench
@@ -104,7 +105,7 @@ def open_bench(options: dict[str, str]) -> "Bench":
 
     cache = Cache(named, never)
     case = open_case(options["pipeline"], call, steps, size, options["dtype"], options["device"])
-    return Bench(case, cache, guided, compiling)
+    return Bench(case, cache, guided, compiling, offloading)
 
 
 def prepared(options: dict[str, str]) -> "dict[str, Callable[[], Finding]]":

@@ -26,6 +26,7 @@ class Bench:
     Attributes:
         guided_alone: every call has the pipeline's own guidance, for a cache that needs both branches.
         compiling: blocks are compiled, too.
+        offloading: weights are offloaded, too.
         broken: the cache does not take the pipeline, or breaks its call.
     """
 
@@ -33,6 +34,7 @@ class Bench:
     cache: Cache
     guided_alone: bool = False
     compiling: bool = False
+    offloading: bool = False
     broken: bool = False
     plain: dict[Ask, Ran] = field(default_factory=dict)
     alone: dict[Ask, Ran] = field(default_factory=dict)

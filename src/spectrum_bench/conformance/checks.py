@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from spectrum_bench.conformance.bench import TINY, Bench, DoesNotApply, apart, demand, near, one_line, steps_of, work
-from spectrum_bench.conformance.compiling import compiled
+from spectrum_bench.conformance.compiling import under_compile
+from spectrum_bench.conformance.offloading import under_offload
 from spectrum_bench.conformance.pipelines import Ask, Interrupted, Ran
 from spectrum_bench.conformance.state import Before
 from spectrum_bench.conformance.watch import live_bytes
@@ -223,32 +224,6 @@ def experts(bench: Bench) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Compiled
-
-
-def under_compile(bench: Bench) -> str:
-    """The plain pipeline shows first that compiled blocks give the bits of others here."""
-    if not bench.compiling:
-        raise DoesNotApply("compile=true")
-    case, a = bench.case, bench.a
-    plain, alone = bench.uncached(a).latents, bench.fresh(a).latents
-    try:
-        with compiled(case.pipe) as traced:
-            without = case.latents(a)
-    except Exception as error:  # whatever dynamo says of a pipeline's blocks
-        raise DoesNotApply(f"the plain pipeline's blocks do not compile: {one_line(error)}") from None
-    if not torch.equal(without, plain):
-        raise DoesNotApply(f"compiled, the plain pipeline is another one: {apart(without, plain)}")
-    with bench.switched_on(), compiled(case.pipe) as cached:
-        latents = case.latents(a)
-    demand(torch.equal(latents, alone), f"with compiled blocks it is another cache: {apart(latents, alone)}")
-    return (
-        f"compiled blocks give the same bits; graphs: {cached.graphs}, graph breaks: {cached.breaks} "
-        f"(without the cache: {traced.graphs}, {traced.breaks})"
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # What it costs, and what stays
 
 
@@ -302,6 +277,7 @@ CHECKS: dict[str, Check] = {
     "guidance on and off": guidance_on_and_off,
     "two experts": experts,
     "compiled": under_compile,
+    "offloaded": under_offload,
     "gone afterwards": gone,
     "memory": memory,
     "waits": waits,
