@@ -9,7 +9,7 @@ import torch
 
 from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.algorithm import Algorithm
-from spectrum_bench.caching.session import Branch
+from spectrum_bench.caching.branch import Branch
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.errors import BadValue, DoesNotFit

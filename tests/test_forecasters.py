@@ -157,7 +157,7 @@ def test_senseless_constants_raise(call):
 
 def test_forgetting_rows_of_weight_zero_changes_no_forecast(rng):
     """A session keeps only what the next step would read; every later forecast must be the same as from all rows."""
-    from spectrum_bench.caching.session import Branch
+    from spectrum_bench.caching.branch import Branch
     from spectrum_bench.caching.weights import Remembered
 
     for name in KEPT:
@@ -309,7 +309,7 @@ def test_each_channel_follows_its_own_solver(dtype, rng):
 
 
 def test_rows_that_no_channel_reads_are_forgotten():
-    from spectrum_bench.caching.session import Branch
+    from spectrum_bench.caching.branch import Branch
     from spectrum_bench.caching.weights import Remembered
 
     branch = Branch(Remembered(partial(forecasters.hyca, solvers=["taylor2", "reuse"], channels=[0, 1, 1])))

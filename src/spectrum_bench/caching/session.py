@@ -10,116 +10,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, anatomy, stacked
-from spectrum_bench.caching.history import History, tensors
+from spectrum_bench.caching.branch import Branch, kind_of, not_compiled
+from spectrum_bench.caching.control import Control, defer
+from spectrum_bench.caching.history import History
 from spectrum_bench.caching.noise import noise_ratio
 from spectrum_bench.caching.offloading import free_afterwards
 from spectrum_bench.caching.weights import Remembered
-from spectrum_bench.decisions import Gate, Progressing, State
+from spectrum_bench.decisions import Gate, Progressing
 from spectrum_bench.errors import DoesNotFit
-from spectrum_bench.forecasters import Forecaster, Weights, follows_gate
+from spectrum_bench.forecasters import Forecaster, follows_gate
 from spectrum_bench.schedules import Schedule, begun, plan
 from spectrum_bench.signals import OUTPUT, Call, Place, Signal
-
-Own = TypeVar("Own")
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def not_compiled(function: Function) -> Function:
-    """Keep a function out of torch.compile, which compiles the hooks of compiled blocks too."""
-    wrapped: Function = torch.compiler.disable(function)
-    return wrapped
-
-
-class Branch:
-    """The memory of one guidance branch of one denoiser.
-
-    Attributes:
-        computing: the decision about this step.
-        computed: the steps that were computed.
-        times: the computed steps whose features are not forgotten.
-        histories: the cached features, one history for each slot; sites name the slots.
-        state: the gate's state; None for a mask.
-        output: the denoiser's output at the newest computed step, if the gate observes it.
-    """
-
-    def __init__(
-        self,
-        remembered: Remembered,
-        state: State | None = None,
-        progress: Callable[[], float | None] | None = None,
-        history: Callable[[list[int]], History] = lambda times: History(),
-    ):
-        self._remembered, self.state, self._progress = remembered, state, progress
-        self.computing = True
-        self.computed: list[int] = []
-        self.times: list[int] = []
-        self.histories: defaultdict[str, History] = defaultdict(partial(history, self.times))
-        self.weights: Weights = ()
-        self.output: Tensor | None = None
-        self.late: dict[Signal, Tensor] = {}  # signals of the newest computed step that came after its decision
-        self._own: dict[tuple[type, str], Any] = {}
-        self.seen: tuple[int, object] | None = None  # the newest step, and shape and dtype of its latent
-
-    def continues(self, step: int, latent: Tensor) -> bool:
-        """Whether this branch ran at the step before, on a latent of the same shape and dtype. If guidance ends or
-        begins in mid-run, the batch changes or a branch is left out, and the branch must start anew."""
-        return self.seen is not None and step - self.seen[0] <= 1 and self.seen[1] == _kind(latent)
-
-    def begin(self, step: int, computing: bool) -> None:
-        """Record the decision about a step, and compute the weights of a skipped step's forecast."""
-        self.computing = computing or not self.times
-        if self.computing:
-            self.computed.append(step)
-            self._remembered.append(self.times, step)
-        elif self._progress is None:
-            self.weights = self._remembered.at(self.times, step)
-        else:
-            self.weights = self._remembered.following(self.times, step, self._progress())
-
-    def note_skipped(self, step: int) -> None:
-        """Correct the record of a step that other people's code has skipped."""
-        self.computing = False
-        self.computed.remove(step)
-
-    def own(self, kind: type[Own], slot: str = "") -> Own:
-        """A site's own state, a dataclass, one for each class and slot. It is made on first use, and its tensors count
-        as cache."""
-        key = (kind, slot)
-        if key not in self._own:
-            self._own[key] = kind()
-        state: Own = self._own[key]
-        return state
-
-    @not_compiled
-    def store(self, slot: str, feature: Tensor) -> None:
-        """Append a computed step's feature to the slot's history."""
-        history = self.histories[slot]
-        history.append(feature)
-        history.forget(len(self.times))
-
-    def refresh(self, slot: str, tokens: Tensor, values: Tensor) -> None:
-        """Put (B, k, D) values at the (B, k) tokens of the newest feature."""
-        self.histories[slot].refresh(tokens, values)
-
-    def forecast(self, slot: str) -> Tensor:
-        """The feature at a skipped step."""
-        return self.histories[slot].combine(self.weights)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the histories and of every tensor in the states of gate and site."""
-        states = {id(tensor): tensor.nbytes for tensor in tensors([self.output, self.late, self.state, self._own])}
-        return sum(states.values()) + sum(history.nbytes for history in self.histories.values())
-
-
-def _kind(latent: Tensor) -> object:
-    return (latent.shape, latent.dtype) if isinstance(latent, Tensor) else None
 
 
 class Session:
@@ -135,6 +41,7 @@ class Session:
         history: makes a history of the features at `times`, which grow before a feature is appended.
         timestep: returns the pipeline's current timestep.
         cache_bytes: the most bytes held at the end of a step.
+        control: the pipeline's ControlNet, if skipped steps do not run it.
     """
 
     branch: Branch
@@ -166,6 +73,7 @@ class Session:
         self.history: Callable[[list[int]], History] = lambda times: History()
         self.held_elsewhere: list[Callable[[], int]] = []
         self.cache_bytes = 0
+        self.control: Control | None = None
 
     @property
     def computing(self) -> bool:
@@ -209,7 +117,7 @@ class Session:
         if branch is None or not branch.continues(self.step, latent):
             self._begin_anew(key)
         self.branch, self._leader = self.branches[key], self.branches.get((name, 0))
-        self.branch.seen = (self.step, _kind(latent))
+        self.branch.seen = (self.step, kind_of(latent))
         self._seen, self.undecided = dict(self.branch.late), True
         self.decide_at(Call(latent, timestep, self.branch.output, partial(self._noise, self.step)))
 
@@ -262,6 +170,8 @@ class Session:
 
     def end_call(self, output: Tensor) -> None:
         """A denoiser has run: keep its output if the gate observes it."""
+        if self.control is not None:
+            self.control.end()
         if OUTPUT in self.observes and self.computing:
             self.branch.output = output
 
@@ -278,7 +188,13 @@ class Attachable(Protocol):
     """The part of a site (caching/sites/base.py) that a session needs."""
 
     @property
+    def front(self) -> int: ...
+
+    @property
     def at_scheduler(self) -> bool: ...
+
+    @property
+    def defers_control(self) -> bool: ...
 
     def attach(self, denoiser: nn.Module, anatomy: Anatomy, session: Session, undo: ExitStack) -> None: ...
 
@@ -316,6 +232,14 @@ def cached(
     session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep, noise)
     with ExitStack() as undo:
         free_afterwards(pipe, undo)
+        control = getattr(pipe, "controlnet", None)
+        if site is not None and control is not None:
+            if site.front:
+                raise DoesNotFit(
+                    f"{type(pipe).__name__} adds a ControlNet's residuals between blocks, and front blocks would miss "
+                    "theirs: use a site without site.front"
+                )
+            session.control = defer(control, lambda: session.computing, undo) if site.defers_control else None
         for name, denoiser in networks.items():
             _keep_time(name, denoiser, session, undo)
             for signal in session.observes:

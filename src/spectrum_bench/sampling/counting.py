@@ -14,8 +14,9 @@ from torch import Tensor
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
+from spectrum_bench.caching.branch import Branch
 from spectrum_bench.caching.history import tensors
-from spectrum_bench.caching.session import Branch, Session, denoisers
+from spectrum_bench.caching.session import Session, denoisers
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Seen
 from spectrum_bench.forecasters import Forecaster

@@ -110,6 +110,7 @@ class Sampler:
         self._call(job, observers, Laps(self.pipe._execution_device), "latent")
 
     def _call(self, job: Job, observers: Sequence[Observer], laps: Laps, output: str) -> tuple[Any, Session]:
+        device = self.pipe._execution_device
         with ExitStack() as undo:
             session = undo.enter_context(self.algorithm.attach(self.pipe, self.num_steps))
             for observer in observers:
@@ -125,6 +126,8 @@ class Sampler:
 
             laps.mark()
             self._mark_end_of_text(laps, undo)
+            undo.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            torch.manual_seed(job.seed)  # SD3's ControlNet pipeline draws from torch's own generator
             sample = self.pipe(
                 **{**self.arguments, **self._inputs(job)},
                 **self._prompt_and_noise(job),

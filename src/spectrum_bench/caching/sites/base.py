@@ -45,6 +45,11 @@ class Site:
         return False
 
     @property
+    def defers_control(self) -> bool:
+        """Whether a skipped step adds no residual of a ControlNet, so that it need not run there."""
+        return False
+
+    @property
     def steps_differ(self) -> bool:
         """Whether what a step computes depends on its number, and not only on being computed or on its place in the
         gap. Then the operations of a sample do not follow from a few of its steps."""
@@ -99,6 +104,10 @@ class Around(Site):
     @property
     def at_scheduler(self) -> bool:
         return self.site.at_scheduler
+
+    @property
+    def defers_control(self) -> bool:
+        return self.site.defers_control
 
     @property
     def steps_differ(self) -> bool:

@@ -21,6 +21,10 @@ class Output(Site):
     def runs_blocks(self) -> bool:
         return False
 
+    @property
+    def defers_control(self) -> bool:
+        return True
+
     def feature(self, output: Tensor, latent: Tensor) -> Tensor:
         """The feature to cache."""
         return output

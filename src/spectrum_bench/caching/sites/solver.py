@@ -75,6 +75,10 @@ class SchedulerSite(Site):
         return False
 
     @property
+    def defers_control(self) -> bool:
+        return True
+
+    @property
     def at_scheduler(self) -> bool:
         return True
 

@@ -27,6 +27,10 @@ class StackSite(Site):
 
     reads_embedded: ClassVar[bool] = True
 
+    @property
+    def defers_control(self) -> bool:
+        return True
+
     def feature(self, embedded: Tensor, entering: Tensor, leaving: Tensor) -> Tensor:
         """The feature to cache.
 
@@ -143,6 +147,13 @@ class _Entry(StandIn):
                 f"{type(block).__name__} cannot be skipped: it gives {tuple(leaving.shape)} where the first block gets "
                 f"{tuple(self.entering.shape)}; say in ANATOMY which stacks count, or which tokens are the image's"
             )
+        if self.session.control is None:
+            self.keep(leaving)
+        else:
+            self.session.control.leave(leaving, self.keep)
+
+    def keep(self, leaving: Tensor) -> None:
+        """Store the feature."""
         self.session.branch.store("stack", self.site.feature(self.embedded, self.entering, leaving))
         self.embedded = self.entering = None
 
@@ -213,7 +224,7 @@ def bypass(
             setattr(denoiser, name, _Stack(part, None if i else entry, runs))
         else:
             setattr(denoiser, name, _Through(part, session, runs))
-    if isinstance(first, nn.ModuleList) and len(first) > 1:
+    if isinstance(first, nn.ModuleList) and len(first) > 1 and session.control is None:
         _untouched(first[0], first[1], undo)
 
 
@@ -232,8 +243,8 @@ def _refuse_skipped_layers(denoiser: nn.Module, needed: set[int], undo: ExitStac
 
 
 def _untouched(first: nn.Module, second: nn.Module, undo: ExitStack) -> None:
-    """Refuse a model that changes the tokens between its first and second block (a ControlNet's residuals, VACE's
-    hints): at a skipped step it would change the forecast in the same way."""
+    """Refuse a model that changes the tokens between its first and second block (VACE's hints): at a skipped step it
+    would change the forecast in the same way."""
     given: list[Tensor] = []
     first_io, second_io = BlockIO(first), BlockIO(second)
 

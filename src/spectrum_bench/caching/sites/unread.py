@@ -10,8 +10,9 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument
+from spectrum_bench.caching.branch import Branch
 from spectrum_bench.caching.history import tensors
-from spectrum_bench.caching.session import Branch, Session
+from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import StandIn, replace
 
 

@@ -1,0 +1,142 @@
+"""A ControlNet under caching: a skipped step runs neither the network nor the ControlNet."""
+
+from contextlib import contextmanager
+from functools import cache
+
+import diffusers
+import pytest
+import torch
+from helpers import MASK, STEPS, TAYLOR, denoiser, inventory, run, sample
+from PIL import Image
+
+from spectrum_bench import forecasters, gates, schedules
+from spectrum_bench.caching.sites.modules import Modules
+from spectrum_bench.caching.sites.output import OutputResidual
+from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
+from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.sampling.small import no_identity
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+SITES = (LastBlock(), StackResidual(), OutputResidual())
+PICTURE = Image.new("RGB", (64, 64), (200, 30, 30))
+PICTURE.paste((20, 220, 90), (16, 16, 40, 56))
+
+
+def _flux(pipe):
+    return diffusers.FluxControlNetPipeline, diffusers.FluxControlNetModel.from_transformer(
+        pipe.transformer,
+        num_layers=1,
+        num_single_layers=1,  # whose residual is also added behind the last block
+        attention_head_dim=pipe.transformer.config.attention_head_dim,
+        num_attention_heads=pipe.transformer.config.num_attention_heads,
+    )
+
+
+def _sd3(pipe):
+    config = dict(pipe.transformer.config) | dict(num_layers=1)  # from_transformer would change the transformer's own
+    return diffusers.StableDiffusion3ControlNetPipeline, diffusers.SD3ControlNetModel.from_config(config)
+
+
+def _sdxl(pipe):
+    net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32, 32))
+    return diffusers.StableDiffusionXLControlNetPipeline, net
+
+
+MAKERS = {"flux": (_flux, "control_image"), "sd3": (_sd3, "control_image"), "sdxl": (_sdxl, "image")}
+
+
+@pytest.fixture(scope="module")
+def controlled(random_pipes):
+    """Makes a pipeline with a random ControlNet of the miniature, and the arguments of its call."""
+
+    @cache
+    def make(name):
+        plain = random_pipes(name)
+        make_network, argument = MAKERS[name]
+        torch.manual_seed(1)
+        kind, network = make_network(plain)
+        no_identity(network.eval())
+        pipe = kind(**plain.components, controlnet=network)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe, {argument: PICTURE, "controlnet_conditioning_scale": 0.5}
+
+    return make
+
+
+def draw(function, *given, **control):
+    """What `sample` or `run` gives. SD3's pipeline draws the picture's latent from torch's own generator."""
+    torch.manual_seed(2)
+    return function(*given, **control)
+
+
+@contextmanager
+def counted(network):
+    """The steps at which a ControlNet itself runs: at which its first part does."""
+    calls = []
+    first = getattr(network, "x_embedder", None) or getattr(network, "pos_embed", None) or network.conv_in
+    hook = first.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    hook.remove()
+
+
+@pytest.mark.parametrize("name", [n if n == "flux" else pytest.param(n, marks=pytest.mark.slow) for n in MAKERS])
+def test_a_skipped_step_runs_no_controlnet(controlled, random_pipes, name):
+    pipe, control = controlled(name)
+    target, before = draw(sample, pipe, name, **control), inventory(pipe.controlnet) + inventory(denoiser(pipe))
+    assert not torch.equal(target, draw(sample, random_pipes(name), name))
+    for site in SITES:
+        assert torch.equal(draw(run, pipe, name, site, schedules.full, TAYLOR, **control)[0], target), site
+        with counted(pipe.controlnet) as calls:
+            cached, session = draw(run, pipe, name, site, MASK, TAYLOR, **control)
+        assert len(calls) == len(session.computed_steps) == 3, site
+        assert not torch.equal(cached, target) and torch.isfinite(cached).all(), site
+        assert inventory(pipe.controlnet) + inventory(denoiser(pipe)) == before, site
+    assert torch.equal(draw(sample, pipe, name, **control), target)
+
+
+@pytest.mark.parametrize("name,epilogue", [("flux", "norm_out"), ("sd3", "norm_out"), ("sdxl", "conv_norm_out")])
+def test_what_enters_the_epilogue_is_what_is_cached(controlled, name, epilogue):
+    """Every step runs, and at skipped ones the epilogue gets what it got at the newest computed one."""
+    pipe, control = controlled(name)
+    kept, step = [], 0
+
+    def give(module, args):
+        if step in (0, 1, 4):
+            kept[:] = args[:1]
+        return (kept[0], *args[1:])
+
+    def next_step(pipe, i, t, tensors):
+        nonlocal step
+        step = i + 1
+        return tensors
+
+    hook = getattr(denoiser(pipe), epilogue).register_forward_pre_hook(give)
+    expected = draw(sample, pipe, name, callback=next_step, **control)
+    hook.remove()
+    assert torch.equal(draw(run, pipe, name, LastBlock(), MASK, forecasters.reuse, **control)[0], expected)
+
+
+def test_a_gate_decides_before_the_controlnet_runs(controlled):
+    """TeaCache decides at the first block, after the pipeline has called the ControlNet."""
+    pipe, control = controlled("flux")
+    gate = gates.accumulated(threshold=1e9, polynomial=[1.0, 0.0])
+    with counted(pipe.controlnet) as calls:
+        _, session = draw(run, pipe, "flux", StackResidual(), gate, forecasters.reuse, **control)
+    assert 1 < len(calls) == len(session.computed_steps) < STEPS
+
+
+def test_sites_that_run_blocks_run_the_controlnet(controlled):
+    pipe, control = controlled("flux")
+    with counted(pipe.controlnet) as calls:
+        _, session = draw(run, pipe, "flux", Modules(), MASK, TAYLOR, **control)
+    assert len(calls) == STEPS > len(session.computed_steps)
+
+
+def test_front_blocks_and_guess_mode_are_refused(controlled):
+    pipe, control = controlled("flux")
+    with pytest.raises(DoesNotFit, match="ControlNet's residuals between blocks.*use a site without site.front"):
+        draw(run, pipe, "flux", TailResidual(), MASK, TAYLOR, **control)
+    pipe, control = controlled("sdxl")
+    with pytest.raises(DoesNotFit, match="leave guess_mode out, or use site=modules"):
+        draw(run, pipe, "sdxl", LastBlock(), MASK, TAYLOR, guess_mode=True, **control)
