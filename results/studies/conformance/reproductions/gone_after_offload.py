@@ -1,6 +1,6 @@
-"""SeaCache, enabled on a pipeline under enable_model_cpu_offload, is gone after the first call, silently. Its hook is on
-the denoiser itself, whose forward the pipeline makes anew at the end of a call. Guided FasterCache has such a hook too.
-(The way out: offload after enable_cache.)"""
+"""SeaCache, enabled on a pipeline under enable_model_cpu_offload, is gone after the first call, silently. Its hook is
+on the denoiser itself, whose forward the pipeline makes anew at the end of a call. Guided FasterCache has such a hook
+too. (The way out: offload after enable_cache.)"""
 
 import torch
 from diffusers import AutoencoderKLWan, SeaCacheConfig, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
