@@ -11,6 +11,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from models import models, steps
 from spectrum_bench.commands.compose import build, settings_of
 from spectrum_bench.commands.entry import composed
 from spectrum_bench.paths import ROOT
@@ -23,16 +24,6 @@ from spectrum_bench.sampling.settings import RunSettings
 PAGE = ROOT / "docs" / "memory.md"
 CARDS = (12, 16, 24, 48, 80)  # GB
 HEAD = ("`model=`", "size", "steps", "weights", "other tensors", "cache of Spectrum", "uncached fits", "Spectrum fits")
-STEPS = {
-    "chroma": 40,
-    "flux-kontext": 28,
-    "flux-schnell": 4,
-    "qwen-image-edit": 40,
-    "sd3-5-medium": 40,
-    "wan2-2-i2v": 40,
-    "wan2-2-t2v": 40,
-    "z-image-turbo": 8,
-}  # as docs/models.md has it; the others 50
 SMALLER = {  # a size below the model's own that people run on smaller cards
     "hunyuan": ("model.num_frames=33",),
     "hunyuan1-5": ("model.num_frames=61",),
@@ -47,9 +38,9 @@ SMALLER = {  # a size below the model's own that people run on smaller cards
 def row(model: str, words: tuple[str, ...]) -> list[str]:
     """The cells of a model at a size."""
     config = "video" if "num_frames" in (ROOT / f"configs/model/{model}.yaml").read_text(encoding="utf-8") else "base"
-    steps = f"num_inference_steps={STEPS.get(model, 50)}"
+    number = f"num_inference_steps={steps(models()[model])}"
     uncached, spectrum = (
-        settings(config, f"model={model}", f"algo={algo}", steps, *words) for algo in ("nocache", "spectrum")
+        settings(config, f"model={model}", f"algo={algo}", number, *words) for algo in ("nocache", "spectrum")
     )
     with tempfile.TemporaryDirectory() as folder:
         plain, cached = (count(each, build(each), job(each, Path(folder))) for each in (uncached, spectrum))

@@ -21,7 +21,7 @@ SCHEMA = 2  # of config.yaml, records and summary.json. Up to commit 6771973 the
 DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 # Model settings that decide no pixel: `weights` does, which tells the LoRAs and quantized files too.
-DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora", "gguf"}
+DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora", "gguf", "page"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -168,6 +168,7 @@ class ModelSettings:
     metrics: tuple[str, ...] | None = None
     dev_prompts: str | None = None
     needs: tuple[str, ...] | None = None  # what each line of the prompt file gives beside the prompt
+    page: Mapping[str, Any] | None = None  # what docs/models.md says of it: scripts/models.py
     weights: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -235,7 +236,9 @@ class ModelSettings:
         """The node of a configuration: some keys always, and the others if they differ from their defaults."""
         always = ("name", "repo", "init", "dtype", "arguments", "width", "height", "judge")
         defaults = {entry.name: entry.default for entry in fields(self)}
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "extra"}
+        values = {
+            entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in ("extra", "page")
+        }
         node = {k: v for k, v in values.items() if k in always or v not in (defaults[k], {}, None)}
         if self.metrics is not None:
             node["metrics"] = list(self.metrics)
