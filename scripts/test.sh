@@ -12,7 +12,7 @@ types=$(mktemp)
 mypy --no-error-summary >"$types" &   # beside the tests: of a fresh checkout it takes twenty seconds of one core
 status=0
 # One more than cores: for a third of the time tests wait for programs that they start.
-python -m pytest -n $(($(nproc) < 4 ? $(nproc) + 1 : 4)) "$@" || status=$?
+python -m pytest -n $(($(nproc) < 4 ? $(nproc) + 1 : 4)) --dist worksteal "$@" || status=$?
 wait $! || status=$?
 cat "$types"
 rm "$types"

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def paired(model: str, algo: str, *words: str) -> RunSettings:
     cfg = method(f"algo={algo}", *words).copy()
     cfg.model = node("model", model)
     return settings_of(cfg)
+
+
+def first_of_its_site(algos: Iterable[str]) -> list[str]:
+    """Of each site that the algorithms' YAMLs name one algorithm, the first: the others put the same stand-ins into a
+    denoiser."""
+    chosen: dict[str | None, str] = {}
+    for algo in algos:
+        lines = (Path(CONFIGS) / "algo" / f"{algo}.yaml").read_text(encoding="utf-8")
+        site = re.search(r"override /site@\S+ (\S+)", lines)
+        chosen.setdefault(site and site[1], algo)
+    return list(chosen.values())
 
 
 def examples() -> dict[str, str]:

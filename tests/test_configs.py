@@ -100,7 +100,7 @@ def test_every_model_and_algorithm_builds(algo):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", GROUPS["schedule"])
-@pytest.mark.parametrize("algo", ["reuse", "taylorseer", "spectrum"])
+@pytest.mark.parametrize("algo", ["reuse", "spectrum"])
 def test_any_schedule_with_any_forecaster_and_site(algo, schedule):
     sites = {name: node("site", name) for name in GROUPS["site"]}
     words = {
@@ -215,6 +215,7 @@ def test_a_key_that_nobody_reads_is_refused(compose, words, said):
         check_upstream_keys(compose(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words,said",
     [

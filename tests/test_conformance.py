@@ -8,7 +8,7 @@ import golden
 import numpy as np
 import pytest
 import torch
-from helpers import inventory, paired, settings
+from helpers import first_of_its_site, inventory, paired, settings
 
 from spectrum_bench import schedules
 from spectrum_bench.caching.session import cached, denoisers
@@ -37,7 +37,8 @@ SITES = sorted(
     for p in Path(CONFIGS, "site").glob("*.yaml")
     if not p.stem.startswith(("diffusers_", "cachedit_", "fitted_", "kinds"))  # the last two have steps of their own
 )
-STEPS, FEWER = 12, 8
+STEPS, FEWER, FEW = 12, 8, 4
+CLIPS = ("tiny-hunyuan", "tiny-wan")  # they take long, so that B is one sample
 A = ("a large red ring on a gray background",)
 B = ("a small blue star on a navy background", "a large green cross on a teal background")
 
@@ -66,14 +67,26 @@ def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words
     return out, session, algorithm
 
 
+def cases() -> list[tuple[str, str]]:
+    """Every algorithm on every miniature; on HunyuanVideo's, which runs as FLUX's does but three times as long, one of
+    each site, and all that are refused."""
+    found = []
+    for model in MINIATURES:
+        refused = [algo for algo in ALGOS if (algo, model) in UNSUPPORTED]
+        fitting = [algo for algo in ALGOS if algo not in refused]
+        chosen = first_of_its_site(fitting) if model == "tiny-hunyuan" else fitting
+        found += [(algo, model) for algo in refused + chosen]
+    return sorted(found)
+
+
 @cache
-def plain(model: str) -> torch.Tensor:
+def plain(model: str, steps: int = STEPS) -> torch.Tensor:
     """Prompt A by the pipeline itself; diffusers' cache_context leaves its own registry at this first call."""
     arguments = settings(f"model={model}").model.arguments
     generator = [torch.Generator().manual_seed(0)]
     with torch.no_grad():
         return pipeline(model)(
-            list(A), num_inference_steps=STEPS, generator=generator, output_type="latent", **arguments
+            list(A), num_inference_steps=steps, generator=generator, output_type="latent", **arguments
         )[0]
 
 
@@ -82,19 +95,18 @@ def test_a_site_that_never_skips_gives_the_plain_pipelines_bits(site):
     """On each miniature, or it is refused there in one line; a site fits at least one of them."""
     fitting = 0
     for model in MINIATURES:
-        reference = plain(model)
+        reference = plain(model, FEW)
         try:
-            out, session, _ = run(model, "reuse", A, words=[f"site={site}", "schedule=full"])
+            out, session, _ = run(model, "reuse", A, steps=FEW, words=[f"site={site}", "schedule=full"])
         except DoesNotFit as refusal:
             assert "\n" not in str(refusal)
             continue
         fitting += 1
-        assert torch.equal(out, reference) and session.computed_steps == list(range(STEPS)), model
+        assert torch.equal(out, reference) and session.computed_steps == list(range(FEW)), model
     assert fitting, f"site={site} fits no miniature"
 
 
-@pytest.mark.parametrize("model", MINIATURES)
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo,model", cases())
 def test_every_algorithm(algo, model):
     """A, B, A, where B is two other prompts at once with another seed and number of steps; branches apart; a batch of
     two is two samples; nothing left behind."""
@@ -109,7 +121,7 @@ def test_every_algorithm(algo, model):
     before, steps = inventory(network), golden.STEPS_OF.get(algo, STEPS)  # some have constants for one number of steps
     fewer = golden.STEPS_OF.get(algo, FEWER)
     first, one, algorithm = run(model, algo, A, steps=steps)
-    both, _, _ = run(model, algo, B, seed=7, steps=fewer)
+    both, _, _ = run(model, algo, B[:1] if model in CLIPS else B, seed=7, steps=fewer)
     again, two, _ = run(model, algo, A, steps=steps)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
     assert inventory(network) == before and torch.isfinite(first).all()
@@ -122,6 +134,8 @@ def test_every_algorithm(algo, model):
         assert not torch.equal(first, reference) and one.cache_bytes > 0
     else:
         assert torch.equal(first, reference)
+    if model in CLIPS:
+        return
     assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
     if mask is None or algo == "clusca":  # a gate decides once for a batch; clusca's random tokens differ
         return

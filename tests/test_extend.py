@@ -98,6 +98,7 @@ WRONG_YAMLS = {  # file below my_configs -> (its text, words, what is said)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", WRONG_YAMLS)
 def test_what_is_left_out_of_a_yaml_is_told(tmp_path, file):
     text, words, told = WRONG_YAMLS[file]

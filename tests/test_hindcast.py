@@ -200,6 +200,7 @@ def killed_calibration(random_pipe, monkeypatch):
     return calibrate
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_goes_on_where_it_stopped(killed_calibration, tmp_path, capsys):
     """What follows a kill repeats the uncached samples, and the gap that was not finished."""
     whole, passes = killed_calibration(None)

@@ -103,6 +103,7 @@ def test_a_model_without_constants_and_another_number_of_steps_are_refused():
         build(settings("algo=l2p", "model=tiny-flux", "num_inference_steps=28"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny-flux", "tiny-sd3", "tiny-sdxl", "tiny-wan", "tiny-hunyuan"])
 def test_every_miniature_has_constants_for_any_mask(model):
     for word, passes in {"algo.passes=14": 14, "algo.passes=7": 7, "schedule=published/l2p_flux_6": 6}.items():

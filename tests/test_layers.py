@@ -222,6 +222,7 @@ def loaded(command: str) -> set[str]:
         return set(file.read().split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WITHOUT_A_MODEL)
 def test_what_needs_no_model_imports_no_torch(command):
     assert PACKAGE in (names := loaded(command)) and "torch" not in names

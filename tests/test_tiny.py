@@ -339,7 +339,7 @@ def test_a_shipped_miniature_draws_what_captions_say(folder):
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
     model = settings(f"model=tiny-{folder.name}").model
     pipe, judge = load_pipeline(model, "cpu"), load_judge(ROOT / model.judge)
-    captions = read_prompts(ROOT / "prompts" / ("moving.txt" if model.fps else "shapes.txt"), 16)
+    captions = read_prompts(ROOT / "prompts" / ("moving.txt" if model.fps else "shapes.txt"), 10)
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     out = pipe(captions, num_inference_steps=20, generator=generators, output_type="pt", **model.arguments)[0].float()
     clips = out if out.ndim == 5 else out[:, None]
