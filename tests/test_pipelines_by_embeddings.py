@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import inventory, settings
@@ -20,6 +21,7 @@ from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import small
+from spectrum_bench.sampling.sampler import on_white
 from spectrum_bench.sampling.steps import at_step_end
 
 STEPS = 8
@@ -157,6 +159,28 @@ def test_the_page_s_commands_name_keys_that_exist():
     assert len(commands) == len(ROWS)
     for script, words in commands:
         check_words({"text_to_image": "base", "text_to_video": "video"}.get(script, script), words.split())
+
+
+def test_a_kept_condition_leads_to_the_same_sample():
+    """Qwen-Image-2.1 computes the prompt's tokens once and keeps what attends to them; else they run at every step."""
+    for algo in ("spectrum", "taylorseer"):
+        kept, session = under("qwen-image-2-1", algo)
+        anew, other = under("qwen-image-2-1", algo, use_kv_cache=False)
+        assert session.computed_steps == other.computed_steps and len(other.computed_steps) < STEPS
+        torch.testing.assert_close(kept, anew, rtol=1e-4, atol=1e-4)
+
+
+def test_gates_observe_the_sample_s_own_tokens():
+    """With the condition kept, the first step has more tokens than the others."""
+    given = build(settings("algo=fbcache", "schedule.threshold=2", f"num_inference_steps={STEPS}"))
+    with given.attach(made("qwen-image-2-1")[0], STEPS) as session:
+        sampled("qwen-image-2-1", callback=session.callback)
+    assert 0 < len(session.computed_steps) < STEPS
+
+
+def test_a_transparent_picture_is_put_on_white():
+    red, clear, half = [1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0.5]
+    assert on_white(np.array([[red, clear, half]])).tolist() == [[[1, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5]]]
 
 
 def test_a_time_for_each_token_modulates_as_one_time_for_all_does():

@@ -45,7 +45,8 @@ class Anatomy:
         stacks: the names of the parts that a skipped step bypasses, in the order in which they run. None: every list
             of blocks that diffusers has registered.
         answer: hidden states -> the return value of the first block, if diffusers' registry does not describe it.
-        image: (last block's output, first block's input) -> the image tokens, if text tokens share their stream.
+        entering: the arguments of a block -> its image tokens, if a condition's share their stream at some steps.
+        image: (last block's output, first block's image tokens) -> the image tokens, if others share their stream.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
         tokens: the same, (B, L, D), as the first block's attention gets it, where TeaCache's signal is another.
         modules: the modules of each class of block, for per-module caching.
@@ -56,6 +57,7 @@ class Anatomy:
 
     stacks: tuple[str, ...] | None = None
     answer: Callable[[Tensor], object] | None = None
+    entering: Callable[[dict[str, Any]], Tensor] = lambda given: given["hidden_states"]
     image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
     modulated: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     tokens: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
@@ -96,6 +98,12 @@ def _pixels(block: nn.Module, given: dict[str, Any]) -> Tensor:
 def _behind_text(leaving: Tensor, entering: Tensor) -> Tensor:
     """The image tokens of a stream that begins with text."""
     return leaving[:, -entering.shape[1] :]
+
+
+def _target(given: dict[str, Any]) -> Tensor:
+    """The sample's own tokens, which follow the condition's unless those were computed before and are kept."""
+    tokens: Tensor = given["hidden_states"]
+    return tokens if given["kv_cache_mode"] == "cached" else tokens[:, -int(given["target_token_mask"].sum()) :]
 
 
 ATTENTIONS = ("attn", "attn2")
@@ -164,6 +172,7 @@ ANATOMY = {
         tokens=_pixels,
     ),
     "Flux2Transformer2DModel": Anatomy(image=_behind_text),
+    "QwenImage21Transformer2DModel": Anatomy(stacks=("transformer_blocks",), entering=_target, image=_behind_text),
     "ChromaTransformer2DModel": Anatomy(  # diffusers has registered none of its blocks
         stacks=("transformer_blocks", "single_transformer_blocks"),
         image=_behind_text,

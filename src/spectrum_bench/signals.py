@@ -140,7 +140,7 @@ TIMESTEP = Signal("timestep", Call, lambda at: at.timestep)
 NOISE = Signal("noise", Call, lambda at: at.noise())  # () sigma / alpha of the latent
 GRID = Signal("grid", FirstBlock, attach=_attach_grid)  # of the tokens: (height, width) or (frames, height, width)
 OUTPUT = Signal("output", Call, lambda at: at.output)  # at the newest computed step; missing before that
-ENTERING = Signal("entering", FirstBlock, lambda at: at.arguments["hidden_states"])  # the embedded latent
+ENTERING = Signal("entering", FirstBlock, lambda at: at.anatomy.entering(at.arguments))  # the embedded latent
 MODULATED = Signal("modulated", FirstBlock, _modulated)  # normalised and modulated by the timestep
 TOKENS = Signal("tokens", FirstBlock, _tokens)  # (B, L, D), as the first block's attention gets them
 MIDDLE = Signal("middle", Call, attach=_attach_middle, late=True)  # the attention's output, (B, L, D)

@@ -103,7 +103,7 @@ class Sampler:
         )
         if not np.isfinite(pixels).all():
             raise NotFinite("the decoded sample is not finite: try model.dtype=float32")
-        return (255 * pixels).round().astype(np.uint8), figures
+        return (255 * on_white(pixels)).round().astype(np.uint8), figures
 
     def watch(self, job: Job, observers: Sequence[Observer]) -> None:
         """Make the sample for its observers alone: nothing is decoded or timed."""
@@ -173,6 +173,15 @@ class Sampler:
         hooks += [denoiser.register_forward_pre_hook(text_done) for denoiser in denoisers(self.pipe).values()]
         for hook in hooks:
             undo.callback(hook.remove)
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """The picture without transparency, (H, W, 3), of one in [0, 1] with or without a fourth channel, its opacity."""
+    if pixels.shape[-1] != 4:
+        return pixels
+    opacity = pixels[..., 3:]
+    flat: np.ndarray = pixels[..., :3] * opacity + (1 - opacity)
+    return flat
 
 
 def latency(laps: list[float], computed: list[int]) -> Latency:

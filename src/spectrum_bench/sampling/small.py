@@ -232,6 +232,27 @@ def qwen_image_edit() -> Small:
     return pipe, qwen_image()[1] | dict(image=[PICTURE])
 
 
+def qwen_image21() -> Small:
+    """What attends to the prompt is kept from the first step on."""
+    transformer = diffusers.QwenImage21Transformer2DModel(
+        in_channels=4, out_channels=4, num_layers=2, context_in_dim=24, axes_dims_rope=(4, 6, 6), mlp_ratio=2, **SIZES
+    )
+    return diffusers.QwenImage21Pipeline(flow(), None, None, _Talk(), transformer), PAIR | dict(true_cfg_scale=4.0)
+
+
+class _Talk:
+    """In the place of a processor whose templates the pipeline measures."""
+
+    def __init__(self) -> None:
+        self.tokenizer = self
+
+    def apply_chat_template(self, *given: Any, **options: Any) -> list[list[int]]:
+        return [[0]]
+
+    def encode(self, text: str) -> list[int]:
+        return [0]
+
+
 MAKERS = {
     "flux": flux,
     "wan": wan,
@@ -245,6 +266,7 @@ MAKERS = {
     "flux-kontext": flux_kontext,
     "sd3-5-medium": sd35_medium,
     "qwen-image-edit": qwen_image_edit,
+    "qwen-image-2-1": qwen_image21,
     "cogvideox": cogvideox,
     "hunyuan1-5": hunyuan15,
     "hunyuan1-5-i2v": hunyuan15_i2v,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from spectrum_bench.anatomy import Anatomy, Argument, BlockIO, all_blocks, stacks
@@ -112,7 +113,7 @@ class _Entry(StandIn):
         self._embed(block, self.first_io.arguments(args, kwargs))
 
     def _embed(self, block: nn.Module, arguments: dict[str, Any]) -> None:
-        self.embedded = arguments["hidden_states"]
+        self.embedded = self.anatomy.entering(arguments)
         if FirstBlock in self.session.places:
             self.session.decide_at(FirstBlock(block, arguments, self.anatomy))
 
@@ -120,7 +121,7 @@ class _Entry(StandIn):
         arguments = self.io.arguments(args, kwargs)
         if not self.site.front:
             self._embed(self.module, arguments)
-        embedded, entering = self.embedded, arguments["hidden_states"]
+        embedded, entering = self.embedded, self.anatomy.entering(arguments)
         if Front in self.session.places:
             self.session.decide_at(Front(entering))
         if self.runs():
@@ -133,6 +134,8 @@ class _Entry(StandIn):
                 f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(hidden.shape)} to "
                 f"{tuple(entering.shape)} in a run"
             )
+        if entering is not arguments["hidden_states"]:  # a condition's tokens, which nothing behind the blocks needs
+            hidden = torch.cat([arguments["hidden_states"][:, : -hidden.shape[1]], hidden], 1)
         if self.anatomy.answer is not None:
             return self.anatomy.answer(hidden)
         return self.io.outputs(hidden, arguments)
