@@ -9,7 +9,7 @@ SIZE=${1:?tiny or full}; shift
 NAMES=${*:-$(cd configs/experiment && printf '%s\n' *.yaml | sed 's/\.yaml$//')}
 for name in $NAMES; do
     case $SIZE-$name in
-        full-*) python src/reproduce.py "$name" ;;
+        full-*) python src/reproduce.py "$name" report=results ;;
         tiny-table1_sd35 | tiny-table3_schedule) model=tiny-sd3 ;;
         tiny-fig10_sdxl) model=tiny-sdxl ;;
         tiny-table2_wan) model=tiny-wan ;;
@@ -18,5 +18,5 @@ for name in $NAMES; do
         *) echo "name tiny or full, not $SIZE" >&2; exit 2 ;;
     esac
     [ "$SIZE" = tiny ] || continue
-    python src/reproduce.py "$name" model="$model" total_prompt_num="${PROMPTS:-16}" rows="${ROWS:-6}"
+    python src/reproduce.py "$name" model="$model" report=results total_prompt_num="${PROMPTS:-16}" rows="${ROWS:-6}"
 done

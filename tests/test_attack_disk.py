@@ -250,7 +250,7 @@ def test_score(scored, ground, name, first):
     assert attack(lambda: command(scoring.main, *words), ground).code == 0
 
 
-@pytest.mark.parametrize("place", ["reports/a", "samples/a/tiny-flux/one"])
+@pytest.mark.parametrize("place", ["reports/tiny/flux/.a.new", "samples/a/tiny-flux/one"])
 def test_reproduce(experiments, tmp_path, ground, monkeypatch, place):
     """The report, or the scores, of one of two experiments are refused; the other is reported."""
 
@@ -270,7 +270,7 @@ def test_reproduce(experiments, tmp_path, ground, monkeypatch, place):
 
     outcome = attack(work, ground)
     assert in_one_line(outcome) and str(tmp_path / place) in outcome.words, outcome
-    assert (tmp_path / "reports/b/tiny-flux/index.html").exists() and not (tmp_path / "reports/a/tiny-flux").exists()
+    assert (tmp_path / "reports/tiny/flux/b/index.html").exists() and not (tmp_path / "reports/tiny/flux/a").exists()
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_a_table_of_the_paper_on_the_miniature_from_start_to_end(tmp_path):
     ]
     done = fabricate.run_script("reproduce.py", *words, f"out={tmp_path}/runs", f"report={tmp_path}/report")
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = tmp_path / "report/table4_granularity/tiny-flux"
+    folder = tmp_path / "report/tiny/flux/table4_granularity"
     text = (folder / "paper.md").read_text()
     assert (
         text.count("\n| ") == 5

@@ -1,13 +1,16 @@
 """What a machine may lack: a terminal that shows UTF-8, a home folder, ffmpeg."""
 
 import pwd
+import re
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
+from spectrum_bench.commands import ending
 from spectrum_bench.errors import MetricUnavailable, UserError
 from spectrum_bench.paths import environment_with_package, from_home, locate, with_tilde
 from spectrum_bench.sampling import media
@@ -88,3 +91,20 @@ def test_a_missing_ffmpeg_is_no_damage_of_a_clip(tmp_path, monkeypatch):
         media.read(path)
     assert not isinstance(told.value, media.Unreadable)
     media.check_ffmpeg.cache_clear()
+
+
+def test_a_python_without_the_packages_is_told_what_to_type(capsys):
+    """A newcomer types `python src/try.py` outside of .venv. A module of ours that is missing is a bug."""
+    with pytest.raises(SystemExit), ending.one_line():
+        raise ModuleNotFoundError("No module named 'hydra'", name="hydra")
+    told = capsys.readouterr().err
+    assert told.startswith("error: hydra is missing in ") and "source .venv/bin/activate" in told
+    with pytest.raises(ModuleNotFoundError), ending.one_line():
+        raise ModuleNotFoundError("No module named 'spectrum_bench.nowhere'", name="spectrum_bench.nowhere")
+
+
+def test_the_packages_that_cannot_be_missing_are_those_of_the_metadata():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", each)[0].replace("-", "_") for each in project["dependencies"]}
+    imported = {"hydra_core": "hydra", "Jinja2": "jinja2", "pillow": "PIL", "PyYAML": "yaml"}
+    assert {imported.get(name, name) for name in names} == ending.NEEDED

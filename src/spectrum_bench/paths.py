@@ -15,7 +15,6 @@ MODELS = ROOT / "configs" / "model"
 CALIBRATION = ROOT / "configs" / "calibration"
 PROMPTS = ROOT / "prompts"
 CITED = ROOT / "results" / "paper"  # published numbers
-RESULTS = ROOT / "results" if CHECKOUT else Path("results")  # the default folder of reports
 
 
 def from_home(path: str) -> Path:

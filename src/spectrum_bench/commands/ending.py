@@ -18,6 +18,11 @@ from spectrum_bench.errors import BROKEN_PIPE, INTERRUPTED, UserError
 from spectrum_bench.sampling.text import printable
 
 DEBUG = "SPECTRUM_BENCH_DEBUG"  # environment variable: show the traceback of a UserError too
+# What the package cannot do without: a Python that lacks one of these is another one than was set up.
+NEEDED = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "hydra", "omegaconf"}
+NEEDED |= {"ftfy", "numpy", "scipy", "pandas", "tabulate", "matplotlib", "jinja2", "PIL", "imageio", "imageio_ffmpeg"}
+NEEDED |= {"yaml", "psutil", "rich"}
+SET_UP = "source .venv/bin/activate, which bash scripts/demo.sh makes; elsewhere pip install ."
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMPATIENCE = 1  # seconds: a signal that comes sooner after the first one is the same wish
 # What a disk or its permissions refuse; any other OSError is a bug.
@@ -54,6 +59,10 @@ def one_line() -> Iterator[None]:
         raise SystemExit(BROKEN_PIPE) from None
     except OSError as error:
         fail(refusal(error))
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        fail(UserError(f"{error.name} is missing in {sys.executable}: {SET_UP}"))
 
 
 def refusal(error: OSError) -> UserError:

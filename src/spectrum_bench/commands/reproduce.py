@@ -6,7 +6,8 @@ usage: python src/reproduce.py                                    list them, wit
 
   model=...             another model than the paper's; a miniature needs no GPU
   out=...               folder of the samples; by default output_samples_paper/<experiment>/<model>
-  report=...            folder of the report; by default results/<model>/<experiment>
+  report=...            folder of reports: report=results writes results/<model>/<experiment>; by default they lie
+                        beside the samples
   rows=6                most prompts that the page shows pictures of
   key=value             other keys go to every run: total_prompt_num=8 ngpu=2 device=cpu ...
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return
-    from spectrum_bench.reporting.paper import names, read_plans
+    from spectrum_bench.reporting.paper import names, output_folder, read_plans
 
     experiments = [word for word in argv if "=" not in word]
     words = dict(word.split("=", 1) for word in argv if "=" in word)
@@ -53,7 +54,9 @@ def main(argv: list[str]) -> None:
     troubles = []
     for plan in plans:
         folder = Path(out or "output_samples_paper") / plan.name / plan.model
-        place = Path(report) / plan.name / plan.model if report else None
+        place = (
+            output_folder(plan, Path(report)) if report else folder / "report"
+        )  # a trial replaces no published table
         try:
             run_and_show(plan, folder, place, [f"{key}={value}" for key, value in words.items()], rows)
         except UserError as error:  # the other experiments go on
@@ -74,7 +77,7 @@ def show_list(plans: Sequence["Plan"]) -> None:
     )
 
 
-def run_and_show(plan: "Plan", folder: Path, report: Path | None, extra: list[str], rows: int) -> None:
+def run_and_show(plan: "Plan", folder: Path, report: Path, extra: list[str], rows: int) -> None:
     """Run an experiment, and write its report.
 
     Raises:
@@ -224,7 +227,7 @@ def started(command: str, words: Sequence[str], stdout: int | None = None) -> It
             raise
 
 
-def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: int) -> None:
+def show(plan: "Plan", folder: Path, out: Path, failed: list[str], rows: int) -> None:
     """Score the runs, and write the report and the paper's numbers beside ours.
 
     Args:
@@ -236,12 +239,11 @@ def show(plan: "Plan", folder: Path, out: Path | None, failed: list[str], rows: 
     from spectrum_bench.reporting import plots
     from spectrum_bench.reporting.formats import plain
     from spectrum_bench.reporting.page import write_report
-    from spectrum_bench.reporting.paper import lines_of, output_folder, side_by_side
+    from spectrum_bench.reporting.paper import lines_of, side_by_side
     from spectrum_bench.reporting.rows import Table
     from spectrum_bench.scoring.evaluation import evaluate
     from spectrum_bench.scoring.experiments import read_experiment
 
-    out = out or output_folder(plan)
     reference, *others = (read_experiment(folder / run.name) for run in plan.runs if run.name not in failed)
     list(evaluate(others, reference))
     texts: dict[str, bytes] = {}

@@ -204,7 +204,9 @@ def plain(table: Table) -> str:
     head, *rows = tabulate(lines, tablefmt="plain", disable_numparse=True).splitlines()
     rule = "-" * max(map(len, [head, *rows]))
     footnotes = [*(f"({mark}) {reason}" for reason, mark in marks.items()), *table.notes]
-    return "\n".join([head, rule, *rows, "", *(" ".join(note.split()) for note in footnotes)])
+    return "\n".join(
+        [head, rule, *rows, "", *(" ".join(note.split()).replace(", bold: ", ", *: ") for note in footnotes)]
+    )
 
 
 FORMATS: dict[str, Callable[[Table], Files]] = {

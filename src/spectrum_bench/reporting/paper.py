@@ -13,7 +13,7 @@ import yaml
 from scipy.stats import kendalltau
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import CALIBRATION, CITED, MODELS, RESULTS, ROOT
+from spectrum_bench.paths import CALIBRATION, CITED, MODELS, ROOT
 from spectrum_bench.reporting import notes
 from spectrum_bench.reporting.cells import DASH
 from spectrum_bench.reporting.formats import md, pipe_table
@@ -252,6 +252,6 @@ def lines_of(table: Table, plan: Plan) -> dict[str, list[Row]]:
     return lines
 
 
-def output_folder(plan: Plan) -> Path:
-    """The report's folder, such as results/tiny/flux/table1_flux or results/flux/table1_flux."""
-    return RESULTS / plan.model.replace("tiny-", "tiny/") / plan.name
+def output_folder(plan: Plan, reports: Path) -> Path:
+    """The report's folder in one of reports, such as results/tiny/flux/table1_flux or results/flux/table1_flux."""
+    return reports / plan.model.replace("tiny-", "tiny/") / plan.name
