@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from memory import SMALLER, STEPS, job, settings
+import models
+from memory import SMALLER, job, settings
 from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
@@ -57,7 +58,7 @@ def rows(model: str) -> Iterator[list[object]]:
 def row(model: str, words: tuple[str, ...], method: str) -> list[object] | None:
     """The line of a method; None if it does not fit the model."""
     config = "video" if "num_frames" in (ROOT / f"configs/model/{model}.yaml").read_text(encoding="utf-8") else "base"
-    steps = STEPS.get(model, 50)
+    steps = models.steps(models.models()[model])
     try:
         made = settings(config, f"model={model}", *METHODS[method], f"num_inference_steps={steps}", *words)
         algorithm = build(made)

@@ -80,6 +80,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "flux-kontext": {"transformer_blocks": 19, "single_transformer_blocks": 38},
         "qwen-image": {"transformer_blocks": 60},
         "qwen-image-edit": {"transformer_blocks": 60},
+        "qwen-image-2-1": {"transformer_blocks": 32},
         "z-image": {"layers": 30},
         "z-image-turbo": {"layers": 30},
         "flux2-klein": {"transformer_blocks": 8, "single_transformer_blocks": 24},
@@ -251,6 +252,16 @@ CALLS["qwen-image-edit"] = (  # 1024 x 1024 pixels; the tokens of the given pict
     ),
     (1, 2 * 4096, 3072),
 )
+CALLS["qwen-image-2-1"] = (  # 2048 x 2048 pixels; the prompt's tokens run with the picture's, and are not kept
+    lambda: {
+        "hidden_states": tensor(1, 128 * 128, 64),
+        "encoder_hidden_states": tensor(1, 40, 4096),
+        "timestep": time(1),
+        "img_shapes": [[(1, 128, 128)]],
+        "img_mask": torch.cat([torch.zeros(1, 40), torch.ones(1, 64 * 64)], 1).bool(),
+    },
+    (1, 128 * 128, 4096),
+)
 CALLS["z-image"] = CALLS[
     "z-image-turbo"
 ] = (  # 1024 x 1024 pixels, lists of samples and prompts; image and text are one
@@ -393,6 +404,17 @@ SMALLER = {
             "fullatt_block_indexes": [1],
         },
     },
+    "Qwen3VLForConditionalGeneration": {
+        "text_config": SMALL_LLM | {"rope_scaling": {"mrope_section": [4, 6, 6], "rope_type": "default"}},
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [1],
+        },
+    },
     "Mistral3ForConditionalGeneration": {
         "text_config": SMALL_LLM | {"model_type": "mistral", "num_hidden_layers": 32},
         "vision_config": {
@@ -408,6 +430,7 @@ SMALLER = {
     "AutoencoderKL": VAE,
     "AutoencoderKLFlux2": VAE,
     "AutoencoderKLQwenImage": {"base_dim": 8, "num_res_blocks": 1},
+    "AutoencoderKLQwenImage21": {"base_dim": 8, "decoder_base_dim": 8, "num_res_blocks": 1},
     "AutoencoderKLCogVideoX": VAE,
     "AutoencoderKLHunyuanVideo": VAE,
     "AutoencoderKLHunyuanVideo15": {"block_out_channels": [32, 32, 32, 32, 64], "layers_per_block": 1},
@@ -427,6 +450,7 @@ SMALLER = {
         "approximator_hidden_dim": 64,
     },
     "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 64},
+    "QwenImage21Transformer2DModel": {"num_layers": 2, "num_attention_heads": 1, "context_in_dim": 64},
     "ZImageTransformer2DModel": {
         "n_layers": 2,
         "n_refiner_layers": 1,
@@ -543,7 +567,8 @@ def test_a_small_copy_runs_through_the_unchanged_call(small, name):
     pipe = random_pipeline(name, dtype="float32", device="cpu")
     assert torch.equal(torch.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
     picture = draw(pipe)
-    assert picture.shape == (given(pipe).get("num_frames", 1), 64, 64, 3)
+    opacity = name == "qwen-image-2-1"  # a fourth channel
+    assert picture.shape == (given(pipe).get("num_frames", 1), 64, 64, 3 + opacity)
     assert np.isfinite(picture).all() and picture.std() > 0
     with cached(
         pipe,
@@ -580,6 +605,7 @@ def test_two_networks_are_foretold_as_they_run(small):
     [
         ("flux-kontext", ["+model.arguments._auto_resize=False", "model.arguments.max_area=4096"]),
         ("qwen-image-edit", []),
+        ("qwen-image-2-1", []),
         ("wan2-1-i2v", ["model.num_frames=5"]),
         ("hunyuan1-5", ["model.num_frames=5"]),
     ],

@@ -56,6 +56,7 @@ RANDOM = [  # those of sampling/small.py, which needs torch
     "flux-kontext",
     "sd3-5-medium",
     "qwen-image-edit",
+    "qwen-image-2-1",
     "cogvideox",
     "hunyuan1-5",
     "hunyuan1-5-i2v",

@@ -130,7 +130,8 @@ def _processor(kind: Any, *, tokenizer: dict[str, Any], image_processor: dict[st
     tokens = _build(tokenizer, dtype=torch.float32, device="cpu")
     tokens.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
     patches = _build(image_processor, dtype=torch.float32, device="cpu")
-    return kind(image_processor=patches, tokenizer=tokens, video_processor=transformers.Qwen2VLVideoProcessor())
+    clips = transformers.Qwen2VLVideoProcessor()
+    return kind(image_processor=patches, tokenizer=tokens, video_processor=clips, chat_template=CHAT)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from spectrum_bench.sampling.settings import ModelSettings
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
+VALUED = {"img_mask"}  # arguments of denoisers whose values decide shapes
 
 
 def meta_pipeline(model: ModelSettings) -> Any:
@@ -50,7 +51,9 @@ def on_meta(network: nn.Module, undo: ExitStack) -> None:
     def take(module: nn.Module, args: Any, kwargs: Any) -> Any:
         if "input_ids" in kwargs:  # their number decides the shapes; a picture's patches would be placed by values
             kwargs = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")}
-        return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        decide = {name: kwargs[name] for name in VALUED & kwargs.keys()}
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+        return args, kwargs | decide
 
     def give(module: nn.Module, args: Any, output: Any) -> Any:
         return tree_map_only(Tensor, lambda tensor: torch.zeros_like(tensor, device=CPU), output)
@@ -191,4 +194,6 @@ class _Fused(TorchFunctionMode):
             query, key, value = list(args[:3]) + named
             if query.is_meta and query.shape[1] == key.shape[1]:
                 return aten._scaled_dot_product_efficient_attention(query, key, value, None, False)[0]
+        if func is torch.where and len(args) == 3 and getattr(args[1], "is_meta", False):
+            args = (args[0].to("meta"), *args[1:])  # a mask of VALUED is on the CPU
         return func(*args, **kwargs)
