@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, and for each budget a table and a page.
+# Runs every method on a miniature at three budgets, about 16, 14 and 10 of 50 passes: samples, scores, for each budget a table and a page, and budgets.md.
 #   bash scripts/methods_table.sh             tiny-flux, 32 captions that nothing was fitted or chosen on: what results/tiny/flux/methods holds
 #   bash scripts/methods_table.sh tiny-sd3    another one
 #   STEPS=28 bash scripts/methods_table.sh    about 14, 10 and 7 of 28 passes
@@ -105,3 +105,5 @@ for budget in $BUDGETS; do
     python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget" \
         baseline="reuse-$budget" rows="${ROWS:-4}"
 done
+echo
+python scripts/budgets.py "$REPORT"
