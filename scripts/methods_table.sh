@@ -4,7 +4,7 @@
 #   bash scripts/methods_table.sh tiny-sd3    another one
 #   STEPS=28 bash scripts/methods_table.sh    about 14, 10 and 7 of 28 passes
 #   PROMPTS=8 BUDGETS=14 ROWS=2 OUT=... REPORT=... bash scripts/methods_table.sh
-# src/budget.py searches for thresholds on other prompts, once. They are written to $OUT/thresholds.
+# src/budget.py searches for thresholds on other prompts, once. They are written to $OUT/thresholds, and beside the tables.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt   # these name cache-dit
 MODEL=${1:-tiny-flux}
 STEPS=${STEPS:-50} PROMPTS=${PROMPTS:-32} SEED=${SEED:-5000}
@@ -105,5 +105,6 @@ for budget in $BUDGETS; do
     python src/report.py "$OUT/nocache-again" "$OUT"/*-"$budget" reference="$OUT/nocache" out="$REPORT/$budget" \
         baseline="reuse-$budget" rows="${ROWS:-4}"
 done
+[ ! -d "$REPORT" ] || cp "$OUT/thresholds" "$REPORT/thresholds"
 echo
 python scripts/budgets.py "$REPORT"
