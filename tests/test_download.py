@@ -429,10 +429,10 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
     [
         ("model=fluks", r"there is no model=fluks \(did you mean flux\?\); choose of .*flux.*, all"),
         ("model=tiny-flux", "there is no model=tiny-flux to fetch: its weights are in this repository"),
-        ("prompts=draw", "choose of drawbench, coco, vbench, all"),
+        ("prompts=draw", "choose of drawbench, coco, vbench, geneval, all"),
         (
             "metrics=fvd",
-            "choose of lpips, .*dino, clip, clip_g, pickscore, hpsv2, imagereward, musiq, fid, vbench, all",
+            "choose of lpips, .*dino, clip, clip_g, pickscore, hpsv2, geneval, imagereward, musiq, fid, vbench, all",
         ),
         ("metrics=", "choose of lpips"),
         ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),

@@ -8,6 +8,7 @@ from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling.catalogue import Entry
 from spectrum_bench.scoring.metrics import papers
 from spectrum_bench.scoring.metrics.contracts import Metric, ModelFacts
+from spectrum_bench.scoring.metrics.geneval import DETAILS as GENEVAL
 from spectrum_bench.scoring.metrics.vbench import DIMENSIONS
 
 __all__ = ["DEFAULT", "METRICS", "Metric", "ModelFacts", "chosen", "weights"]
@@ -91,6 +92,12 @@ METRICS = {
             "hpsv2", "single", "HPSv2.1", True, "preference:make_hpsv2", 2, batched=True,
             packages=("torch", "open-clip-torch", "torchvision"),
             about="HPSv2.1 (arXiv:2306.09341): 100 cos, of the whole picture with a black margin",
+        ),
+        Metric(
+            "geneval", "files", "GenEval", True, "geneval:make_geneval", 3, unit="share", details=GENEVAL, pooled=True,
+            only="pictures", packages=("torch", "transformers", "open-clip-torch"),
+            about="GenEval (arXiv:2310.11513): its prompts and rules, with Mask2Former's own weights in the place of "
+            "MMDetection's; the mean over six tasks, not comparable with published values beyond that",
         ),
         Metric(
             "musiq", "files", "MUSIQ", True, digits=2, environment="musiq", only="pictures",

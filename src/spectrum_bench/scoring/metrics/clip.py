@@ -62,6 +62,23 @@ def load(
     Raises:
         MetricUnavailable: the file does not fit the architecture.
     """
+    from spectrum_bench.scoring.metrics.batches import device
+
+    model, own, tokenizer = network(metric, architecture, path)
+    return cosines(
+        metric,
+        transform or own,
+        lambda pictures: model.encode_image(pictures, normalize=True),
+        lambda prompts: model.encode_text(tokenizer(prompts).to(device()), normalize=True),
+    )
+
+
+def network(metric: str, architecture: str, path: Path) -> tuple[Any, "Callable[[Any], Tensor]", Any]:
+    """open_clip's `architecture` with the file at `path`, what makes a picture of PIL its input, and its tokenizer.
+
+    Raises:
+        MetricUnavailable: the file does not fit the architecture.
+    """
     import open_clip
     from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]
 
@@ -72,14 +89,7 @@ def load(
     except (RuntimeError, AssertionError, KeyError, UnpicklingError) as error:  # of open_clip and of torch
         reason = str(error).split("\n")[0]
         raise MetricUnavailable(metric, f"{path} does not fit {architecture} ({reason})", "download it again") from None
-    model.eval()
-    tokenizer = open_clip.get_tokenizer(architecture)
-    return cosines(
-        metric,
-        transform or own,
-        lambda pictures: model.encode_image(pictures, normalize=True),
-        lambda prompts: model.encode_text(tokenizer(prompts).to(device()), normalize=True),
-    )
+    return model.eval(), own, open_clip.get_tokenizer(architecture)
 
 
 def cosines(
