@@ -448,7 +448,7 @@ def test_what_does_not_exist_is_refused_with_what_does(word, message):
 def test_words_stand_for_names():
     everything = read_catalogue(weights())
     wanted, dry_run = parse(["prompts=all", "metrics=clip,lpips,clip", "--dry-run"], everything)
-    assert dry_run and wanted == [("prompts", n) for n in ("drawbench", "coco", "vbench")] + [
+    assert dry_run and wanted == [("prompts", n) for n in ("drawbench", "coco", "vbench", "geneval")] + [
         ("metrics", "clip"), ("metrics", "lpips"),
     ]  # fmt: skip
     assert ("model", "flux") in parse(["model=all"], everything)[0]
