@@ -4,7 +4,7 @@ pipeline's own loop, guidance, scheduler and packing run as they are."""
 import inspect
 import re
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,9 +16,11 @@ import models as page
 from spectrum_bench import schedules
 from spectrum_bench.anatomy import ANATOMY
 from spectrum_bench.caching.session import cached, denoisers
+from spectrum_bench.caching.sites.stack import LastBlock
 from spectrum_bench.commands.compose import build
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.forecasters import reuse
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import small
 from spectrum_bench.sampling.sampler import on_white
@@ -73,11 +75,11 @@ REFUSED = {name: node["page"]["refuses"] for name, node in page.models().items()
 ON_PAGE = {algo: "site=modules" if algo == "taylorseer on modules" else f"algo={algo}" for algo in WORDS}
 KNOWN = {algo: {name for name in MAKERS if word not in REFUSED[name]} for algo, word in ON_PAGE.items()}
 WAY_OUT = {
-    "easycache": "output is no latent's shape",
+    "easycache": "output is no latent's shape|more than one output",
     "teacache": "no timestep-modulated input is known",
     "taylorseer on modules": "site=last_block",
     "seacache": "no modulated tokens|without frequencies|needs none",
-    "freqca": "use an algo without frequencies",
+    "freqca": "use an algo without frequencies|second stream",
 }
 
 
@@ -176,6 +178,41 @@ def test_gates_observe_the_sample_s_own_tokens():
     with given.attach(made("qwen-image-2-1")[0], STEPS) as session:
         sampled("qwen-image-2-1", callback=session.callback)
     assert 0 < len(session.computed_steps) < STEPS
+
+
+def test_a_sound_is_forecast_as_the_clip_is():
+    """Under reuse, what enters both epilogues of LTX-2 at a skipped step is what did at the newest computed one."""
+    pipe, arguments = made("ltx-2")
+    (denoiser,) = denoisers(pipe).values()
+    computed, kept, step, calls = (0, 1, 4), {}, 0, {"norm_out": 0, "audio_norm_out": 0}
+
+    def sampled_both(callback):
+        call = arguments | dict(height=64, width=64, num_inference_steps=STEPS, output_type="latent", return_dict=False)
+        return pipe(**call, callback_on_step_end=callback, generator=torch.Generator().manual_seed(0))
+
+    def give(name, module, given):
+        key = (name, calls[name] % 3)  # three calls a step
+        calls[name] += 1
+        if step in computed:
+            kept[key] = given
+        return kept[key]
+
+    def next_step(pipe, i, t, tensors):
+        nonlocal step
+        step = i + 1
+        return tensors
+
+    hooks = [getattr(denoiser, name).register_forward_pre_hook(partial(give, name)) for name in calls]
+    expected = sampled_both(next_step)
+    for hook in hooks:
+        hook.remove()
+    mask = partial(schedules.mask, steps=list(computed))
+    with cached(pipe, schedule=mask, forecaster=reuse, site=LastBlock(), num_steps=STEPS) as session:
+        out = sampled_both(session.callback)
+    assert all(map(torch.equal, out, expected)) and session.computed_steps == list(computed)
+    corrected = build(settings("algo=hindsight", "schedule.passes=4", f"num_inference_steps={STEPS}"))
+    with pytest.raises(DoesNotFit, match="second scheduler.*site=last_block"), corrected.attach(pipe, STEPS):
+        pass
 
 
 def test_a_transparent_picture_is_put_on_white():

@@ -47,6 +47,7 @@ class Anatomy:
         answer: hidden states -> the return value of the first block, if diffusers' registry does not describe it.
         entering: the arguments of a block -> its image tokens, if a condition's share their stream at some steps.
         image: (last block's output, first block's image tokens) -> the image tokens, if others share their stream.
+        second: whether what diffusers calls the stream of text is the sample's too (a sound's), and forecast like it.
         modulated: (first block, its arguments by name) -> the timestep-modulated input, TeaCache's signal.
         tokens: the same, (B, L, D), as the first block's attention gets it, where TeaCache's signal is another.
         modules: the modules of each class of block, for per-module caching.
@@ -59,6 +60,7 @@ class Anatomy:
     answer: Callable[[Tensor], object] | None = None
     entering: Callable[[dict[str, Any]], Tensor] = lambda given: given["hidden_states"]
     image: Callable[[Tensor, Tensor], Tensor] = lambda leaving, entering: leaving
+    second: bool = False
     modulated: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     tokens: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
     modules: dict[str, BlockModules] = field(default_factory=dict)
@@ -173,6 +175,7 @@ ANATOMY = {
     ),
     "Flux2Transformer2DModel": Anatomy(image=_behind_text),
     "QwenImage21Transformer2DModel": Anatomy(stacks=("transformer_blocks",), entering=_target, image=_behind_text),
+    "LTX2VideoTransformer3DModel": Anatomy(stacks=("transformer_blocks",), second=True),
     "ChromaTransformer2DModel": Anatomy(  # diffusers has registered none of its blocks
         stacks=("transformer_blocks", "single_transformer_blocks"),
         image=_behind_text,
@@ -198,6 +201,11 @@ CORRECTED = {  # blocks that diffusers' registry describes wrongly, or leaves ou
     "AuraFlowJointTransformerBlock": TEXT_FIRST,
     "HunyuanVideo15TransformerBlock": TransformerBlockMetadata(
         return_hidden_states_index=0, return_encoder_hidden_states_index=1
+    ),
+    "LTX2VideoTransformerBlock": TransformerBlockMetadata(
+        return_hidden_states_index=0,
+        return_encoder_hidden_states_index=1,
+        encoder_hidden_states_argument_name="audio_hidden_states",
     ),
     "ZImageTransformerBlock": TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
 }
@@ -241,44 +249,12 @@ def stacked(latent: Any) -> Any:
     return torch.stack(latent) if isinstance(latent, list) and len({x.shape for x in latent}) == 1 else latent
 
 
-class TokenGrid:
-    """The grid of the image or video tokens, (height, width) or (frames, height, width), from the first call that the
-    denoiser gets."""
-
-    def __init__(self, denoiser: nn.Module):
-        self.name = type(denoiser).__name__
-        self.latent, self.places = Argument(denoiser, 0), Argument(denoiser, "img_ids")
-        settings: Any = denoiser.config
-        patch = getattr(settings, "patch_size", 1)
-        self.patch = (
-            patch if isinstance(patch, (tuple, list)) else (getattr(settings, "patch_size_t", 1) or 1, patch, patch)
-        )
-        self.grid: tuple[int, ...] = ()
-
-    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-        """The grid in a call with these positional and named arguments.
-
-        Raises:
-            DoesNotFit: the latent is packed, and no argument says where its tokens are.
-        """
-        if not self.grid:
-            latent, places = self.latent.of(args, kwargs), self.places.of(args, kwargs)
-            if isinstance(latent, Tensor) and latent.ndim > 3:
-                sizes = latent.shape[2:]
-                self.grid = tuple(n // p for n, p in zip(sizes, self.patch[-len(sizes) :], strict=True))
-            elif places is not None:  # (..., L, axes), whole numbers from 0
-                sizes = (places.flatten(0, -2).amax(0) + 1).int().tolist()
-                self.grid = tuple(n for n in sizes if n > 1)
-            else:
-                raise DoesNotFit(f"nothing tells how the tokens of {self.name} lie: use an algo without frequencies")
-        return self.grid
-
-
 class BlockIO:
     """Where a block's streams are among its arguments and outputs, looked up once when hooks are attached."""
 
     def __init__(self, block: nn.Module):
         self.names, self.where = parameter_names(block), _metadata(block)
+        self.second = str(self.where.encoder_hidden_states_argument_name)  # the argument with the other stream
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The block's arguments by name, its image or video tokens as "hidden_states"."""

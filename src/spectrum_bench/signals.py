@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from spectrum_bench.anatomy import Anatomy, TokenGrid, stacks
+from spectrum_bench.anatomy import Anatomy, Argument, stacks
 from spectrum_bench.errors import DoesNotFit
 
 
@@ -111,6 +111,39 @@ def _tokens(at: FirstBlock) -> Tensor:
     if modulate is None:
         raise DoesNotFit(f"no modulated tokens are known for {type(at.block).__name__}: add them to ANATOMY")
     return modulate(at.block, at.arguments)
+
+
+class TokenGrid:
+    """The grid of the image or video tokens, (height, width) or (frames, height, width), from the first call that the
+    denoiser gets."""
+
+    def __init__(self, denoiser: nn.Module):
+        self.name = type(denoiser).__name__
+        self.latent, self.places = Argument(denoiser, 0), Argument(denoiser, "img_ids")
+        settings: Any = denoiser.config
+        patch = getattr(settings, "patch_size", 1)
+        self.patch = (
+            patch if isinstance(patch, (tuple, list)) else (getattr(settings, "patch_size_t", 1) or 1, patch, patch)
+        )
+        self.grid: tuple[int, ...] = ()
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+        """The grid in a call with these positional and named arguments.
+
+        Raises:
+            DoesNotFit: the latent is packed, and no argument says where its tokens are.
+        """
+        if not self.grid:
+            latent, places = self.latent.of(args, kwargs), self.places.of(args, kwargs)
+            if isinstance(latent, Tensor) and latent.ndim > 3:
+                sizes = latent.shape[2:]
+                self.grid = tuple(n // p for n, p in zip(sizes, self.patch[-len(sizes) :], strict=True))
+            elif places is not None:  # (..., L, axes), whole numbers from 0
+                sizes = (places.flatten(0, -2).amax(0) + 1).int().tolist()
+                self.grid = tuple(n for n in sizes if n > 1)
+            else:
+                raise DoesNotFit(f"nothing tells how the tokens of {self.name} lie: use an algo without frequencies")
+        return self.grid
 
 
 def _attach_grid(denoiser: nn.Module, anatomy: Anatomy, report: Report, undo: ExitStack) -> None:

@@ -224,6 +224,11 @@ def cached(
             "one from the other's: use a site in the denoiser, such as site=last_block"
         )
     for name, denoiser in networks.items():
+        if site is not None and site.at_scheduler and anatomy(denoiser).second:
+            raise DoesNotFit(
+                f"{type(pipe).__name__} has a second scheduler, for what {name} makes beside the picture, and this "
+                "site corrects the first one's latent alone: use a site in the denoiser, such as site=last_block"
+            )
         if site is not None and hasattr(denoiser, "_orig_mod"):
             raise DoesNotFit(
                 f"torch.compile(pipe.{name}) hides its modules: use pipe.{name}.compile(), or compile blocks"

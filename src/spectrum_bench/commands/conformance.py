@@ -58,6 +58,7 @@ RANDOM = [  # those of sampling/small.py, which needs torch
     "qwen-image-edit",
     "qwen-image-2-1",
     "cogvideox",
+    "ltx-2",
     "hunyuan1-5",
     "hunyuan1-5-i2v",
     "wan2-1-i2v",

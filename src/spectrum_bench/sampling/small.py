@@ -12,6 +12,7 @@ from torch import nn
 
 from spectrum_bench.caching.session import denoisers
 from spectrum_bench.sampling.small_hunyuan import hunyuan, hunyuan15, hunyuan15_i2v
+from spectrum_bench.sampling.small_ltx2 import ltx2
 from spectrum_bench.sampling.small_parts import PAIR, PICTURE, POOLED, POOLED_PAIR, SIZES, Small, flow, text
 
 
@@ -268,6 +269,7 @@ MAKERS = {
     "qwen-image-edit": qwen_image_edit,
     "qwen-image-2-1": qwen_image21,
     "cogvideox": cogvideox,
+    "ltx-2": ltx2,
     "hunyuan1-5": hunyuan15,
     "hunyuan1-5-i2v": hunyuan15_i2v,
     "wan2-1-i2v": wan21_i2v,

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from spectrum_bench import checks
-from spectrum_bench.anatomy import Anatomy, TokenGrid
+from spectrum_bench.anatomy import Anatomy
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site
 from spectrum_bench.caching.sites.stack import StackSite
 from spectrum_bench.forecasters import Forecaster
 from spectrum_bench.frequencies import low_band, on_grid
 from spectrum_bench.schedules import Schedule
+from spectrum_bench.signals import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Split(StackSite):
     """The same once the denoiser is known."""
 
     reads_embedded: ClassVar[bool] = False
+    one_stream: ClassVar[bool] = True
     cutoff: float
     grid: TokenGrid
 

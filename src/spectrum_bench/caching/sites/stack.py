@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from spectrum_bench.caching.sites.unread import leave_out_unread
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.signals import FirstBlock, Front
 
+Streams = dict[str, Tensor]  # by the slot of their feature
 Runs = Callable[[], bool]  # whether the blocks run in the current step and branch
 
 
@@ -24,9 +26,11 @@ class StackSite(Site):
 
     Attributes:
         reads_embedded: whether `restore` reads `embedded` or `entering`.
+        one_stream: whether feature and forecast are of the image's stream alone.
     """
 
     reads_embedded: ClassVar[bool] = True
+    one_stream: ClassVar[bool] = False
 
     @property
     def defers_control(self) -> bool:
@@ -105,30 +109,37 @@ class _Entry(StandIn):
         super().__init__(blocks[site.front], session)
         self.site, self.anatomy, self.runs = site, anatomy, runs
         self.io, self.first_io, self.last_io = (BlockIO(block) for block in (self.module, blocks[0], blocks[-1]))
-        self.embedded: Any = None  # both are held from the first block to the last one of a step
-        self.entering: Any = None
+        self.embedded: Streams = {}  # both are held from the first block to the last one of a step
+        self.entering: Streams = {}
 
     def embed(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         """Hook before the first block, if this stand-in replaces a later one."""
         self._embed(block, self.first_io.arguments(args, kwargs))
 
     def _embed(self, block: nn.Module, arguments: dict[str, Any]) -> None:
-        self.embedded = self.anatomy.entering(arguments)
+        self.embedded = self._streams(self.first_io, arguments)
         if FirstBlock in self.session.places:
             self.session.decide_at(FirstBlock(block, arguments, self.anatomy))
+
+    def _streams(self, io: BlockIO, arguments: dict[str, Any]) -> Streams:
+        """What is forecast, by slot, of the tokens that a block gets."""
+        streams = {"stack": self.anatomy.entering(arguments)}
+        return streams | ({"second": arguments[io.second]} if self.anatomy.second else {})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         arguments = self.io.arguments(args, kwargs)
         if not self.site.front:
             self._embed(self.module, arguments)
-        embedded, entering = self.embedded, self.anatomy.entering(arguments)
+        embedded, streams = self.embedded, self._streams(self.io, arguments)
         if Front in self.session.places:
-            self.session.decide_at(Front(entering))
+            self.session.decide_at(Front(streams["stack"]))
         if self.runs():
-            self.entering = entering
+            self.entering = streams
             return self.module(*args, **kwargs)
-        self.embedded = None
-        hidden = self.site.restore(embedded, entering, self.session.branch.forecast("stack"))
+        self.embedded = {}
+        branch, restore = self.session.branch, self.site.restore
+        restored = {slot: restore(embedded[slot], streams[slot], branch.forecast(slot)) for slot in streams}
+        hidden, entering = restored.pop("stack"), streams["stack"]
         if hidden.shape != entering.shape:
             raise DoesNotFit(
                 f"{type(self.module).__name__} cannot be skipped: its input changed from {tuple(hidden.shape)} to "
@@ -138,27 +149,32 @@ class _Entry(StandIn):
             hidden = torch.cat([arguments["hidden_states"][:, : -hidden.shape[1]], hidden], 1)
         if self.anatomy.answer is not None:
             return self.anatomy.answer(hidden)
-        return self.io.outputs(hidden, arguments)
+        return self.io.outputs(hidden, arguments | ({self.io.second: restored["second"]} if restored else {}))
 
     def leave(self, block: nn.Module, args: Any, output: Any) -> None:
         """Hook after the last block of a computed step: store the feature."""
-        if self.entering is None:
+        if not self.entering:
             raise DoesNotFit(f"{type(block).__name__} cannot be skipped: the model does not begin with its first block")
-        leaving = self.anatomy.image(self.last_io.hidden(output), self.entering)
-        if leaving.shape != self.entering.shape:
+        entering = self.entering["stack"]
+        leaving = self.anatomy.image(self.last_io.hidden(output), entering)
+        if leaving.shape != entering.shape:
             raise DoesNotFit(
                 f"{type(block).__name__} cannot be skipped: it gives {tuple(leaving.shape)} where the first block gets "
-                f"{tuple(self.entering.shape)}; say in ANATOMY which stacks count, or which tokens are the image's"
+                f"{tuple(entering.shape)}; say in ANATOMY which stacks count, or which tokens are the image's"
             )
+        second = self.last_io.text(output)
         if self.session.control is None:
-            self.keep(leaving)
+            self.keep(leaving, second)
         else:
-            self.session.control.leave(leaving, self.keep)
+            self.session.control.leave(leaving, partial(self.keep, second=second))
 
-    def keep(self, leaving: Tensor) -> None:
-        """Store the feature."""
-        self.session.branch.store("stack", self.site.feature(self.embedded, self.entering, leaving))
-        self.embedded = self.entering = None
+    def keep(self, leaving: Tensor, second: Tensor | None) -> None:
+        """Store the features."""
+        for slot, entering in self.entering.items():
+            left = leaving if slot == "stack" else second
+            assert left is not None  # ANATOMY says that there is one
+            self.session.branch.store(slot, self.site.feature(self.embedded[slot], entering, left))
+        self.embedded, self.entering = {}, {}
 
 
 class _Through(StandIn):
@@ -207,6 +223,8 @@ def bypass(
         DoesNotFit: the denoiser's blocks cannot be skipped.
         BadValue: the site has more front blocks than the first stack has blocks.
     """
+    if anatomy.second and site.one_stream:
+        raise DoesNotFit(f"{type(denoiser).__name__} has a second stream to forecast: use site=last_block")
     parts = {name: getattr(denoiser, name) for name in stacks(denoiser)}
     blocks = all_blocks(denoiser)
     first = next(iter(parts.values()))

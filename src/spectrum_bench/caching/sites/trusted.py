@@ -44,6 +44,7 @@ class _Shrunk(StackSite):
     """The same once the session is known."""
 
     reads_embedded: ClassVar[bool] = False
+    one_stream: ClassVar[bool] = True
     trust: Trusted
     session: Session
 
