@@ -13,7 +13,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.scoring.metrics import METRICS, clip, detector, geneval
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
-from spectrum_bench.scoring.metrics.geneval import Asked, Found, parse, relations, shows
+from spectrum_bench.scoring.metrics.geneval_rules import Asked, Found, parse, relations, shows
 
 
 @pytest.mark.parametrize("prompt, task, asked", [

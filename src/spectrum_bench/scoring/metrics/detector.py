@@ -13,7 +13,7 @@ from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.scoring.metrics import clip
 from spectrum_bench.scoring.metrics.batches import device, whole_float32
-from spectrum_bench.scoring.metrics.geneval import COLOURS, SURE, THINGS, Found
+from spectrum_bench.scoring.metrics.geneval_rules import COLOURS, SURE, THINGS, Found
 
 GREY = "#999999"  # what stands around a thing whose colour is asked for
 TEMPLATES = ("a photo of a {colour} {thing}", "a photo of a {colour}-colored {thing}", "a photo of a {colour} object")
