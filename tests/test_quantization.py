@@ -14,6 +14,7 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import quantizing
 from spectrum_bench.sampling.identity import identity
 from spectrum_bench.sampling.models import identify, load_pipeline
+from spectrum_bench.sampling.runtime import OFFLOADS
 
 FILE = "model.gguf={transformer: a.gguf}"
 
@@ -32,6 +33,7 @@ def installed(monkeypatch):
         (["model.quantization=int8", FILE], "model.gguf is read with model.quantization=gguf, not int8"),
         (["model.quantization=gguf", "model.gguf={vae: a.gguf}"], "model.gguf has vae, which is none of transformer"),
         (["model.quantization=gguf", "model.gguf=[a]"], "model.gguf=.* names no files: write model.gguf={"),
+        (["model.quantization=int8", "model.offload=sequential"], "model.offload=sequential cannot move .*: use group"),
         (["model.quantization=fp8", "model.init=random"], "model.quantization=fp8 is for weights of files"),
     ],
 )
@@ -103,7 +105,7 @@ def caches_alike(pipe, plain):
 @pytest.mark.usefixtures("no_gradients")
 def test_caching_on_eight_bits(weights, random_pipe, way):
     pytest.importorskip("torchao", reason="no torchao: pip install 'spectrum-bench[quant]'")
-    pipe = load_pipeline(settings(f"model.repo={weights}", f"model.quantization={way}").model, "cpu")
+    pipe = load(weights, way)
     linear = [module for module in denoiser(pipe).modules() if isinstance(module, nn.Linear)]
     assert all(
         type(module.weight.data).__name__ == {"int8": "Int8Tensor", "fp8": "Float8Tensor"}[way] for module in linear
@@ -112,11 +114,12 @@ def test_caching_on_eight_bits(weights, random_pipe, way):
     caches_alike(pipe, random_pipe)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_gradients")
-def test_caching_on_a_gguf(weights, random_pipe, tmp_path):
+@pytest.fixture(scope="module")
+def gguf_file(random_pipe, tmp_path_factory):
+    """The random FLUX in 8 bits."""
     gguf = pytest.importorskip("gguf", reason="no gguf: pip install 'spectrum-bench[quant]'")
-    kind, file = gguf.GGMLQuantizationType.Q8_0, gguf.GGUFWriter(tmp_path / "a.gguf", "flux")
+    path = tmp_path_factory.mktemp("gguf") / "a.gguf"
+    kind, file = gguf.GGMLQuantizationType.Q8_0, gguf.GGUFWriter(path, "flux")
     for name, tensor in denoiser(random_pipe).state_dict().items():
         if name.endswith(".weight") and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
             file.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
@@ -126,11 +129,35 @@ def test_caching_on_a_gguf(weights, random_pipe, tmp_path):
     file.write_kv_data_to_file()
     file.write_tensors_to_file()
     file.close()
+    return path
 
-    def load(part):
-        word = f"model.gguf={{{part}: {tmp_path}/a.gguf}}"
-        return load_pipeline(settings(f"model.repo={weights}", "model.quantization=gguf", word).model, "cpu")
 
+def load(weights, way, gguf_file=None, part="transformer"):
+    files = [f"model.gguf={{{part}: {gguf_file}}}"] if gguf_file else []
+    return load_pipeline(settings(f"model.repo={weights}", f"model.quantization={way}", *files).model, "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_gradients")
+def test_caching_on_a_gguf(weights, random_pipe, gguf_file):
     with pytest.raises(UserError, match="model.gguf names unet, and .* has transformer: name a file for each"):
-        load("unet")
-    caches_alike(load("transformer"), random_pipe)
+        load(weights, "gguf", gguf_file, part="unet")
+    caches_alike(load(weights, "gguf", gguf_file), random_pipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way,wrapped", [("int8", "model"), ("int8", "group"), ("gguf", "group"), ("fp8", "compile")])
+@pytest.mark.usefixtures("no_gradients")
+def test_caching_on_few_bits_under_another_wrapper(weights, request, way, wrapped):
+    """Offloaded or compiled, a cached sample is that of the quantized pipeline alone."""
+    pytest.importorskip("torchao", reason="no torchao: pip install 'spectrum-bench[quant]'")
+    file = request.getfixturevalue("gguf_file") if way == "gguf" else None
+    plain, pipe = load(weights, way, file), load(weights, way, file)
+    if wrapped == "compile":
+        denoiser(pipe).compile_repeated_blocks(backend="eager")
+    else:
+        OFFLOADS[wrapped](pipe, "cpu")
+    site, _, forecaster = ALGORITHMS["last_block"]
+    for schedule in (MASK, schedules.full):
+        expected = run(plain, "flux", site, schedule, forecaster)[0]
+        assert torch.equal(run(pipe, "flux", site, schedule, forecaster)[0], expected)

@@ -69,8 +69,9 @@ QUANTIZATIONS = {
 }
 
 
-def check_quantization_keys(way: object, files: object, init: str) -> None:
-    """The values of model.quantization and model.gguf. Nothing is imported and no file is opened.
+def check_quantization_keys(way: object, files: object, init: str, offload: str) -> None:
+    """The values of model.quantization and model.gguf, beside others of the model. Nothing is imported and no file is
+    opened.
 
     Raises:
         BadValue: a value is of the wrong kind, or they do not fit together.
@@ -86,6 +87,8 @@ def check_quantization_keys(way: object, files: object, init: str) -> None:
         raise BadValue(f"model.quantization=gguf needs the quantized file: {EXAMPLE}")
     if files and way != "gguf":
         raise BadValue(f"model.gguf is read with model.quantization=gguf, not {way}")
+    if offload == "sequential" and way != "none":  # accelerate makes each weight anew, which these do not bear
+        raise BadValue(f"model.offload=sequential cannot move the weights of model.quantization={way}: use group")
     if way != "none" and init == "random":
         raise BadValue(
             f"model.quantization={way} is for weights of files: leave it out, or leave out model.init=random"

@@ -208,7 +208,7 @@ class ModelSettings:
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
         check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)
-        check_quantization_keys(self.quantization, self.gguf, self.init)
+        check_quantization_keys(self.quantization, self.gguf, self.init, self.offload)
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))
             if not (is_whole(value) and value > 0 and value % 16 == 0):
