@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a grid of Spectrum's own numbers (blend, ridge, degree, growth of the gaps), scores it, and writes a table and a page.
+# Runs a grid of Spectrum's own numbers (w, lam, m, flex_window), scores it, and writes a table and a page.
 #   bash scripts/sweep_spectrum.sh model=tiny-flux total_prompt_num=8
 #   LAUNCHER=slurm_gpu W=0.5,1 LAM=0.01,0.1,1 M=4 FLEX=0.75,3 bash scripts/sweep_spectrum.sh model=flux prompt_file=prompts/drawbench.txt
 # A search instead of a grid: python src/tune.py --help

@@ -22,6 +22,7 @@ from spectrum_bench.reporting import paper
 from spectrum_bench.sampling import architectures
 from spectrum_bench.sampling import records as jobs
 from spectrum_bench.scoring.metrics import METRICS
+from spectrum_bench.version import __version__
 
 DOCS = ("run", "metrics", "paper-tables", "your-method", "statistics", "limits")
 README = (ROOT / "README.md").read_text()
@@ -200,3 +201,10 @@ def test_every_goal_has_a_state_and_names_what_shows_it():
     assert not [goal for goal, state, text in rows if state == "met" and not shown.search(text)]
     for name in re.findall(r"tests/[\w*]+\.py", goals):
         assert list(ROOT.glob(name)), f"there is no {name}"
+
+
+def test_changelog_and_citation_name_the_version():
+    """A section for what comes next stands above the newest version's."""
+    sections = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert sections[0] == "[Unreleased]" and re.fullmatch(rf"{re.escape(__version__)} - 20\d\d-\d\d-\d\d", sections[1])
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
