@@ -4,6 +4,7 @@ themselves."""
 import csv
 import io
 import math
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -289,6 +290,8 @@ def versions(metrics: Iterable[Metric]) -> dict[str, str]:
                 continue
             if number:
                 numbers[package] = number
+        if program := os.environ.get(metric.variable):
+            numbers[metric.variable] = program
         hub = [entry for entry in metric.weights() if isinstance(entry, HubEntry)]
         numbers |= {entry.repo: commit for entry in hub if (commit := entry.commit)}
     return numbers

@@ -128,6 +128,10 @@ METRICS = {
             pooled=True, environment="vbench", only="clips", packages=("vbench",),
         ),
         Metric(
+            "judge", "files", "Judge", True, "judge:make_judge", 3, variable="SPECTRUM_BENCH_JUDGE",
+            about="Judge: by a command of the evaluator's own, which summary.json names",
+        ),
+        Metric(
             "caption", "single", "Caption %", True, "caption:make_caption", 1, factor=100, unit="share", unrelated=0.5,
             details=("things", "sizes", "relation", "background", "motion"), packages=("torch",),
         ),

@@ -81,6 +81,7 @@ class Metric:
     packages: tuple[str, ...] = ()  # their versions decide the score, and are written beside it
     only: Literal["pictures", "clips"] | None = None  # what it can score; None: both
     environment: str | None = None
+    variable: str = ""  # of the environment, if it names the metric's program: it is written beside the score
     check: float | None = None  # the score by its true weights of the pixels of evaluate.py --check, if it is known
 
     def scorer(self, model: ModelFacts) -> Scorer:

@@ -101,9 +101,17 @@ def score(
 
 
 def results(
-    name: str, arguments: Sequence[str | Path], items: Sequence[tuple[Path, str]], store: str | None = None
+    name: str,
+    arguments: Sequence[str | Path],
+    items: Sequence[tuple[Path, str]],
+    store: str | None = None,
+    program: Sequence[str | Path] = (),
 ) -> list[dict[str, Any]]:
-    """The lines that score_<name>.py writes of samples, or has written earlier; arguments and errors as of `score`."""
+    """The lines that score_<name>.py writes of samples, or has written earlier; arguments and errors as of `score`.
+
+    Args:
+        program: what runs in the place of the script in its environment.
+    """
     keys = [hashlib.sha256(path.read_bytes() + prompt.encode()).hexdigest()[:32] for path, prompt in items]
     stores = [path.parent.parent / "scores" / f"{store or name}.jsonl" for path, _ in items]
     lines: dict[str, dict[str, Any]] = {}
@@ -116,12 +124,16 @@ def results(
             if key not in lines and place == file
         }
         if manifest:
-            lines |= _run(name, arguments, file, manifest)
+            lines |= _run(name, arguments, file, manifest, program)
     return [lines[key] for key in keys]
 
 
 def _run(
-    name: str, arguments: Sequence[str | Path], store: Path, manifest: dict[str, dict[str, str]]
+    name: str,
+    arguments: Sequence[str | Path],
+    store: Path,
+    manifest: dict[str, dict[str, str]],
+    program: Sequence[str | Path],
 ) -> dict[str, dict[str, Any]]:
     """Score the samples of a manifest, append the results to `store`, and return them."""
     store.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +142,7 @@ def _run(
             file.write("\n")
     list_of_samples = store.with_suffix(".manifest")
     list_of_samples.write_text("".join(json.dumps(line) + "\n" for line in manifest.values()), encoding="utf-8")
-    command = [environment(name), header.script(name), list_of_samples, store, *arguments]
+    command = [*(program or (environment(name), header.script(name))), list_of_samples, store, *arguments]
     torch_home = str(from_home(places()["torch"]))
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TORCH_HOME": torch_home}
     done = subprocess.run(
