@@ -10,7 +10,7 @@ from spectrum_bench.errors import MetricUnavailable
 from spectrum_bench.paths import locate
 from spectrum_bench.sampling.media import Pixels
 from spectrum_bench.scoring.metrics import METRICS
-from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleScorer, Unscorable
+from spectrum_bench.scoring.metrics.contracts import ModelFacts, Scores, SingleScorer
 
 
 def judge_folder(model: ModelFacts) -> Path | None:
@@ -45,12 +45,9 @@ def make_caption(model: ModelFacts) -> SingleScorer:
     judge, names = load_judge(folder), ("caption", *METRICS["caption"].details)
 
     def score(sample: Pixels, prompt: str) -> Scores:
-        scene = world.parse(prompt)
-        if scene is None:
+        scene, frames = world.parse(prompt), sample if sample.ndim == 4 else sample[None]
+        if scene is None or frames.shape[1:] != (world.SIDE, world.SIDE, 3):
             return dict.fromkeys(names, float("nan"))
-        frames = sample if sample.ndim == 4 else sample[None]
-        if frames.shape[1:] != (world.SIDE, world.SIDE, 3):
-            raise Unscorable(f"is {frames.shape[2]}x{frames.shape[1]}: the judge reads {world.SIDE}x{world.SIDE}")
         images = torch.from_numpy(frames.astype(np.float32) / 255).permute(0, 3, 1, 2)
         answers = check(scene, *judge.read(images))
         return {name: answers[name] for name in names}
