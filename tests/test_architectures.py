@@ -381,6 +381,8 @@ CLIP |= {"projection_dim": 32, "vocab_size": 2048}
 T5 = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 2048}
 SMALL_LLM = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_LLM |= {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 2048}
+QWEN_VL = SMALL_LLM | {"rope_scaling": {"mrope_section": [4, 6, 6], "rope_type": "default"}}
+QWEN_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
 QWEN3 = SMALL_LLM | {"num_hidden_layers": 28}  # FLUX.2-klein takes layers 9, 18 and 27
 VAE = {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 SMALLER = {
@@ -390,30 +392,16 @@ SMALLER = {
     "T5EncoderModel": T5,
     "UMT5EncoderModel": T5,
     "LlamaModel": SMALL_LLM | {"num_hidden_layers": 4},
-    "Qwen2_5_VLTextModel": SMALL_LLM | {"rope_scaling": {"mrope_section": [4, 6, 6], "rope_type": "default"}},
+    "Qwen2_5_VLTextModel": QWEN_VL,
     "Qwen3Model": QWEN3,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen2_5_VLForConditionalGeneration": {
-        "text_config": SMALL_LLM | {"rope_scaling": {"mrope_section": [4, 6, 6], "rope_type": "default"}},
-        "vision_config": {
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-        },
+        "text_config": QWEN_VL,
+        "vision_config": QWEN_VISION | {"fullatt_block_indexes": [1]},
     },
     "Qwen3VLForConditionalGeneration": {
-        "text_config": SMALL_LLM | {"rope_scaling": {"mrope_section": [4, 6, 6], "rope_type": "default"}},
-        "vision_config": {
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "deepstack_visual_indexes": [1],
-        },
+        "text_config": QWEN_VL,
+        "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [1]},
     },
     "Mistral3ForConditionalGeneration": {
         "text_config": SMALL_LLM | {"model_type": "mistral", "num_hidden_layers": 32},

@@ -6,7 +6,7 @@ import diffusers
 import torch
 import transformers
 
-from spectrum_bench.sampling.small_parts import PICTURE, POOLED_PAIR, SIZES, Small, flow, text
+from spectrum_bench.sampling.small_parts import MASKS, PICTURE, POOLED_PAIR, SIZES, Small, flow, text
 
 
 def hunyuan() -> Small:
@@ -24,9 +24,8 @@ def hunyuan() -> Small:
         guidance_embeds=True,
         **SIZES,
     )
-    masks = dict(prompt_attention_mask=torch.ones(1, 5), negative_prompt_attention_mask=torch.ones(1, 5))
     pipe = diffusers.HunyuanVideoPipeline(None, None, transformer, _hunyuan_vae(), flow(shift=7.0), None, None)
-    return pipe, POOLED_PAIR | masks | dict(guidance_scale=6.0, true_cfg_scale=4.0, num_frames=5)
+    return pipe, POOLED_PAIR | MASKS | dict(guidance_scale=6.0, true_cfg_scale=4.0, num_frames=5)
 
 
 def _hunyuan_vae() -> Any:

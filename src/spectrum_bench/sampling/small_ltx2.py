@@ -3,10 +3,9 @@
 from typing import Any
 
 import diffusers
-import torch
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 
-from spectrum_bench.sampling.small_parts import PAIR, SIZES, Small, flow
+from spectrum_bench.sampling.small_parts import MASKS, PAIR, SIZES, Small, flow
 
 HEADS = {f"{kind}_connector_num_attention_heads": 2 for kind in ("video", "audio")}
 WIDTHS = {f"{kind}_connector_attention_head_dim": 12 for kind in ("video", "audio")}
@@ -33,9 +32,8 @@ def ltx2() -> Small:
     ).eval()
     parts = dict(text_encoder=None, tokenizer=None, vocoder=None, audio_vae=_of_sound(), vae=_of_clips())
     pipe = diffusers.LTX2Pipeline(flow(), connectors=connectors, transformer=transformer, **parts)
-    masks = dict(prompt_attention_mask=torch.ones(1, 5), negative_prompt_attention_mask=torch.ones(1, 5))
     guidance = dict(guidance_scale=4.0, stg_scale=1.0, modality_scale=3.0, spatio_temporal_guidance_blocks=[1])
-    return pipe, PAIR | masks | guidance | dict(num_frames=9)
+    return pipe, PAIR | MASKS | guidance | dict(num_frames=9)
 
 
 def _of_clips() -> Any:

@@ -16,6 +16,7 @@ def text(length: int, seed: int = 7) -> torch.Tensor:
 
 PICTURE = Image.new("RGB", (64, 64), (200, 30, 30))
 PAIR = dict(prompt_embeds=text(5), negative_prompt_embeds=text(5, seed=8))
+MASKS = dict(prompt_attention_mask=torch.ones(1, 5), negative_prompt_attention_mask=torch.ones(1, 5))  # of PAIR
 POOLED = dict(prompt_embeds=text(5), pooled_prompt_embeds=text(1)[:, 0])
 POOLED_PAIR = POOLED | PAIR | dict(negative_pooled_prompt_embeds=text(1, seed=8)[:, 0])
 
