@@ -169,6 +169,18 @@ def test_a_table_without_latency_says_what_to_type(tmp_path):
     assert "the device did other work meanwhile" in told and "exp_name=" in told and "total_prompt_num=8" in told
 
 
+def test_latency_is_of_the_samples_that_ran_alone(tmp_path):
+    folder = fabricate.experiment(tmp_path / "nocache", PROMPTS, PICTURES)
+    fabricate.experiment(tmp_path / "fora", PROMPTS, fabricate.noisy(PICTURES, 9), "fora", 14)
+    score(tmp_path, "fora")
+    assert "Latency is the median of a sample," in formats.plain(build(tmp_path, "fora"))
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    busy = [line.replace('"alone": true', '"alone": false') for line in lines[1:]]
+    (folder / "records.jsonl").write_text("\n".join([lines[0], *busy]) + "\n")
+    score(tmp_path, "fora")
+    assert f"the median of the samples that ran alone (1 of {len(lines)})," in formats.plain(build(tmp_path, "fora"))
+
+
 def test_passes_sort_as_they_look(home):
     row = build(home).rows[3]
     row.costs = replace(row.costs, passes=13.984)

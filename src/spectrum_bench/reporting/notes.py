@@ -85,8 +85,10 @@ def _means(rows: list[Row], align: str) -> str:
 
 def _conditions(rows: list[Row]) -> str:
     records = [record for row in rows for record in row.records]
+    count, alone = len(rows[0].records), sum(record.alone for record in rows[0].records)
+    samples = f"the samples that ran alone ({alone} of {count})" if 0 < alone < count else "a sample"
     latency = (
-        "Latency is the median of a sample, beside it the 90th percentile; speedup the ratio of this table's medians, "
+        f"Latency is the median of {samples}, beside it the 90th percentile; speedup the ratio of this table's medians, "
         "with a 95 % percentile bootstrap interval"
     )
     device = f"Device: {distinct(record.device for record in records)}."
