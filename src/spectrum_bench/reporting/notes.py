@@ -88,8 +88,8 @@ def _conditions(rows: list[Row]) -> str:
     count, alone = len(rows[0].records), sum(record.alone for record in rows[0].records)
     samples = f"the samples that ran alone ({alone} of {count})" if 0 < alone < count else "a sample"
     latency = (
-        f"Latency is the median of {samples}, beside it the 90th percentile; speedup the ratio of this table's medians, "
-        "with a 95 % percentile bootstrap interval"
+        f"Latency is the median of {samples}, beside it the 90th percentile; speedup the ratio of this table's "
+        "medians, with a 95 % percentile bootstrap interval"
     )
     device = f"Device: {distinct(record.device for record in records)}."
     if all(row.elsewhere for row in rows):
