@@ -28,7 +28,7 @@ from spectrum_bench.sampling.settings import RunSettings
 
 GOLDEN = ROOT / "tests" / "golden"
 ALGOS = sorted(p.stem for p in (ROOT / "configs" / "algo").glob("*.yaml"))
-MINIATURES = sorted(p.stem for p in (ROOT / "configs" / "model").glob("tiny-*.yaml"))
+MINIATURES = sorted(f"tiny-{p.parent.name}" for p in (ROOT / "assets/tiny").glob("*/model_index.json"))
 
 STEPS, SEED = 20, 0
 STEPS_OF = {"l2p": 50}  # an algorithm whose constants are of so many steps; the plain run has as many

@@ -20,11 +20,10 @@ from spectrum_bench.sampling.models import load_pipeline
 pytestmark = pytest.mark.slow
 
 ALGOS = sorted(p.stem for p in Path(CONFIGS, "algo").glob("*.yaml"))
-MINIATURES = sorted(p.stem for p in Path(CONFIGS, "model").glob("tiny-*.yaml"))
 # What an algorithm says of a miniature that it does not fit, from the golden values: a new algorithm brings its own.
 UNSUPPORTED = {
     (algo, model): line["refused"]
-    for model in MINIATURES
+    for model in golden.MINIATURES
     for algo, line in golden.read(model).items()
     if "refused" in line
 }
@@ -71,7 +70,7 @@ def cases() -> list[tuple[str, str]]:
     """Every algorithm on every miniature; on HunyuanVideo's, which runs as FLUX's does but three times as long, one of
     each site, and all that are refused."""
     found = []
-    for model in MINIATURES:
+    for model in golden.MINIATURES:
         refused = [algo for algo in ALGOS if (algo, model) in UNSUPPORTED]
         fitting = [algo for algo in ALGOS if algo not in refused]
         chosen = first_of_its_site(fitting) if model == "tiny-hunyuan" else fitting
@@ -94,7 +93,7 @@ def plain(model: str, steps: int = STEPS) -> torch.Tensor:
 def test_a_site_that_never_skips_gives_the_plain_pipelines_bits(site):
     """On each miniature, or it is refused there in one line; a site fits at least one of them."""
     fitting = 0
-    for model in MINIATURES:
+    for model in golden.MINIATURES:
         reference = plain(model, FEW)
         try:
             out, session, _ = run(model, "reuse", A, steps=FEW, words=[f"site={site}", "schedule=full"])

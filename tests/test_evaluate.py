@@ -367,6 +367,14 @@ def test_refused_references(spectrum, reference, tmp_path):
     assert not experiments.check_reference(read_experiment(spectrum), read_experiment(plain))
     fewer = fabricate.experiment(tmp_path / "steps", PROMPTS, fabricate.noisy(PICTURES, 9), "steps", 25, 25)
     assert evaluate(fewer, reference)["samples"] == 6
+    weights = {"name": "student", "weights": "other", "teacher": "tiny-flux"}
+    student = fabricate.experiment(tmp_path / "student", PROMPTS, PICTURES, "steps", 4, 4, model=weights)
+    assert evaluate(student, reference)["samples"] == 6
+    with pytest.raises(UserError, match="made with tiny-flux and .* with student"):
+        evaluate(spectrum, fabricate.experiment(tmp_path / "all", PROMPTS, PICTURES, model=weights))
+    edit_config(student, lambda config: config["model"].update(dtype="float16"))
+    with pytest.raises(UserError, match="has model.dtype=float16 and .* has None"):
+        evaluate(student, reference)
     edit_config(spectrum, lambda config: config["model"].update(note="words", judge=None))
     assert evaluate(spectrum, reference)["samples"] == 6
 

@@ -71,7 +71,7 @@ def _setup(row: Row) -> list[Cell]:
     detail = row.algo if name else "" if row.forecaster in ("-", row.algo) else row.forecaster
     (schedule, _, arguments), (site, _, parts) = (text.partition("(") for text in (row.schedule, row.site))
     return [
-        Cell(name or row.algo, ", ".join(filter(None, [detail, runtime(row)]))),
+        Cell(name or row.algo, ", ".join(filter(None, [row.student, detail, runtime(row)]))),
         Cell(schedule, arguments.removesuffix(")")),
         Cell("none" if row.site == "-" else site, parts.removesuffix(")")),
         _number(row.costs.passes, lambda _: row.passes, row.costs.not_told),

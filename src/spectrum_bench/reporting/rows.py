@@ -123,6 +123,11 @@ class Row:
         return self.records[0].algo
 
     @property
+    def student(self) -> str:
+        """The name of a model that is distilled from another one, whose run may be the reference; else empty."""
+        return self.records[0].model if self.experiment.model.get("teacher") else ""
+
+    @property
     def forecaster(self) -> str:
         """Of a peer, which decides and forecasts by itself, its own method."""
         return _peers_method(self.site) if self.schedule == "observed" else called(self.records[0].forecaster)

@@ -133,7 +133,8 @@ def _samples_with(scores: pd.DataFrame, metric: Metric) -> frozenset[Key]:
 def role(experiment: Experiment, reference: Experiment) -> Role:
     """A repetition of the reference's own algorithm is a noise floor: it shows how much two equal runs differ. A run
     that computes every step through a site shows the cost of the harness itself."""
-    if not (experiment.is_full and experiment.steps == reference.steps):
+    models = {r.model for each in (experiment, reference) for r in each.records}
+    if not (experiment.is_full and experiment.steps == reference.steps) or len(models) > 1:
         return "method"
     if {r.algo for r in experiment.records} == {r.algo for r in reference.records}:
         return "noise floor"

@@ -22,6 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 # Model settings that decide no pixel: `weights` does, which tells the LoRAs and quantized files too.
 DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora", "gguf", "page"}
+DESCRIPTIVE |= {"teacher"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -162,6 +163,7 @@ class ModelSettings:
     quantization: str = "none"
     gguf: Mapping[str, str] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
+    teacher: str | None = None  # the model that this one is distilled from, whose runs may be its reference
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     judge: str | None = None
     note: str | None = None
@@ -200,7 +202,7 @@ class ModelSettings:
             if (value := getattr(self, key)) is not None:
                 one_of(f"model.{key}", value, DTYPES)
         one_of("model.init", self.init, INITS)
-        for key in ("repo", "variant", "judge", "note", "dev_prompts"):
+        for key in ("repo", "variant", "judge", "note", "dev_prompts", "teacher"):
             if not isinstance(node.get(key, ""), str | None):
                 raise BadValue(f"model.{key}={brief(node[key])} is no text")
             if node.get(key) is not None and key in ("repo", "judge", "dev_prompts"):
@@ -209,6 +211,8 @@ class ModelSettings:
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
         check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)
         check_quantization_keys(self.quantization, self.gguf, self.init, self.offload)
+        if self.quantization != "none" and any(lora.get("fuse") for lora in self.lora):
+            raise BadValue("model.lora: fuse adds to plain weights: leave it out, or model.quantization")
         for key in ("width", "height"):
             value = node.get(key, getattr(self, key))
             if not (is_whole(value) and value > 0 and value % 16 == 0):

@@ -292,7 +292,7 @@ def _check_steps(experiment: Experiment, reference: Experiment) -> None:
 
 def _check_model(experiment: Experiment, reference: Experiment) -> None:
     models, reference_models = ({record.model for record in e.records} for e in (experiment, reference))
-    if models != reference_models:
+    if reference_models not in (models, {experiment.model.get("teacher")}):
         raise UserError(
             f"{experiment.folder} was made with {', '.join(sorted(models))} and {reference.folder} with "
             f"{', '.join(sorted(reference_models))}: give a reference made with the same model"
@@ -300,7 +300,8 @@ def _check_model(experiment: Experiment, reference: Experiment) -> None:
 
 
 def _check_settings(experiment: Experiment, reference: Experiment) -> None:
-    keys = (experiment.model.keys() | reference.model.keys()) - DESCRIPTIVE - {"offload"}  # which is a runtime's
+    taught = {"name", "weights"} if experiment.model.get("teacher", "") == reference.model.get("name") else set()
+    keys = (experiment.model.keys() | reference.model.keys()) - DESCRIPTIVE - taught - {"offload"}  # a runtime's
     for key in sorted(keys):
         value, reference_value = experiment.model.get(key), reference.model.get(key)
         unnamed = UNNAMED.get(key)
