@@ -111,6 +111,7 @@ def train_windows(student: Student, lora: Lora, paths: Paths, cfg) -> None:
     """From the teacher's latent at the beginning of a step the student learns the mean velocity to its latent at the
     end, each step on its own (Yan et al. 2024, arXiv:2405.07510, section 3.1; Salimans & Ho 2022, arXiv:2202.00512)."""
     recipe, at = cfg.stages.windows, paths["levels"]
+    lora.requires_grad_(True)
 
     def loss(step):
         rng = chance(cfg.seed, 11, step)
@@ -127,6 +128,7 @@ def train_rollout(student: Student, lora: Lora, paths: Paths, cfg) -> None:
     """The student takes all its steps from noise, and learns to end where the teacher ended: its own errors are
     corrected by its later steps."""
     recipe, at = cfg.stages.rollout, paths["levels"]
+    lora.requires_grad_(True)
 
     def loss(step):
         latents, text = _drawn(student, paths, chance(cfg.seed, 12, step), recipe.batch)
