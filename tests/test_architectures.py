@@ -89,6 +89,7 @@ def test_parameter_counts_are_the_published_ones(name):
         "auraflow": {"joint_transformer_blocks": 4, "single_transformer_blocks": 32},
         "hunyuan1-5": {"transformer_blocks": 54},
         "hunyuan1-5-i2v": {"transformer_blocks": 54},
+        "ltx-2": {"transformer_blocks": 48},
         "wan2-1-i2v": {"blocks": 40},
         "wan2-2-i2v": {"blocks": 40},
         "wan2-2-t2v": {"blocks": 40},
@@ -332,6 +333,24 @@ CALLS["wan2-2-ti2v"] = (  # 704 x 1280 pixels, 121 frames, a time for each token
     lambda: CALLS["wan14b"][0]() | {"hidden_states": tensor(1, 48, 31, 44, 80), "timestep": time((1, 31 * 22 * 40))},
     (1, 31 * 22 * 40, 3072),
 )
+CALLS["ltx-2"] = (  # 512 x 768 pixels, 121 frames and their sound, both guidance branches in a batch
+    lambda: {
+        "hidden_states": tensor(2, 16 * 16 * 24, 128),
+        "audio_hidden_states": tensor(2, 126, 128),
+        "encoder_hidden_states": tensor(2, 1024, 3840),
+        "audio_encoder_hidden_states": tensor(2, 1024, 3840),
+        "timestep": time(2),
+        "encoder_attention_mask": tensor(2, 1024),
+        "audio_encoder_attention_mask": tensor(2, 1024),
+        "num_frames": 16,
+        "height": 16,
+        "width": 24,
+        "fps": 24.0,
+        "audio_num_frames": 126,
+    },
+    (2, 16 * 16 * 24, 4096),
+)
+SECOND = {"ltx-2": (2, 126, 2048)}  # the sound, which is forecast beside the clip
 
 
 def shapes_alone(name, site):
@@ -359,7 +378,8 @@ def shapes_alone(name, site):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_forecast_at_the_full_size(name):
-    assert shapes_alone(name, LastBlock()) == {"stack": [(CALLS[name][1], torch.bfloat16)] * 2}
+    kept = {"stack": CALLS[name][1]} | ({"second": SECOND[name]} if name in SECOND else {})
+    assert shapes_alone(name, LastBlock()) == {slot: [(shape, torch.bfloat16)] * 2 for slot, shape in kept.items()}
 
 
 @pytest.mark.slow
@@ -413,6 +433,36 @@ SMALLER = {
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
         },
+    },
+    "Gemma3ForConditionalGeneration": {
+        "text_config": SMALL_LLM | {"model_type": "gemma3_text"},
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 32}
+        | {"num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 28, "vision_use_head": False},
+    },
+    "LTX2TextConnectors": {
+        "caption_channels": 64,
+        "text_proj_in_factor": 3,
+        **{f"{kind}_connector_num_attention_heads": 4 for kind in ("video", "audio")},
+        **{f"{kind}_connector_attention_head_dim": 16 for kind in ("video", "audio")},
+        **{f"{kind}_connector_num_layers": 1 for kind in ("video", "audio")},
+    },
+    "LTX2VideoTransformer3DModel": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 8,
+        "audio_cross_attention_dim": 16,
+        "caption_channels": 64,
+    },
+    "LTX2Vocoder": {"hidden_channels": 32},
+    "AutoencoderKLLTX2Audio": {"num_res_blocks": 1},
+    "AutoencoderKLLTX2Video": {
+        "block_out_channels": [8, 16, 32, 64],
+        "decoder_block_out_channels": [8, 16, 32],  # each half of the next, by upsample_factor
+        "layers_per_block": [1] * 5,
+        "decoder_layers_per_block": [1] * 4,
     },
     "SiglipVisionModel": {key: value for key, value in CLIP.items() if key not in ("vocab_size", "projection_dim")},
     "AutoencoderKL": VAE,
@@ -522,7 +572,10 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(architectures, "FOLDER", tmp_path)
 
 
+PLAIN = ("guidance_scale", "stg_scale", "audio_stg_scale", "modality_scale", "audio_modality_scale")
 GIVEN = {  # what a pipeline takes beside the prompt
+    "LTX2Pipeline": {"num_frames": 9, "use_cross_timestep": False}
+    | dict(zip(PLAIN, (4.0, 0.0, 0.0, 1.0, 1.0), strict=True)),
     "CogVideoXPipeline": {"num_frames": 9},  # of 5 it makes 8
     "FluxKontextPipeline": {"image": PICTURE, "max_area": 64 * 64, "_auto_resize": False},
     "WanImageToVideoPipeline": {"image": PICTURE},

@@ -1,19 +1,24 @@
 """A ControlNet under caching: a skipped step runs neither the network nor the ControlNet."""
 
+import shutil
 from contextlib import contextmanager
 from functools import cache
 
 import diffusers
 import pytest
 import torch
-from helpers import MASK, STEPS, TAYLOR, denoiser, inventory, run, sample
+from helpers import MASK, STEPS, TAYLOR, denoiser, inventory, run, sample, settings
 from PIL import Image
 
 from spectrum_bench import forecasters, gates, schedules
 from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
-from spectrum_bench.errors import DoesNotFit
+from spectrum_bench.caching.sites.unet import Shallow
+from spectrum_bench.errors import DoesNotFit, UserError
+from spectrum_bench.sampling.controlnet import controlled as _controlled
+from spectrum_bench.sampling.models import identify, load_pipeline
+from spectrum_bench.sampling.shapes import meta_pipeline
 from spectrum_bench.sampling.small import no_identity
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -131,6 +136,72 @@ def test_sites_that_run_blocks_run_the_controlnet(controlled):
     with counted(pipe.controlnet) as calls:
         _, session = draw(run, pipe, "flux", Modules(), MASK, TAYLOR, **control)
     assert len(calls) == STEPS > len(session.computed_steps)
+
+
+def test_deepcache_runs_the_controlnet_at_every_step(controlled):
+    """And the shallow layers with its residuals, behind what the deep ones gave at the newest computed step."""
+    pipe, control = controlled("sdxl")
+    kept, step = [], 0
+
+    def give(module, args, out):
+        if step in (0, 1, 4):
+            kept[:] = [out]
+        return kept[0]
+
+    def next_step(pipe, i, t, tensors):
+        nonlocal step
+        step = i + 1
+        return tensors
+
+    hook = pipe.unet.up_blocks[-1].resnets[-2].register_forward_hook(give)
+    expected = draw(sample, pipe, "sdxl", callback=next_step, **control)
+    hook.remove()
+    with counted(pipe.controlnet) as calls:
+        cached, session = draw(run, pipe, "sdxl", Shallow(), MASK, forecasters.reuse, **control)
+    assert len(calls) == STEPS > len(session.computed_steps)
+    assert torch.equal(cached, expected)
+
+
+@pytest.fixture
+def folder(controlled, tmp_path):
+    """FLUX's random ControlNet in diffusers' format."""
+    controlled("flux")[0].controlnet.save_pretrained(tmp_path / "control")
+    return tmp_path / "control"
+
+
+def test_the_command_line_names_a_controlnet(controlled, weights, folder, tmp_path):
+    words = (f"model.repo={weights}", "model.dtype=float32")
+    plain, given = settings(*words).model, settings(*words, f"model.controlnet={folder}").model
+    pipe, control = controlled("flux")
+    loaded = load_pipeline(given, "cpu")
+    assert type(loaded) is type(pipe) and torch.equal(
+        sample(loaded, "flux", **control), sample(pipe, "flux", **control)
+    )
+    meta = meta_pipeline(given)
+    assert type(meta).__name__ == type(pipe).__name__ and meta.controlnet.device.type == "meta"
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert identify(plain) != identify(given) == identify(settings(*words, f"model.controlnet={moved}").model)
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    assert identify(given) != identify(settings(*words, f"model.controlnet={moved}").model)
+
+
+def test_wrong_controlnets_are_told_in_one_line(controlled, weights, folder):
+    def refused(given, said):
+        with pytest.raises(UserError, match=said):
+            identify(settings(f"model.repo={weights}", f"model.controlnet={given}").model)
+
+    refused(weights, "is no ControlNet in diffusers' format")
+    refused("nobody_here/nothing", "nobody_here/nothing is not on this machine: hf download")
+    refused("7", "model.controlnet=7 is no text")
+    with pytest.raises(UserError, match="is of files: leave it out, or leave out model.init=random"):
+        settings("model.init=random", f"model.controlnet={folder}")
+    with pytest.raises(UserError, match="takes another kind of network than ControlNetModel"):
+        _controlled(controlled("flux")[0], controlled("sdxl")[0].controlnet)
+    (weight,) = folder.glob("*.safetensors")
+    weight.write_bytes(b"nothing")
+    refused(folder, "is damaged")
+    weight.unlink()
+    refused(folder, "has no .safetensors file: other formats can hold code")
 
 
 def test_front_blocks_and_guess_mode_are_refused(controlled):

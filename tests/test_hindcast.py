@@ -256,6 +256,6 @@ def test_constants_that_were_measured_otherwise_are_told(capsys):
 
 
 def test_damaged_coefficients_are_refused():
-    algorithm = Algorithm("x", partial(mask, steps=[0, 1]), hindsight, FittedSolver([[1, 0], [1, 0]], [0, 1]))
+    algorithm = Algorithm("x", partial(mask, steps=[0, 1]), hindsight, FittedSolver([[1, 0], [1]], [0, 1]))
     with pytest.raises(UserError, match="coefficients of gap 1 must be 3 numbers"):
         algorithm.check(6)

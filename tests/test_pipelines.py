@@ -218,8 +218,11 @@ def test_the_text_stage_ends_at_whichever_denoiser_runs_first(two, monkeypatch):
 
 def test_two_denoisers_are_not_measured_as_one(two, compose, monkeypatch):
     monkeypatch.setattr("spectrum_bench.sampling.models.open_pipeline", lambda settings: (two, "cpu"))
-    words = ("model=tiny-wan", "algo=magcache", "num_inference_steps=6", "total_prompt_num=1")
-    with pytest.raises(UserError, match="tiny-wan runs transformer and transformer_2 by turns"):
+    words = ("model=tiny-wan", "algo=hyca", "num_inference_steps=6", "total_prompt_num=1")
+    said = (
+        "tiny-wan runs transformer and transformer_2 by turns, and the constants of algo=hyca .*: measure for teacache"
+    )
+    with pytest.raises(UserError, match=said):
         calibrate.main(compose(*words, config_name="calibrate"))
 
 

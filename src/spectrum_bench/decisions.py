@@ -52,7 +52,8 @@ Seen = Mapping[Signal, Tensor]
 class State:
     """The memory of a gate in one guidance branch, for one sample."""
 
-    T: int  # number of steps
+    T: int  # number of steps, of the network that runs
+    network: int = 0  # which of those that run by turns
 
 
 class Verifier(State):
@@ -147,9 +148,9 @@ class Gate(Generic[S]):
         """Whether the second guidance branch follows the first one's decision."""
         return self.method.shared
 
-    def start(self, T: int) -> S:
-        """The state of a branch at the beginning of a sample with T steps."""
-        return self.method.state(T)
+    def start(self, T: int, network: int = 0) -> S:
+        """The state of a branch at the beginning of a sample with T steps, or of a network's T steps of it."""
+        return self.method.state(T, network)
 
     def decide(self, step: int, seen: Seen, state: S) -> bool:
         """Whether to compute this step."""

@@ -43,7 +43,7 @@ def accumulated(
     state: AccumulatedState,
     *,
     threshold: Threshold,
-    polynomial: Annotated[Sequence[float], measured("teacache")],
+    polynomial: Annotated[Sequence[float] | Sequence[Sequence[float]], measured("teacache")],
     first: Steps = 1,
     last: Steps = 1,
 ) -> bool:
@@ -53,12 +53,13 @@ def accumulated(
     Args:
         threshold: in units of relative change of the block stack's output.
         polynomial: highest power first; estimates that change from the signal's. Fitted for one model: another model's
-            polynomial is another method.
+            polynomial is another method. Networks that run by turns have one each.
         first, last: how many steps at either end are computed in any case.
     """
     change = relative_change(seen[MODULATED], state.modulated)
     state.modulated = seen[MODULATED]
-    state.total += float(np.polyval(polynomial, change)) if math.isfinite(change) else math.inf
+    own = polynomial[state.network] if isinstance(polynomial[0], Sequence) else polynomial
+    state.total += float(np.polyval(own, change)) if math.isfinite(change) else math.inf
     if first <= step < T - last and state.total < threshold:
         return False
     state.total = 0.0

@@ -18,7 +18,7 @@ from spectrum_bench.decisions import Gate, Method
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster, forgotten, reuse
 from spectrum_bench.gates import is_observed
-from spectrum_bench.schedules import Mask, Schedule, bare, by_turns, full, plan
+from spectrum_bench.schedules import Mask, Schedule, Starts, bare, full, plan, supposed
 from spectrum_bench.signals import FirstBlock, Front
 
 LONGEST = 100  # steps after which the check of the forgetting rule stops
@@ -46,7 +46,7 @@ class Algorithm:
             check_arguments(self.schedule, T)
         check_arguments(self.forecaster, np.arange(3.0), 4.0)
         weights_of(self.forecaster, [0, 1, 2], 4)
-        mask = plan(self.schedule, T)
+        mask = plan(self.schedule, T, supposed(self.schedule, T))
         if self.site is None:
             if mask is None or not mask.all():
                 raise DoesNotFit(f"algo={self.name} caches nothing, so schedule=full is the only one for it")
@@ -59,10 +59,10 @@ class Algorithm:
         if not self.site.decides:
             check_forgetting(self.forecaster, plausible(T) if mask is None else [mask])
 
-    def computed_steps(self, T: int, starts: Sequence[int]) -> list[int] | None:
+    def computed_steps(self, T: int, starts: Starts) -> list[int] | None:
         """The computed steps of T, where networks that run by turns begin at `starts`; None if a gate decides."""
-        mask = plan(self.schedule, T)
-        return None if mask is None else by_turns(mask, starts).nonzero()[0].tolist()
+        mask = plan(self.schedule, T, starts)
+        return None if mask is None else mask.nonzero()[0].tolist()
 
     def attach(self, pipe: Any, num_steps: int) -> AbstractContextManager[Session]:
         """Run the pipeline under this algorithm for one call; see `cached`."""

@@ -20,11 +20,12 @@ from spectrum_bench.caching.control import Control, defer
 from spectrum_bench.caching.history import History
 from spectrum_bench.caching.noise import noise_ratio
 from spectrum_bench.caching.offloading import free_afterwards
+from spectrum_bench.caching.turns import takeovers
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Progressing
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, follows_gate
-from spectrum_bench.schedules import Schedule, begun, plan
+from spectrum_bench.schedules import ALONE, Schedule, Starts, plan
 from spectrum_bench.signals import OUTPUT, Call, Place, Signal
 
 
@@ -35,8 +36,10 @@ class Session:
         step, call: the index of the denoising step, and of the denoiser's call in this step (0 cond, 1 uncond).
         branches: the branches by the denoiser's name and the call.
         networks: the steps that each denoiser ran at or was to run at, by its name.
+        starts: the first step of each denoiser of those that run by turns.
         branch: the current branch.
         undecided: whether the decision about this step in this branch is still open.
+        since: the first step of the current denoiser.
         held_elsewhere: functions that return the bytes which other people's caching holds.
         history: makes a history of the features at `times`, which grow before a feature is appended.
         timestep: returns the pipeline's current timestep.
@@ -53,13 +56,15 @@ class Session:
         num_steps: int,
         timestep: Callable[[], object] = lambda: None,
         noise: Callable[[int], Tensor | None] = lambda step: None,
+        starts: Starts = ALONE,
     ):
         self.schedule, self.forecaster, self.num_steps, self.timestep = schedule, forecaster, num_steps, timestep
         self._noise = noise
-        self._mask, self._gate = plan(schedule, num_steps), schedule if isinstance(schedule, Gate) else None
+        self.starts = list(starts)
+        self._mask, self._gate = plan(schedule, num_steps, starts), schedule if isinstance(schedule, Gate) else None
         self._follows_gate, self._remembered = follows_gate(forecaster), Remembered(forecaster)
         if self._mask is not None:
-            self._remembered.plan(self._mask.tolist())
+            self._remembered.plan(self._mask.tolist(), starts)
         self.observes: tuple[Signal, ...] = self._gate.observes if self._gate else ()
         self.places = {signal.place for signal in self.observes} | {Call}
         self._last_place = max(self.places, key=lambda place: place.order)
@@ -68,7 +73,7 @@ class Session:
         self.step, self.call = 0, -1
         self.branches: dict[tuple[str, int], Branch] = {}
         self.networks: defaultdict[str, list[int]] = defaultdict(list)
-        self._since = 0  # the first step of the current denoiser
+        self.since = 0
         self._leader: Branch | None = None  # this denoiser's first branch in this step
         self.history: Callable[[list[int]], History] = lambda times: History()
         self.held_elsewhere: list[Callable[[], int]] = []
@@ -112,7 +117,7 @@ class Session:
         if self.step not in steps[-1:]:
             steps.append(self.step)
             self._forget_left()
-        self._since = steps[0]
+        self._take_over(steps[0])
         branch = self.branches.get(key)
         if branch is None or not branch.continues(self.step, latent):
             self._begin_anew(key)
@@ -120,6 +125,12 @@ class Session:
         self.branch.seen = (self.step, kind_of(latent))
         self._seen, self.undecided = dict(self.branch.late), True
         self.decide_at(Call(latent, timestep, self.branch.output, partial(self._noise, self.step)))
+
+    def _take_over(self, step: int) -> None:
+        """The current denoiser runs since a step, which only a pipeline of its own ways leaves untold in `starts`."""
+        self.since = step
+        if step not in self.starts:
+            self.starts = sorted([*self.starts, step])
 
     def _forget_left(self) -> None:
         """Let go of the features of branches that did not run at the step before, such as another denoiser's."""
@@ -129,7 +140,8 @@ class Session:
 
     def _begin_anew(self, key: tuple[str, int]) -> None:
         """Give a branch a new memory. Its computed steps stay on record."""
-        state = self._gate.start(self.num_steps - self._since) if self._gate else None
+        end = min((start for start in self.starts if start > self.since), default=self.num_steps)
+        state = self._gate.start(end - self.since, self.starts.index(self.since)) if self._gate else None
         progress = state.progress if self._follows_gate and isinstance(state, Progressing) else None
         computed = self.branches[key].computed if key in self.branches else []
         self.branches[key] = Branch(self._remembered, state, progress, self.history)
@@ -152,7 +164,7 @@ class Session:
     def _decide(self) -> None:
         """Decide by the mask, the first branch or the gate (which counts from the denoiser's first step)."""
         if self._mask is not None:
-            computing = begun(self._mask, self.step, self._since)
+            computing = bool(self._mask[self.step])
         elif self._gate is None:
             raise TypeError(f"{self.schedule} is neither a mask nor a Gate")
         elif self._gate.shared and self._leader is not None and self._leader is not self.branch:
@@ -164,7 +176,7 @@ class Session:
                     f"{self._gate.name} observes {unknown[0]}, which is not known when it decides: let more blocks "
                     "run at every step (site.front)"
                 )
-            computing = self._gate.decide(self.step - self._since, self._seen, self.branch.state)
+            computing = self._gate.decide(self.step - self.since, self._seen, self.branch.state)
         self._seen, self.undecided = {}, False
         self.branch.begin(self.step, computing)
 
@@ -218,11 +230,6 @@ def cached(
     networks = denoisers(pipe)
     if not networks:
         raise DoesNotFit(f"{type(pipe).__name__} has neither transformer nor unet: nobody can tell what its steps run")
-    if site is not None and site.at_scheduler and len(networks) > 1:
-        raise DoesNotFit(
-            f"{type(pipe).__name__} runs {' and '.join(networks)} by turns, and this site would forecast the output of "
-            "one from the other's: use a site in the denoiser, such as site=last_block"
-        )
     for name, denoiser in networks.items():
         if site is not None and site.at_scheduler and anatomy(denoiser).second:
             raise DoesNotFit(
@@ -234,7 +241,8 @@ def cached(
                 f"torch.compile(pipe.{name}) hides its modules: use pipe.{name}.compile(), or compile blocks"
             )
     noise = partial(noise_ratio, getattr(pipe, "scheduler", None))
-    session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep, noise)
+    starts = takeovers(pipe, networks, num_steps)
+    session = Session(schedule, forecaster, num_steps, lambda: pipe.current_timestep, noise, starts)
     with ExitStack() as undo:
         free_afterwards(pipe, undo)
         control = getattr(pipe, "controlnet", None)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from spectrum_bench.forecasters import Forecaster, Weights, forgotten, numbers
+from spectrum_bench.schedules import Starts
 
 
 class Remembered:
@@ -35,10 +36,12 @@ class Remembered:
             self._forgotten[key] = forgotten(self.forecaster, times)
         del times[: self._forgotten[key]]
 
-    def plan(self, mask: Iterable[bool]) -> None:
-        """Ask for all that a sample with this mask will need."""
+    def plan(self, mask: Iterable[bool], starts: Starts) -> None:
+        """Ask for all that a sample with this mask will need, where networks begin at `starts`."""
         times: list[int] = []
         for step, computing in enumerate(mask):
+            if step in starts:
+                times = []
             if computing:
                 self.append(times, step)
             else:

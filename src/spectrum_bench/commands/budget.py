@@ -39,15 +39,16 @@ def main(cfg: DictConfig) -> None:
 
 
 def passes_by(cfg: DictConfig) -> Callable[[float], float]:
-    """A function from the threshold to the passes of a sample. A mask needs no model for that."""
+    """A function from the threshold to the passes of a sample. A mask needs no weights for that."""
     from spectrum_bench.lab.budget import mean_passes
     from spectrum_bench.sampling.jobs import make_jobs
     from spectrum_bench.sampling.models import open_pipeline
-    from spectrum_bench.schedules import plan
+    from spectrum_bench.sampling.shapes import takeovers_of
+    from spectrum_bench.schedules import is_gate, plan
 
     pipe: Any = None
-    jobs = []
-    if plan(build(settings_of(cfg)).schedule, cfg.num_inference_steps) is None:
+    jobs, starts = [], takeovers_of(settings_of(cfg).model, cfg.num_inference_steps)
+    if is_gate(build(settings_of(cfg)).schedule):
         settings, prompts = prepare(cfg)
         pipe, _ = open_pipeline(settings)
         jobs = make_jobs(prompts.lines, settings.seed, {})
@@ -55,7 +56,7 @@ def passes_by(cfg: DictConfig) -> Callable[[float], float]:
     def passes(threshold: float) -> float:
         settings = with_value(cfg, cfg.key, threshold)
         algorithm = build(settings)
-        mask = plan(algorithm.schedule, settings.num_inference_steps)
+        mask = plan(algorithm.schedule, settings.num_inference_steps, starts)
         taken = float(mask.sum()) if mask is not None else mean_passes(pipe, algorithm, settings, jobs)
         print(f"{cfg.key}={threshold:g}: {taken:g} passes", flush=True)
         return taken

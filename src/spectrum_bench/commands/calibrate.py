@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
         steps = settings.num_inference_steps
         raise BadValue(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
     degree, clusters = whole("degree", cfg.degree, most=20), whole("clusters", cfg.clusters, most=256)
-    from spectrum_bench.lab.calibration import METHODS, Fit
+    from spectrum_bench.lab.calibration import BY_TURNS, METHODS, Fit
     from spectrum_bench.lab.finished import Finished
     from spectrum_bench.lab.uncached import Uncached
 
@@ -43,8 +43,11 @@ def main(cfg: DictConfig) -> None:
     from spectrum_bench.sampling.models import open_pipeline
 
     pipe, device = open_pipeline(settings)
-    if len(denoisers(pipe)) > 1:
-        raise UserError(f"{name} runs {' and '.join(denoisers(pipe))} by turns; constants are those of one")
+    if len(denoisers(pipe)) > 1 and algo not in BY_TURNS:
+        raise UserError(
+            f"{name} runs {' and '.join(denoisers(pipe))} by turns, and the constants of algo={algo} are those of one "
+            f"network: measure for {', '.join(BY_TURNS)}"
+        )
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
     passes = whole("algo.passes", cfg.algo.get("passes", 1), most=settings.num_inference_steps)
     about = origin(settings, len(prompts.lines), device, pipe)

@@ -33,7 +33,7 @@ class Constants(TypedDict, total=False):
 
     weights: str | None
     steps: int
-    polynomial: list[float]
+    polynomial: list[float] | list[list[float]]
     first: int
     last: int
     ratios: list[float]
@@ -47,7 +47,7 @@ class Constants(TypedDict, total=False):
     coefficients: list[list[float]]
     channels: list[int]
     kinds: list[str]
-    errors: list[list[list[float]]]
+    errors: list[list[list[float | None]]]
     outputs: list[list[float]]
     ridge: float
 

@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.card is not None:
         number("card", cfg.card, 0.1, 1e6)
     algorithm = build(settings)
-    from spectrum_bench.sampling.cost import lines
+    from spectrum_bench.sampling.cost import lines, of_each
     from spectrum_bench.sampling.counting import count
     from spectrum_bench.sampling.identity import headline, labels
     from spectrum_bench.sampling.jobs import make_jobs
@@ -41,7 +41,8 @@ def main(cfg: DictConfig) -> None:
         print(f"which of {T} steps are computed is decided on the way: passes=14 counts with 14 of them")
     computed = spread(passes, T) if planned is None else planned
     if computed is not None:
-        print(f"{len(computed)} of {T} steps computed, {T / len(computed):.2f}x fewer")
+        each = of_each(computed, cost.starts)
+        print(f"{len(computed)} of {T} steps computed{each}, {T / len(computed):.2f}x fewer")
     print("\n".join(lines(cost, computed, T)))
     if cfg.card is not None:
         fit(cost, cfg.card)

@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     from spectrum_bench.schedules import plan
 
     algorithm, T = build(settings), settings.num_inference_steps
-    mask = plan(algorithm.schedule, T)
+    mask = plan(algorithm.schedule, T, traces[0].starts)
     if mask is None:
         raise UserError(
             f"algo={algorithm.name} decides while the model runs: give a schedule= that is known before, or replay its "
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     print(f"{settings.model.name}, {len(traces)} prompts; {len(steps)} of {T} passes: {' '.join(map(str, steps))}\n")
     show(replay.beside(algorithm, steps, traces), out)
     if traces[0].features is not None and about.get("site") == labels(settings)["site"]:
-        errors = replay.feature_errors(traces, replay.forecast(algorithm.forecaster, steps, T))
+        errors = replay.feature_errors(traces, replay.forecast(algorithm.forecaster, steps, T, starts=traces[0].starts))
         skipped = replay.decibels(errors.mean(0)[~mask])
         print(
             f"\nfeatures of {about['site']} at the skipped steps: error {skipped.mean():.1f} dB in the mean, ", end=""

@@ -17,6 +17,7 @@ from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.forecasters import Forecaster
 from spectrum_bench.lab.replay import Assumed, by_solver, decibels, forecast, latent_errors
 from spectrum_bench.lab.traces import Trace
+from spectrum_bench.schedules import Starts
 from spectrum_bench.scoring.experiments import Experiment
 from spectrum_bench.scoring.results import SUMMARY, read_summary
 
@@ -66,12 +67,13 @@ def _replayed(experiment: Experiment, traces: Sequence[Trace]) -> Floats:
     if experiment.steps != T:
         raise DoesNotFit(f"it takes {experiment.steps} steps and the traces {T}")
     masks = {tuple(record.computed_steps) for record in experiment.records}
-    each = [latent_errors(traces, _assumed(experiment.config, list(steps), T)) for steps in masks]
+    starts = traces[0].starts
+    each = [latent_errors(traces, _assumed(experiment.config, list(steps), T, starts)) for steps in masks]
     mean: Floats = np.mean(each, axis=0)
     return mean
 
 
-def _assumed(config: Mapping[str, Any], steps: list[int], T: int) -> Assumed:
+def _assumed(config: Mapping[str, Any], steps: list[int], T: int, starts: Starts) -> Assumed:
     """What the run's method assumes. It is found by its names: nothing in config.yaml is called.
 
     Raises:
@@ -82,9 +84,9 @@ def _assumed(config: Mapping[str, Any], steps: list[int], T: int) -> Assumed:
     if "peers" in target or "FittedSolver" in target:
         raise DoesNotFit("its forecast does not follow from its steps alone")
     if target.endswith(f".{Solver.__name__}"):
-        return by_solver(forecaster, steps, T)
+        return by_solver(forecaster, steps, T, starts)
     strength = site.get("strength", 1.0) if target.endswith(f".{Corrected.__name__}") else 0.0
-    return forecast(forecaster, steps, T, float(strength))
+    return forecast(forecaster, steps, T, float(strength), starts)
 
 
 def _forecaster(node: Mapping[str, Any]) -> Forecaster:

@@ -17,14 +17,14 @@ from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
 from spectrum_bench.decisions import Seen, gate
 from spectrum_bench.distances import relative_change
 from spectrum_bench.errors import UserError
-from spectrum_bench.forecasters import SOLVERS
+from spectrum_bench.forecasters import SOLVERS, reuse
 from spectrum_bench.gates import AccumulatedState
 from spectrum_bench.lab import hindcast, l2p, rivals, smoothcache
 from spectrum_bench.lab.finished import Finished
 from spectrum_bench.lab.uncached import Uncached
 from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.sampler import Observer
-from spectrum_bench.schedules import Schedule, full
+from spectrum_bench.schedules import ALONE, Schedule, Starts, full
 from spectrum_bench.signals import MODULATED
 
 
@@ -51,26 +51,26 @@ class Fit:
     finished: Finished = field(default_factory=Finished)
 
 
+Run = Callable[..., Any]  # a denoiser's forward
 Constants = dict[str, Any]  # the constants in configs/calibration/<algo>/<model>.json
 
 
 class Features(Observer):
-    """Keeps the session. Its first branch holds the site's feature of every step if no row is forgotten."""
+    """Keeps the site's feature of every step in the first guidance branch of the network that ran, in float32."""
 
-    def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
-        self.session = session
+    def __init__(self) -> None:
+        self.rows: list[torch.Tensor] = []
 
-    def rows(self) -> list[torch.Tensor]:
-        branch = next(iter(self.session.branches.values()))
-        return [feature.float() for feature in branch.histories["stack"].features()]
+    def step_done(self, session: Session, step: int, latents: torch.Tensor) -> None:
+        ran = (branch for (_, call), branch in session.branches.items() if call == 0 and branch.times[-1:] == [step])
+        self.rows.append(next(ran).histories["stack"].features()[-1].float())
 
 
 def trajectory(run: Uncached, job: Job, schedule: Schedule, site: Site) -> list[torch.Tensor]:
     """The site's feature at every step of one uncached sample, in float32."""
-    keep_all = lambda times, t: np.ones(len(times))  # noqa: E731
-    algorithm, features = Algorithm("trajectory", schedule, keep_all, site), Features()
+    algorithm, features = Algorithm("trajectory", schedule, reuse, site), Features()
     run.sampler(algorithm).watch(job, [features])
-    return features.rows()
+    return features.rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,20 +79,25 @@ def trajectory(run: Uncached, job: Job, schedule: Schedule, site: Site) -> list[
 
 def teacache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """TeaCache's polynomial (arXiv:2411.19108, section 3.3) maps the relative L1 changes of the timestep-modulated
-    input to those of the block stack's output. It is fitted by least squares over the steps of all samples.
+    input to those of the block stack's output. It is fitted by least squares over the steps of all samples, for each of
+    networks that run by turns.
 
     Raises:
         UserError: R^2 is below 0.8: the signal does not predict how far the output moves.
     """
-    pairs = [changes(run, job) for job in jobs]
-    x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    polynomial, r2 = fit_polynomial(x, y, fit.degree)
-    print(f"{len(jobs)} prompts x {run.num_steps} steps: input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
-    if r2 < 0.8:
-        raise UserError(
-            f"R^2 = {r2:.3f} is below 0.8: this signal does not predict this model's output; nothing written"
-        )
-    return {"r2": round(r2, 4), "polynomial": polynomial, "first": 1, "last": 1}
+    pairs, fitted = np.array([changes(run, job) for job in jobs]), []  # (prompts, 2, T - 1)
+    for start, end in zip(run.starts, [*run.starts[1:], run.num_steps], strict=True):
+        x, y = pairs[:, :, start : end - 1].swapaxes(0, 1).reshape(2, -1)
+        polynomial, r2 = fit_polynomial(x, y, fit.degree)
+        print(f"{len(jobs)} prompts, steps {start} to {end - 1}: ", end="")
+        print(f"input changes {x.min():.4f} to {x.max():.4f}, R^2 = {r2:.3f}")
+        if r2 < 0.8:
+            raise UserError(
+                f"R^2 = {r2:.3f} is below 0.8: this signal does not predict this model's output; nothing written"
+            )
+        fitted.append(polynomial)
+    polynomials = fitted if len(fitted) > 1 else fitted[0]
+    return {"r2": round(r2, 4), "polynomial": polynomials, "first": 1, "last": 1}
 
 
 def changes(run: Uncached, job: Job) -> tuple[np.ndarray, np.ndarray]:
@@ -121,24 +126,25 @@ def fit_polynomial(x: np.ndarray, y: np.ndarray, degree: int = 4) -> tuple[list[
 
 def magcache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """MagCache's ratios (arXiv:2506.09045): the norm of a token's stack residual divided by its norm one step before,
-    mean over tokens. The first ratio is 1. Here it is also a mean over prompts; MagCache's authors use one prompt."""
-    each = np.array([ratios(trajectory(run, job, full, StackResidual())) for job in jobs])
+    mean over tokens. A network's first ratio is 1. Here it is also a mean over prompts; MagCache's authors use one."""
+    each = np.array([ratios(trajectory(run, job, full, StackResidual()), run.starts) for job in jobs])
     mean, spread = each.mean(0), np.abs(each - each.mean(0)).max()
     print(f"{len(jobs)} prompts x {run.num_steps} steps: ratios {mean.min():.4f} to {mean.max():.4f}")
     print(f"no prompt is further than {spread:.4f} from the mean: the method stands on that being small")
     return {"ratios": [round(float(r), 5) for r in mean], "spread": round(float(spread), 5)}
 
 
-def ratios(rows: list[torch.Tensor]) -> list[float]:
+def ratios(rows: list[torch.Tensor], starts: Starts = ALONE) -> list[float]:
     norms = [row.norm(dim=-1) for row in rows]
-    return [1.0] + [float((b / a).mean()) for a, b in zip(norms, norms[1:], strict=False)]
+    pairs = enumerate(zip(norms, norms[1:], strict=False), 1)
+    return [1.0] + [1.0 if step in starts else float((b / a).mean()) for step, (a, b) in pairs]
 
 
 def sencache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """SenCache's sensitivities (arXiv:2602.24208): |v(x', t) - v(x, t)| / |x' - x| and |v(x, t') - v(x, t)| / |t' - t|,
     from each step (x, t) of an uncached sample to the next (x', t'), mean over prompts. SenCache's authors add noise to
-    real videos; we use the model's own samples. The last step has no next one and takes the values of the step
-    before."""
+    real videos; we use the model's own samples. A network's last step has no next one and takes the values of the
+    step before."""
     each = np.array([sensitivities(run, job) for job in jobs])  # (prompts, T - 1, 3)
     t, latent, time = np.concatenate([each, each[:, -1:]], 1).mean(0).T
     spread = np.abs(each[..., 1:] / each[..., 1:].mean(0) - 1).max()
@@ -165,10 +171,13 @@ class Sensitivities(Observer):
     def __init__(self) -> None:
         self.measured: list[tuple[float, float, float]] = []
         self.calls = 0  # calls in this step so far
-        self.before: tuple[dict[str, Any], torch.Tensor] | None = None  # the step before: arguments and output
+        self.before: tuple[Run, dict[str, Any], torch.Tensor] | None = None  # the step's: network, arguments and output
 
     def attach(self, pipe: Any, session: Session, undo: ExitStack) -> None:
-        denoiser = next(iter(denoisers(pipe).values()))
+        for denoiser in denoisers(pipe).values():
+            self._watch(denoiser, undo)
+
+    def _watch(self, denoiser: torch.nn.Module, undo: ExitStack) -> None:
         run, names = denoiser.forward, list(inspect.signature(type(denoiser).forward).parameters)[1:]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -180,12 +189,13 @@ class Sensitivities(Observer):
 
         replace_forward(denoiser, forward, undo)
 
-    def _measure(self, run: Callable[..., Any], given: dict[str, Any], v: torch.Tensor) -> None:
+    def _measure(self, run: Run, given: dict[str, Any], v: torch.Tensor) -> None:
         name = "hidden_states" if "hidden_states" in given else "sample"
-        before, self.before = self.before, (given, v)
-        if before is None:
+        before, self.before = self.before, (run, given, v)
+        if before is None or before[0] is not run:
+            self.measured += self.measured[-1:]  # the last step of another network has no next one either
             return
-        old, old_v = before
+        _, old, old_v = before
         at_next_latent = run(**old | {name: given[name]})[0]
         at_next_timestep = run(**old | {"timestep": given["timestep"]})[0]
         dx = (given[name] - old[name]).float().norm()
@@ -274,3 +284,4 @@ METHODS: dict[str, Method] = {
     "smoothcache": smooth,
     "l2p": predictor,
 }
+BY_TURNS = [name for name in METHODS if name != "hyca"]  # whose constants are measured on each of two networks

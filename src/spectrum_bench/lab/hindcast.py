@@ -65,16 +65,18 @@ def fit_gap(
     """The coefficients of the first gap that has none yet."""
     gap = len(coefficients)
     end = [*steps, model.num_steps][gap + 1]
-    normal, right = np.zeros((gap + 2, gap + 2)), np.zeros(gap + 2)
+    normal: list[Floats] = []
+    right: list[Floats] = []
     for job, reference in zip(jobs, traces, strict=True):
-        guided = Guided(last=steps[gap])
+        guided = Guided(last=steps[gap], anew=True)
         with suppress(Stop):
             model.sampler(algorithm(steps, coefficients)).watch(job, [guided])
         rows = np.array(guided.rows)
-        normal += rows @ rows.T / rows.shape[1]
-        right += rows @ reference.latents[end] / rows.shape[1]
-    ridge = RIDGE * normal.diagonal().mean() * np.eye(gap + 2)
-    fitted: list[float] = np.linalg.solve(normal + ridge, right).tolist()
+        normal.append(rows @ rows.T / rows.shape[1])
+        right.append(rows @ reference.latents[end] / rows.shape[1])
+    gram = np.sum(normal, axis=0)
+    ridge = RIDGE * gram.diagonal().mean() * np.eye(len(gram))
+    fitted: list[float] = np.linalg.solve(gram + ridge, np.sum(right, axis=0)).tolist()
     return fitted
 
 
@@ -110,9 +112,9 @@ def compared(
 
 def candidates(traces: Sequence[Trace], passes: int) -> dict[str, list[int]]:
     """Masks to choose from: one searched for each kind of importance, and slowly growing gaps."""
-    gram, matrix = np.mean([each.gram for each in traces], axis=0), traces[0].matrix
-    masks = {name: for_solver(gram, matrix, passes, importance) for name, importance in IMPORTANCE.items()}
-    return masks | {"power law": np.flatnonzero(power_law(len(matrix) - 1, passes=passes)).tolist()}
+    gram, matrix, starts = np.mean([each.gram for each in traces], axis=0), traces[0].matrix, traces[0].starts
+    masks = {name: for_solver(gram, matrix, passes, importance, starts) for name, importance in IMPORTANCE.items()}
+    return masks | {"power law": np.flatnonzero(power_law(len(matrix) - 1, passes=passes, starts=starts)).tolist()}
 
 
 def calibrate(model: Uncached, jobs: Sequence[Job], passes: int, finished: Finished | None = None) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import Forecaster, reuse, taylor
 from spectrum_bench.lab.search import IMPORTANCE, for_solver, normal_matrix
 from spectrum_bench.lab.traces import Trace
+from spectrum_bench.schedules import ALONE, Starts
 
 Floats = NDArray[np.float64]
 Assumed = Callable[[int], Floats]  # from t to (T, T): weights of the real outputs in what is assumed before step t
 
 
-def assumed_by(algorithm: Algorithm, steps: Sequence[int], T: int) -> Assumed:
-    """What an algorithm with these computed steps assumes of every step's output.
+def assumed_by(algorithm: Algorithm, steps: Sequence[int], T: int, starts: Starts = ALONE) -> Assumed:
+    """What an algorithm with these computed steps assumes of every step's output, where networks begin at `starts`.
 
     Raises:
         DoesNotFit: nobody can tell: its forecast is not linear with weights that follow from the steps, or other
@@ -33,37 +34,39 @@ def assumed_by(algorithm: Algorithm, steps: Sequence[int], T: int) -> Assumed:
     if site is None or site.decides or np.ndim(forecaster(np.arange(3.0), 3.0)) != 1:
         raise DoesNotFit(f"algo={algorithm.name} has no weights that follow from its steps alone")
     if isinstance(site, Solver):
-        return by_solver(forecaster, steps, T)
+        return by_solver(forecaster, steps, T, starts)
     strength = site.strength if isinstance(site, Corrected) else 0.0
-    return forecast(forecaster, steps, T, strength)
+    return forecast(forecaster, steps, T, strength, starts)
 
 
-def forecast(forecaster: Forecaster, steps: Sequence[int], T: int, strength: float = 0.0) -> Assumed:
-    """Skipped outputs are forecast from the computed ones before them, and revised with `strength` when the next one is
-    computed."""
+def forecast(
+    forecaster: Forecaster, steps: Sequence[int], T: int, strength: float = 0.0, starts: Starts = ALONE
+) -> Assumed:
+    """Skipped outputs are forecast from their network's computed ones before them, and revised with `strength` when its
+    next one is computed."""
     ahead, times = np.eye(T), np.array(steps)
     for step in sorted(set(range(T)) - set(steps)):
-        known = times[times < step]
+        known = times[(times < step) & (times >= max(start for start in starts if start <= step))]
         ahead[step] = 0
         ahead[step, known] = forecaster(known.astype(float), float(step))
 
     def assumed(t: int) -> Floats:
         weights = np.eye(T)
         for before, behind in zip(steps, steps[1:], strict=False):
-            if behind < t:
+            if behind < t and behind not in starts:
                 weights = revised(weights, before, behind, strength)
         return weights @ ahead
 
     return assumed
 
 
-def by_solver(forecaster: Forecaster, steps: Sequence[int], T: int) -> Assumed:
+def by_solver(forecaster: Forecaster, steps: Sequence[int], T: int, starts: Starts = ALONE) -> Assumed:
     """All outputs are estimated anew from the computed ones so far; see caching/sites/solver.py."""
 
     def assumed(t: int) -> Floats:
         known = [step for step in steps if step < t]
         weights = np.zeros((T, T))
-        weights[:, known] = estimates(forecaster, known, T)
+        weights[:, known] = estimates(forecaster, known, T, starts)
         return weights
 
     return assumed
@@ -102,12 +105,12 @@ def feature_errors(traces: Sequence[Trace], assumed: Assumed) -> Floats:
 def beside(algorithm: Algorithm, steps: Sequence[int], traces: Sequence[Trace]) -> dict[str, Floats]:
     """(P, T) relative squared errors of the latents, of the algorithm and of others at the same steps; (P,) of the last
     latent for what could be reached there."""
-    T = len(traces[0].matrix) - 1
+    T, starts = len(traces[0].matrix) - 1, traces[0].starts
     rows: dict[str, Assumed] = {
-        algorithm.name: assumed_by(algorithm, steps, T),
-        "reuse": forecast(reuse, steps, T),
-        "linear extrapolation": forecast(partial(taylor, order=1), steps, T),
-        "reuse, corrected": forecast(reuse, steps, T, 1.0),
+        algorithm.name: assumed_by(algorithm, steps, T, starts),
+        "reuse": forecast(reuse, steps, T, starts=starts),
+        "linear extrapolation": forecast(partial(taylor, order=1), steps, T, starts=starts),
+        "reuse, corrected": forecast(reuse, steps, T, 1.0, starts),
     }
     errors = {name: latent_errors(traces, assumed) for name, assumed in rows.items()}
     return errors | {f"best linear step, {name}": each for name, each in bounds(traces, steps).items()}
@@ -130,7 +133,7 @@ def bounds(traces: Sequence[Trace], steps: Sequence[int]) -> dict[str, Floats]:
     mean, matrix = np.mean([each.gram for each in traces], axis=0), traces[0].matrix
     shared = np.array([_last_error(each.gram, mean, matrix, steps) for each in traces])
     own = np.array([_last_error(each.gram, each.gram, matrix, steps) for each in traces])
-    masks = [for_solver(each.gram, matrix, len(steps), IMPORTANCE["ramp"]) for each in traces]
+    masks = [for_solver(each.gram, matrix, len(steps), IMPORTANCE["ramp"], each.starts) for each in traces]
     free = [_last_error(each.gram, each.gram, matrix, mask) for each, mask in zip(traces, masks, strict=True)]
     return {"one set of weights": shared, "own weights (oracle)": own, "own weights and steps (oracle)": np.array(free)}
 

@@ -105,6 +105,11 @@ def measure(model: Uncached, jobs: Sequence[Job], solver: str, steps: Sequence[i
     if not steps:
         raise BadValue("other solvers take Hindcast's steps: calibrate algo=hindcast with as many passes first")
     jobs = seeded(jobs)
+    if len(model.starts) > 1:
+        raise DoesNotFit(
+            "other solvers' coefficients reach across the step at which a second network takes over: take "
+            "algo.coefficients=hindcast"
+        )
     traces = [trace(model, job) for job in jobs]
     fixed = SOLVERS["adams2" if solver == "learned" else solver](model.pipe.scheduler, traces[0].matrix, steps)
     coefficients = learn(model, steps, fixed, jobs, traces) if solver == "learned" else fixed

@@ -35,11 +35,12 @@ def find(model: Uncached, algorithm: Algorithm, jobs: Sequence[Job], passes: int
     references = traced(model, jobs, cost(len(jobs), passes, T), 0)
     (_, held_out), (of_known, of_held_out) = halves(jobs), halves(references)
     gram, matrix = np.mean([each.gram for each in of_known], axis=0), references[0].matrix
+    networks = references[0].starts
     masks = {
-        name: for_forecaster(gram, matrix, passes, importance, algorithm.forecaster)
+        name: for_forecaster(gram, matrix, passes, importance, algorithm.forecaster, networks)
         for name, importance in IMPORTANCE.items()
     }
-    masks |= dict(zip(("even", "growing", "quickly growing"), starts(T, passes), strict=True))
+    masks |= dict(zip(("even", "growing", "quickly growing"), starts(T, passes, networks), strict=True))
 
     def at(steps: list[int]) -> Algorithm:
         return replace(algorithm, schedule=partial(mask, steps=steps))

@@ -24,6 +24,7 @@ from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
 from spectrum_bench.caching.propagation import Matrix, propagator, watch
 from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site
+from spectrum_bench.checks import brief, is_whole
 from spectrum_bench.errors import DoesNotFit
 from spectrum_bench.forecasters import reuse
 from spectrum_bench.lab.uncached import Uncached
@@ -31,7 +32,7 @@ from spectrum_bench.sampling.jobs import Job
 from spectrum_bench.sampling.reading import Damaged, check, check_file, parse_json
 from spectrum_bench.sampling.records import write_atomically
 from spectrum_bench.sampling.sampler import Latents, Observer
-from spectrum_bench.schedules import full
+from spectrum_bench.schedules import ALONE, Starts, full
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")
@@ -50,12 +51,14 @@ class Guided(Observer):
 
     Attributes:
         last: the step after which the sample ends with `Stop`; None: it is made to its end.
+        anew: whether the rows begin anew with each network of those that run by turns, from its first latent.
         skipped: whether the outputs of skipped steps are kept too, as the scheduler got them.
         rows: x_0 and the outputs.
         matrix: the scheduler's, if the sample is made to its end.
     """
 
     last: int | None = None
+    anew: bool = False
     skipped: bool = False
     rows: list[Floats] = field(default_factory=list)
     matrix: Matrix | None = None
@@ -66,8 +69,8 @@ class Guided(Observer):
                 self.matrix = propagator(pipe.scheduler)
 
         def advance(output: Tensor, latent: Tensor, following: Tensor) -> Tensor:
-            if not self.rows:
-                self.rows.append(flat(latent))
+            if not self.rows or (self.anew and session.step == session.since):
+                self.rows = [flat(latent)]
             if self.skipped or session.step in session.computed_steps:
                 self.rows.append(flat(output))
             if session.step == self.last:
@@ -131,11 +134,13 @@ class Trace:
         gram: (T + 1, T + 1) inner products of x_0, v_0 .. v_{T-1}, for each element.
         matrix: (T + 1, T + 1) the scheduler's; see caching/propagation.py.
         features: (T, T) inner products of a site's features, or None.
+        starts: the first step of each network of those that run by turns.
     """
 
     gram: Floats
     matrix: Matrix
     features: Floats | None = None
+    starts: Starts = ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +171,7 @@ def trace(model: Uncached, job: Job, site: Site | None = None) -> Reference:
     if not np.linalg.norm(led[-1] - ended) <= AGREES * np.linalg.norm(ended):
         raise DoesNotFit(f"{type(model.pipe).__name__} changes its latents outside its scheduler: use another algo")
     features = sketches.gram() if site else None
-    return Reference(rows @ rows.T / rows.shape[1], guided.matrix, features, latents=led)
+    return Reference(rows @ rows.T / rows.shape[1], guided.matrix, features, model.starts, latents=led)
 
 
 def seeded(jobs: Sequence[Job]) -> list[Job]:
@@ -191,7 +196,8 @@ def write(path: Path, traces: Sequence[Trace], about: Mapping[str, Any]) -> None
     features = [each.features for each in traces if each.features is not None]
     if features:
         arrays["features"] = np.stack(features)
-    write_atomically(path, save(arrays, {"about": json.dumps(about)}))
+    by_turns = {"starts": list(traces[0].starts)} if len(traces[0].starts) > 1 else {}
+    write_atomically(path, save(arrays, {"about": json.dumps({**about, **by_turns})}))
 
 
 def read(path: Path) -> tuple[list[Trace], dict[str, Any]]:
@@ -216,5 +222,10 @@ def read(path: Path) -> tuple[list[Trace], dict[str, Any]]:
         raise Damaged(f"{path} is no file of traces: it has {shapes}")
     if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
         raise Damaged(f"{path} is no file of traces: its numbers must be float64 and finite")
+    starts = about.get("starts", list(ALONE))
+    if not (
+        isinstance(starts, list) and all(map(is_whole, starts)) and starts == sorted({0, *starts} & {*range(n - 1)})
+    ):
+        raise Damaged(f"{path} is no file of traces: its networks begin at {brief(starts)}")
     features = arrays.get("features", [None] * P)
-    return [Trace(g, arrays["matrix"], f) for g, f in zip(arrays["gram"], features, strict=True)], about
+    return [Trace(g, arrays["matrix"], f, starts) for g, f in zip(arrays["gram"], features, strict=True)], about

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum_bench.caching.algorithm import Algorithm
+from spectrum_bench.caching.session import denoisers
+from spectrum_bench.caching.turns import takeovers
 from spectrum_bench.sampling.sampler import Sampler
+from spectrum_bench.schedules import Starts
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,11 @@ class Uncached:
     pipe: Any
     num_steps: int
     arguments: Mapping[str, Any]
+
+    @property
+    def starts(self) -> Starts:
+        """The first step of each network of those that run by turns."""
+        return takeovers(self.pipe, denoisers(self.pipe), self.num_steps)
 
     def sampler(self, algorithm: Algorithm) -> Sampler:
         """The same pipeline under an algorithm."""

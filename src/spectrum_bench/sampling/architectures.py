@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines import ltx2  # has parts that diffusers does not name itself
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
@@ -19,6 +20,7 @@ TOKENIZERS = ROOT / "assets/tiny/flux"
 # tokenizer that falls back to bytes makes enough of them.
 STAND_INS = {
     "CLIPTokenizer": "tokenizer",
+    "GemmaTokenizer": "tokenizer_2",
     "LlamaTokenizerFast": "tokenizer",
     "PixtralProcessor": "tokenizer",
     "Qwen2TokenizerFast": "tokenizer",
@@ -99,7 +101,7 @@ def _build(config: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> Any
     values = {key: value for key, value in config.items() if key != "_class_name"}
     if config["_class_name"] in STAND_INS:
         return _tokenizer(config["_class_name"], **values)
-    ours = getattr(diffusers, config["_class_name"], None)
+    ours = getattr(diffusers, config["_class_name"], None) or getattr(ltx2, config["_class_name"], None)
     if ours is not None and not issubclass(ours, torch.nn.Module):
         return ours.from_config(values)  # a scheduler keeps its tables on the CPU, whatever the device
     kind = ours or getattr(transformers, config["_class_name"])

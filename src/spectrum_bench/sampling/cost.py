@@ -4,8 +4,10 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from spectrum_bench.errors import UserError
@@ -82,6 +84,13 @@ def lines(cost: Cost, computed: Sequence[int] | None, T: int) -> list[str]:
     held = f"cache at most {size(cost.cache_bytes)}, weights {size(cost.weights_bytes)}"
     others = f", {size(cost.other_parts_bytes)} while another part does" if cost.other_parts_bytes else ""
     return [steps, f"{held}, about {size(cost.peak_bytes)} in all while the denoiser runs{others}"]
+
+
+def of_each(computed: Sequence[int], starts: Sequence[int]) -> str:
+    """How many steps each of several networks computes, in words behind their sum; nothing of one network."""
+    counts = [sum(step >= start for step in computed) for start in [*starts, math.inf]]
+    each = " + ".join(str(more - fewer) for more, fewer in pairwise(counts))
+    return f" ({each} by turns)" if len(starts) > 1 else ""
 
 
 def operations(flops: int) -> str:

@@ -2,7 +2,6 @@
 algorithm's own site and forecaster, some of them computed and some skipped. What more steps would hold follows from the
 mask."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from spectrum_bench.caching.algorithm import NOCACHE, Algorithm
 from spectrum_bench.caching.branch import Branch
 from spectrum_bench.caching.history import tensors
 from spectrum_bench.caching.session import Session, denoisers
+from spectrum_bench.caching.turns import takeovers
 from spectrum_bench.caching.weights import Remembered
 from spectrum_bench.decisions import Gate, Seen
 from spectrum_bench.forecasters import Forecaster
@@ -26,7 +26,7 @@ from spectrum_bench.sampling.on_card import weights_on_card
 from spectrum_bench.sampling.sampler import Observer, Sampler
 from spectrum_bench.sampling.settings import RunSettings
 from spectrum_bench.sampling.shapes import Counted, meta_pipeline, networks, on_meta
-from spectrum_bench.schedules import Mask, plan
+from spectrum_bench.schedules import Mask, Starts, plan
 from spectrum_bench.signals import OUTPUT
 
 STEPS = (True, False, False, False, False, True, True)  # of a trial: whether they are computed
@@ -50,7 +50,8 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
     with torch.no_grad(), counted:
         with suppress(Enough):
             Sampler.of(pipe, trial.algorithm, settings).watch(job, [trial])
-        mask, starts = plan(ours.schedule, T), takeovers(pipe, T)
+        starts = takeovers(pipe, denoisers(pipe), T)
+        mask = plan(ours.schedule, T, starts)
         held = trial.cache_bytes(np.arange(T) < (passes or T) if mask is None else mask, starts)
     on_card, others = weights_on_card(pipe, settings.model)
     flops = [each // settings.runtime.batch_size for each in trial.flops]
@@ -60,19 +61,9 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
         cache_bytes=None if peer else held,
         weights_bytes=on_card,
         working_bytes=trial.working_bytes,
-        starts=starts,
+        starts=list(starts),
         other_parts_bytes=others,
     )
-
-
-def takeovers(pipe: Any, T: int) -> list[int]:
-    """The first step of each network, of one or of two by turns, which diffusers' `boundary_ratio` parts."""
-    ratio = pipe.config.get("boundary_ratio")
-    if ratio is None or len(denoisers(pipe)) == 1:
-        return [0]
-    pipe.scheduler.set_timesteps(T)
-    above = int((pipe.scheduler.timesteps >= ratio * pipe.scheduler.config.num_train_timesteps).sum())
-    return [0, above] if 0 < above < T else [0]
 
 
 class Enough(Exception):
@@ -137,10 +128,9 @@ class Trial(Observer):
             raise Enough
         self._expect(step + 1)
 
-    def cache_bytes(self, mask: Mask, starts: Sequence[int]) -> int:
+    def cache_bytes(self, mask: Mask, starts: Starts) -> int:
         """The most bytes at the end of a step of a sample with this mask. Of two networks by turns, the features of the
         first are held while the second computes its first step; both have features of one size."""
-        mask = schedules.by_turns(mask, starts)
         rows_each = [most_rows(self.session.forecaster, part) for part in np.split(mask, starts[1:])]
         total, rows = 0, max([rows_each[-1], *(rows + 1 for rows in rows_each[:-1])])
         for key, branch in self.session.branches.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.controlnet import add_controlnet, identify_controlnet
 from spectrum_bench.sampling.lora import add_loras, identify_loras
 from spectrum_bench.sampling.quantizing import check_quantization, find_gguf, quantized
 from spectrum_bench.sampling.runtime import OFFLOADS, check_machine
@@ -56,7 +57,7 @@ def find_weights(repo: str, revision: str | None = None) -> Path:
             ) from None
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no diffusers pipeline (no model_index.json): name its folder in model.repo")
-    for part in parts(_index(folder)):
+    for part in parts(index_of(folder)):
         if not (folder / part).is_dir():
             raise UserError(f"{folder} has no {part}, which its model_index.json names: fetch {repo} again")
     for file in sorted(folder.rglob("*.safetensors")):
@@ -72,7 +73,8 @@ def parts(index: ModelIndex) -> list[str]:
     return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
 
 
-def _index(folder: Path) -> ModelIndex:
+def index_of(folder: Path) -> ModelIndex:
+    """The model_index.json of a pipeline's folder."""
     index: ModelIndex = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return index
 
@@ -85,7 +87,7 @@ def fingerprint(folder: Path) -> str:
     """
     if folder.parent.name == "snapshots":
         return folder.name
-    of_parts = [path for part in sorted(parts(_index(folder))) for path in sorted((folder / part).rglob("*"))]
+    of_parts = [path for part in sorted(parts(index_of(folder))) for path in sorted((folder / part).rglob("*"))]
     paths = [path for path in of_parts if path.suffix in SETTINGS | {".safetensors"}]
     return _hash({str(path.relative_to(folder)): path for path in paths})
 
@@ -104,14 +106,15 @@ def _hash(paths: Mapping[str, Path]) -> str:
 
 def identify(model: ModelSettings) -> str:
     """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed), and
-    what tells its quantized files and LoRAs.
+    what tells its quantized files, ControlNet and LoRAs.
 
     Raises:
         UserError: the weights are not on this machine.
     """
     weights = "random" if model.init == "random" else fingerprint(find_weights(_repo(model), model.revision))
     files = {part: _hash({part: path}) for part, path in find_gguf(model.gguf).items()}
-    return weights + "".join(f"+{part}={files[part]}" for part in sorted(files)) + identify_loras(model.lora)
+    quantized_files = "".join(f"+{part}={files[part]}" for part in sorted(files))
+    return weights + quantized_files + identify_controlnet(model.controlnet) + identify_loras(model.lora)
 
 
 def _repo(model: ModelSettings) -> str:
@@ -164,12 +167,12 @@ def _pretrained(model: ModelSettings, device: str) -> Any:
     folder = find_weights(_repo(model), model.revision)
     dtype = {"default": getattr(torch, model.dtype), "vae": getattr(torch, model.vae_dtype or model.dtype)}
     which = {"variant": model.variant, "use_safetensors": True, "local_files_only": True}
-    which |= quantized(folder, _index(folder), model.quantization, model.gguf, dtype["default"])
+    which |= quantized(folder, index_of(folder), model.quantization, model.gguf, dtype["default"])
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
         raise UserError(f"{folder} cannot be loaded ({error}): fetch {model.repo} again") from None
-    return pipe.to(device)
+    return add_controlnet(pipe, model.controlnet, dtype["default"]).to(device)
 
 
 def _random(model: ModelSettings, device: str) -> Any:

@@ -23,6 +23,7 @@ from spectrum_bench.sampling.runtime import check_machine
 from spectrum_bench.sampling.settings import RunSettings
 from spectrum_bench.sampling.state import describe_steps, look, of, summary, tell_failures
 from spectrum_bench.sampling.worker import OnStep, Opener
+from spectrum_bench.schedules import ALONE
 
 
 def run(settings: RunSettings, algorithm: Algorithm, prompts: Prompts, opener: Opener | None = None) -> int:
@@ -69,12 +70,12 @@ def foresee(settings: RunSettings, algorithm: Algorithm, folder: Path, job: Job)
         except UserError:
             raise
         except Exception as error:  # somebody's own pipeline may need numbers, which the meta device has not
-            print(describe_steps(algorithm.computed_steps(steps, [0]), steps))
+            print(describe_steps(algorithm.computed_steps(steps, ALONE), steps, ALONE))
             print(f"the cost is not known beforehand: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return
         write_cost(folder, cost)
     computed = algorithm.computed_steps(steps, cost.starts)
-    print(describe_steps(computed, steps), *lines(cost, computed, steps), sep="\n")
+    print(describe_steps(computed, steps, cost.starts), *lines(cost, computed, steps), sep="\n")
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu":
         card = torch.cuda.get_device_properties(device)

@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 # Model settings that decide no pixel: `weights` does, which tells the LoRAs and quantized files too.
 DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora", "gguf", "page"}
-DESCRIPTIVE |= {"teacher"}
+DESCRIPTIVE |= {"teacher", "controlnet"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -140,6 +140,7 @@ class ModelSettings:
         offload: which parts of the pipeline wait in the machine's memory: sampling.runtime.OFFLOADS.
         quantization, gguf: how the denoiser's weights are kept, and the files of those that are quantized already:
             sampling.quantizing.
+        controlnet: a ControlNet's folder or repository: sampling.controlnet.
         lora: LoRA files and their weights: sampling.lora.
         weights: tells the weights from others of the same name (sampling.models.identify); None if not computed yet.
     """
@@ -162,6 +163,7 @@ class ModelSettings:
     offload: str = "none"
     quantization: str = "none"
     gguf: Mapping[str, str] = field(default_factory=dict)
+    controlnet: str | None = None
     lora: tuple[Lora, ...] = ()
     teacher: str | None = None  # the model that this one is distilled from, whose runs may be its reference
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -202,13 +204,15 @@ class ModelSettings:
             if (value := getattr(self, key)) is not None:
                 one_of(f"model.{key}", value, DTYPES)
         one_of("model.init", self.init, INITS)
-        for key in ("repo", "variant", "judge", "note", "dev_prompts", "teacher"):
+        for key in ("repo", "variant", "judge", "note", "dev_prompts", "teacher", "controlnet"):
             if not isinstance(node.get(key, ""), str | None):
                 raise BadValue(f"model.{key}={brief(node[key])} is no text")
-            if node.get(key) is not None and key in ("repo", "judge", "dev_prompts"):
+            if node.get(key) is not None and key in ("repo", "judge", "dev_prompts", "controlnet"):
                 limits.check_path(f"model.{key}", node[key])
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
+        if self.controlnet is not None and self.init == "random":
+            raise BadValue("model.controlnet is of files: leave it out, or leave out model.init=random")
         check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)
         check_quantization_keys(self.quantization, self.gguf, self.init, self.offload)
         if self.quantization != "none" and any(lora.get("fuse") for lora in self.lora):

@@ -18,10 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from spectrum_bench.caching.session import denoisers
+from spectrum_bench.caching.turns import takeovers
 from spectrum_bench.errors import UserError
-from spectrum_bench.sampling.architectures import FOLDER, _build, random_pipeline
-from spectrum_bench.sampling.models import find_weights, parts
+from spectrum_bench.sampling.architectures import FOLDER, _build, architecture, random_pipeline
+from spectrum_bench.sampling.controlnet import controlled, find_controlnet
+from spectrum_bench.sampling.models import find_weights, index_of, parts
 from spectrum_bench.sampling.settings import ModelSettings
+from spectrum_bench.schedules import ALONE, Starts
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -37,6 +41,9 @@ def meta_pipeline(model: ModelSettings) -> Any:
         UserError: there are neither weights nor an architecture of this name.
     """
     pipe = _without_weights(model)
+    if model.controlnet is not None:
+        folder, kind = find_controlnet(model.controlnet)
+        pipe = controlled(pipe, _part(folder, ("diffusers", kind), model))
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **model.scheduler)
     pipe.set_progress_bar_config(disable=True)
     pipeline = type(pipe)
@@ -77,16 +84,33 @@ def _encode(encode: Callable[..., Any]) -> Callable[..., Any]:
     return encoded
 
 
-def _without_weights(model: ModelSettings) -> Any:
+def takeovers_of(model: ModelSettings, T: int) -> Starts:
+    """The first step of each network of a model's T steps, without weights; of an unknown model as of one network."""
     try:
-        folder = None if model.init == "random" or model.repo is None else find_weights(model.repo, model.revision)
+        folder = _folder(model)
+    except UserError:
+        return ALONE
+    if "transformer_2" not in (parts(index_of(folder)) if folder else architecture(model.name)["parts"]):
+        return ALONE
+    pipe = meta_pipeline(model)
+    return takeovers(pipe, denoisers(pipe), T)
+
+
+def _folder(model: ModelSettings) -> Path | None:
+    """Where the weights are; None if they are not here, and the architecture is known."""
+    try:
+        return None if model.init == "random" or model.repo is None else find_weights(model.repo, model.revision)
     except UserError:
         if not (FOLDER / f"{model.name}.json").is_file():
             raise
-        folder = None
+        return None
+
+
+def _without_weights(model: ModelSettings) -> Any:
+    folder = _folder(model)
     if folder is None:
         return random_pipeline(model.name, dtype=model.dtype, device="meta", vae_dtype=model.vae_dtype)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = index_of(folder)
     made = {part: _part(folder / part, index[part], model) for part in parts(index)}
     options = {key: value for key, value in index.items() if not key.startswith("_") and key not in made}
     absent = {key: None if isinstance(value, list) else value for key, value in options.items()}

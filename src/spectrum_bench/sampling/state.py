@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spectrum_bench.errors import SOME_FAILED
 from spectrum_bench.sampling.claim import check_writable, stored_config
-from spectrum_bench.sampling.cost import lines, read_cost
+from spectrum_bench.sampling.cost import lines, of_each, read_cost
 from spectrum_bench.sampling.identity import headline
 from spectrum_bench.sampling.jobs import Job, make_jobs
 from spectrum_bench.sampling.prompts import Prompts
@@ -69,7 +69,7 @@ def tell_finished(settings: RunSettings, prompts: Prompts) -> int | None:
         return None
     steps, computed = settings.num_inference_steps, {tuple(record.computed_steps) for record in records}
     common = list(computed.pop()) if len(computed) == 1 else None
-    print(headline(settings.model.name, config["labels"]), describe_steps(common, steps), sep="\n")
+    print(headline(settings.model.name, config["labels"]), describe_steps(common, steps, cost.starts), sep="\n")
     print(*lines(cost, common, steps), sep="\n")
     print(f"{len(jobs)} samples, {state.finished} of them finished, in {folder}", summary(records), sep="\n")
     tell_failures(failures, len(jobs))
@@ -90,12 +90,18 @@ def _is_ours(settings: RunSettings) -> bool:
 # Lines for a person
 
 
-def describe_steps(computed: Sequence[int] | None, T: int) -> str:
-    """Which of T steps are computed; None if that is decided while it runs."""
+def describe_steps(computed: Sequence[int] | None, T: int, starts: Sequence[int]) -> str:
+    """Which of T steps are computed; None if that is decided while it runs.
+
+    Args:
+        starts: the first step of each network of those that run by turns.
+    """
     if computed is None:
         return f"{T} steps; which are computed is decided while it runs"
-    bar = "".join("#" if step in set(computed) else "." for step in range(T))
-    return f"{len(computed)} of {T} steps computed: {' '.join(map(str, computed))}\n[{bar}]"
+    marks = ["#" if step in set(computed) else "." for step in range(T)]
+    bar = "|".join("".join(marks[start:end]) for start, end in zip(starts, [*starts[1:], T], strict=True))
+    each = of_each(computed, starts)
+    return f"{len(computed)} of {T} steps computed{each}: {' '.join(map(str, computed))}\n[{bar}]"
 
 
 def summary(records: list[Record]) -> str:

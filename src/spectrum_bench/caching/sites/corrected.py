@@ -55,7 +55,8 @@ class Corrected(Around):
         session.held_elsewhere.append(lambda: sum(outputs.nbytes for outputs in begun))
 
         def advance(output: Tensor, latent: Tensor, following: Tensor) -> Tensor:
-            begun[0].append(output, latent, session.step in session.computed_steps)
+            computed, begins = session.step in session.computed_steps, session.step == session.since
+            begun[0].append(output, latent, computed, begins)
             return begun[0].latent(session.step + 1, following)
 
         watch(scheduler, lambda: begun.append(Revised(propagator(scheduler), self.strength, self.guard)), advance, undo)
@@ -83,12 +84,13 @@ class Revised:
     def __post_init__(self) -> None:
         self.weights = np.eye(len(self.matrix) - 1)
 
-    def append(self, output: Tensor, latent: Tensor, computed: bool) -> None:
-        """The scheduler has made a step from `latent` with `output`."""
+    def append(self, output: Tensor, latent: Tensor, computed: bool, begins: bool = False) -> None:
+        """The scheduler has made a step from `latent` with `output`. A network that begins corrects nothing that
+        another one's outputs were forecast from."""
         keep(self.rows, output, latent)
         step = len(self.rows) - 2
         if computed:
-            if self.strength and step > self.newest + 1:
+            if self.strength and step > self.newest + 1 and not begins:
                 self._correct(step)
             self.newest = step
 

@@ -45,6 +45,8 @@ class MeanVelocity(SchedulerSite):
         session.held_elsewhere.append(lambda: sum(x.nbytes + v.nbytes for x, _, v in taken))
 
         def corrected(output: Tensor, timestep: Any, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if session.step == session.since:
+                taken.clear()  # another network's outputs
             s, after = (float(sigma_before(scheduler, session.step + i)) for i in (0, 1))
             if session.step not in session.computed_steps:
                 output = predict(taken, latent, s, after, self._span(session)).to(output.dtype)

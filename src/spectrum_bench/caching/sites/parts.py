@@ -124,7 +124,8 @@ class Kinds(Site):
         rule = getattr(session.schedule, "keywords", {})
         if bare(session.schedule) is smoothcache:
             curves = zip(self.kinds or (), rule["errors"], strict=True)
-            masks = {kind: smooth_mask(each, rule["threshold"]).tolist() for kind, each in curves}
+            each = {kind: smooth_mask(curve, rule["threshold"], session.starts) for kind, curve in curves}
+            masks = {kind: mask.tolist() for kind, mask in each.items()}
         else:  # a trial of a few steps, which counts what they cost (sampling/counting.py): one mask for all kinds
             whole = plan(session.schedule, session.num_steps)
             masks = dict.fromkeys(self.kinds or (), [] if whole is None else whole.tolist())

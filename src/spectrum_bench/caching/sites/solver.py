@@ -22,7 +22,7 @@ from spectrum_bench.caching.session import Session
 from spectrum_bench.caching.sites.base import Site, replace_forward
 from spectrum_bench.errors import BadValue, DoesNotFit
 from spectrum_bench.forecasters import Forecaster
-from spectrum_bench.schedules import Schedule, calibrated
+from spectrum_bench.schedules import ALONE, Schedule, Starts, calibrated
 
 
 @dataclass
@@ -114,29 +114,32 @@ class Solver(SchedulerSite):
                 return following  # exact until then
             row = matrix[0][session.step + 1]
             if outputs.estimates is None:
-                outputs.estimates = estimates(session.forecaster, outputs.steps, session.num_steps)
+                outputs.estimates = estimates(session.forecaster, outputs.steps, session.num_steps, session.starts)
             return outputs.rows.combine(np.append(row[0], row[1:] @ outputs.estimates)).to(following.dtype)
 
         watch(scheduler, lambda: matrix.append(propagator(scheduler)), advance, undo)
 
 
-def estimates(forecaster: Forecaster, computed: list[int], T: int) -> NDArray[np.float64]:
-    """The weights (T, K) of the K computed outputs in the output of every step. A skipped step is forecast from the
-    outputs up to the first computed one behind it; for a step behind all of them that is all."""
+def estimates(forecaster: Forecaster, computed: list[int], T: int, starts: Starts = ALONE) -> NDArray[np.float64]:
+    """The weights (T, K) of the K computed outputs in the output of every step. A skipped step is forecast from its own
+    network's outputs up to the first computed one behind it; for a step behind all of them that is all."""
     out, times = np.zeros((T, len(computed))), np.array(computed, float)
-    for step in range(T):
-        known = min(bisect_left(computed, step) + 1, len(computed))
-        if step in computed:
-            out[step, known - 1] = 1
-        else:
-            out[step, :known] = forecaster(times[:known], float(step))
+    for start, end in zip(starts, [*starts[1:], T], strict=True):
+        first, last = bisect_left(computed, start), bisect_left(computed, end)
+        for step in range(start, end if first < last else start):
+            known = min(bisect_left(computed, step) + 1, last)
+            if step in computed:
+                out[step, known - 1] = 1
+            else:
+                out[step, first:known] = forecaster(times[first:known], float(step))
     return out
 
 
 @dataclass(frozen=True)
 class FittedSolver(SchedulerSite):
     """Each gap is one step of a linear multistep solver whose coefficients were fitted for this model and these steps
-    (lab/hindcast.py): x at the next computed step is a x_0 + sum_i b_i v_i.
+    (lab/hindcast.py): x at the next computed step is a x_0 + sum_i b_i v_i. A network that takes over from another
+    begins anew: x_0 is then the latent that it begins from.
 
     The family of solvers is that of Bespoke Non-Stationary solvers (arXiv:2403.01329), whose coefficients are trained.
 
@@ -157,19 +160,31 @@ class FittedSolver(SchedulerSite):
         calibrated(self.method, self.steps)
         if getattr(schedule, "keywords", {}).get("steps") != self.steps:
             raise DoesNotFit(f"the coefficients belong to the steps that they were fitted for: use algo={self.method}")
+        count = 1
         for gap, row in enumerate(self.coefficients or ()):
-            if len(row) != gap + 2 or not all(map(checks.is_number, row)):
-                raise BadValue(f"coefficients of gap {gap} must be {gap + 2} numbers: calibrate algo=hindcast anew")
+            if len(row) not in (2, count + 1) or not all(map(checks.is_number, row)):
+                raise BadValue(
+                    f"coefficients of gap {gap} must be {count + 1} numbers, or 2 where a network begins: calibrate "
+                    "algo=hindcast anew"
+                )
+            count = len(row)
 
     def attach_scheduler(self, scheduler: Any, session: Session, undo: ExitStack) -> None:
         outputs, gaps = Outputs(), list(self.coefficients or ())
         session.held_elsewhere.append(lambda: outputs.rows.nbytes)
 
         def advance(output: Tensor, latent: Tensor, following: Tensor) -> Tensor:
+            if session.step == session.since:
+                outputs.rows = History()
             outputs.note(session, output, latent)
             gap = len(outputs.steps) - 1
             if not session.ends_gap or gap >= len(gaps):
                 return following
+            if len(gaps[gap]) != len(outputs.rows):
+                raise DoesNotFit(
+                    f"the coefficients of {self.method} are for networks that take over at another step: calibrate "
+                    f"algo={self.method} with this scheduler and num_inference_steps={session.num_steps}"
+                )
             return outputs.rows.combine(np.array(gaps[gap])).to(following.dtype)
 
         watch(scheduler, lambda: None, advance, undo)

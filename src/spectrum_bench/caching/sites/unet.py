@@ -80,22 +80,22 @@ class _Kept(StandIn):
 
 
 class _Nothing(StandIn):
-    """Stands in for a deep module. At a skipped step it gives tensors of batch size 0, which only such stand-ins
-    read."""
+    """Stands in for a deep module. At a skipped step it gives a zero in all places, which takes no memory: only such
+    stand-ins read it, and a ControlNet's residuals are added to it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.session.computing:
             out = self.module(*args, **kwargs)
             self.like = _shapes(out)
             return out
-        return _empty(self.like, args[0] if args else kwargs["hidden_states"])
+        return _nothing(self.like, args[0] if args else kwargs["hidden_states"])
 
 
 def _shapes(out: Any) -> Any:
     return out.shape[1:] if isinstance(out, Tensor) else tuple(_shapes(part) for part in out)
 
 
-def _empty(like: Any, reference: Tensor) -> Any:
+def _nothing(like: Any, reference: Tensor) -> Any:
     if isinstance(like, torch.Size):
-        return reference.new_empty((0, *like))
-    return tuple(_empty(part, reference) for part in like)
+        return reference.new_zeros(()).expand(len(reference), *like)
+    return tuple(_nothing(part, reference) for part in like)
