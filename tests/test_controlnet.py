@@ -185,7 +185,7 @@ def test_the_command_line_names_a_controlnet(controlled, weights, folder, tmp_pa
     assert identify(given) != identify(settings(*words, f"model.controlnet={moved}").model)
 
 
-def test_wrong_controlnets_are_told_in_one_line(controlled, weights, folder):
+def test_wrong_controlnets_are_told_in_one_line(controlled, random_pipes, weights, folder):
     def refused(given, said):
         with pytest.raises(UserError, match=said):
             identify(settings(f"model.repo={weights}", f"model.controlnet={given}").model)
@@ -195,8 +195,11 @@ def test_wrong_controlnets_are_told_in_one_line(controlled, weights, folder):
     refused("7", "model.controlnet=7 is no text")
     with pytest.raises(UserError, match="is of files: leave it out, or leave out model.init=random"):
         settings("model.init=random", f"model.controlnet={folder}")
+    other = controlled("sdxl")[0].controlnet
     with pytest.raises(UserError, match="takes another kind of network than ControlNetModel"):
-        _controlled(controlled("flux")[0], controlled("sdxl")[0].controlnet)
+        _controlled(random_pipes("flux"), other)
+    with pytest.raises(UserError, match="FluxControlNetPipeline has a ControlNet of its own: leave it out"):
+        _controlled(controlled("flux")[0], other)
     (weight,) = folder.glob("*.safetensors")
     weight.write_bytes(b"nothing")
     refused(folder, "is damaged")

@@ -101,14 +101,14 @@ def test_each_network_gets_its_share(passes, starts, each):
     ("passes", "said"),
     [
         (1, "each of the 2 networks.*needs a pass"),
-        ([3, 3, 3], "one number for each network.*2 of them"),
+        ([3, 3, 3], "for 3 networks by turns, and this model has 2"),
         ([0, 3], "at least 1, not 0"),
     ],
 )
 def test_a_budget_that_cannot_be_split_is_refused(passes, said):
     with pytest.raises(UserError, match=said):
         schedules.plan(partial(schedules.power_law, passes=passes), STEPS, (0, 5))
-    with pytest.raises(UserError, match="this model runs 1 of them"):
+    with pytest.raises(UserError, match="this model has 1"):
         schedules.plan(partial(schedules.power_law, passes=[3, 2]), STEPS)
 
 

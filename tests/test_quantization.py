@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import MASK, composed, denoiser, run, sample, settings
+from safetensors.torch import save_file
 from test_wrappers import ALGORITHMS, attributes, differing
 from torch import nn
 
@@ -132,9 +133,9 @@ def gguf_file(random_pipe, tmp_path_factory):
     return path
 
 
-def load(weights, way, gguf_file=None, part="transformer"):
+def load(weights, way, gguf_file=None, *more, part="transformer"):
     files = [f"model.gguf={{{part}: {gguf_file}}}"] if gguf_file else []
-    return load_pipeline(settings(f"model.repo={weights}", f"model.quantization={way}", *files).model, "cpu")
+    return load_pipeline(settings(f"model.repo={weights}", f"model.quantization={way}", *files, *more).model, "cpu")
 
 
 @pytest.mark.slow
@@ -161,3 +162,25 @@ def test_caching_on_few_bits_under_another_wrapper(weights, request, way, wrappe
     for schedule in (MASK, schedules.full):
         expected = run(plain, "flux", site, schedule, forecaster)[0]
         assert torch.equal(run(pipe, "flux", site, schedule, forecaster)[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["int8", "fp8", "gguf"])
+@pytest.mark.usefixtures("no_gradients")
+def test_caching_with_a_lora_on_few_bits(weights, random_pipe, request, tmp_path, way):
+    """What a LoRA adds stands beside the quantized weights: with a weight of 0 it is nothing."""
+    pytest.importorskip("torchao", reason="no torchao: pip install 'spectrum-bench[quant]'")
+    pytest.importorskip("peft", reason="no peft: pip install 'spectrum-bench[lora]'")
+    generator, tensors, path = torch.Generator().manual_seed(0), {}, tmp_path / "style.safetensors"
+    for name, module in denoiser(random_pipe).named_modules():
+        if name.endswith("attn.to_q"):
+            for part, shape in (("A", (2, module.in_features)), ("B", (module.out_features, 2))):
+                tensors[f"transformer.{name}.lora_{part}.weight"] = torch.randn(shape, generator=generator)
+    save_file(tensors, path)
+    file = request.getfixturevalue("gguf_file") if way == "gguf" else None
+    plain, none, pipe = (
+        load(weights, way, file, *([f"model.lora=[{{file: {path}, weight: {weight}}}]"] if weight is not None else []))
+        for weight in (None, 0.0, 0.8)
+    )
+    assert torch.equal(sample(none, "flux"), sample(plain, "flux"))
+    caches_alike(pipe, plain)

@@ -14,8 +14,6 @@ from spectrum_bench import checks
 from spectrum_bench.errors import BadValue
 
 Mask = NDArray[np.bool_]  # (T,), True = compute
-
-
 Starts = Sequence[int]  # the first step of each network of those that run by turns (Wan2.2's two), ascending from 0
 ALONE = (0,)  # of one network
 
@@ -42,8 +40,8 @@ def budgets(passes: int | Sequence[int], T: int, starts: Starts = ALONE) -> list
     if isinstance(passes, Sequence) and not isinstance(passes, str):
         if len(passes) != len(steps):
             raise BadValue(
-                f"passes={checks.brief(list(passes))} is one number for each network, and this model runs {len(steps)}"
-                " of them by turns: give one number for all"
+                f"passes={checks.brief(list(passes))} is for {len(passes)} networks by turns, and this model has "
+                f"{len(steps)}: give one number for all"
             )
         return [checks.whole("passes", each, 1, most) for each, most in zip(passes, steps, strict=True)]
     if checks.whole("passes", passes, 1, T) < len(steps):

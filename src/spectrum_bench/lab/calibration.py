@@ -85,7 +85,8 @@ def teacache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     Raises:
         UserError: R^2 is below 0.8: the signal does not predict how far the output moves.
     """
-    pairs, fitted = np.array([changes(run, job) for job in jobs]), []  # (prompts, 2, T - 1)
+    pairs = np.array([changes(run, job) for job in jobs])  # (prompts, 2, T - 1)
+    polynomials, worst = [], 1.0
     for start, end in zip(run.starts, [*run.starts[1:], run.num_steps], strict=True):
         x, y = pairs[:, :, start : end - 1].swapaxes(0, 1).reshape(2, -1)
         polynomial, r2 = fit_polynomial(x, y, fit.degree)
@@ -95,9 +96,10 @@ def teacache(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
             raise UserError(
                 f"R^2 = {r2:.3f} is below 0.8: this signal does not predict this model's output; nothing written"
             )
-        fitted.append(polynomial)
-    polynomials = fitted if len(fitted) > 1 else fitted[0]
-    return {"r2": round(r2, 4), "polynomial": polynomials, "first": 1, "last": 1}
+        polynomials.append(polynomial)
+        worst = min(worst, r2)
+    found = polynomials if len(polynomials) > 1 else polynomials[0]
+    return {"r2": round(worst, 4), "polynomial": found, "first": 1, "last": 1}
 
 
 def changes(run: Uncached, job: Job) -> tuple[np.ndarray, np.ndarray]:

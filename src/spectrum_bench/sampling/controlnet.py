@@ -93,6 +93,8 @@ def controlled(pipe: Any, network: Any) -> Any:
     """
     import diffusers
 
+    if "controlnet" in pipe.components:
+        raise UserError(f"model.controlnet: {type(pipe).__name__} has a ControlNet of its own: leave it out")
     name = type(pipe).__name__.removesuffix("Pipeline") + "ControlNetPipeline"
     kind: Any = getattr(diffusers, name, None)
     if kind is None:

@@ -105,9 +105,10 @@ def called(label: str) -> str:
 
 
 def defaults(part: Part) -> dict[str, Any]:
-    """The default values of the constants that a part's function or class takes."""
+    """The default values of the constants that a part's function or class takes; `starts` is none, which the run gives
+    to a schedule."""
     parameters = inspect.signature(pkgutil.resolve_name(part.target)).parameters
-    return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty and name != "starts"}
 
 
 def _part(part: Part) -> Identity:
