@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from forked import Command
 from PIL import Image
 
 from spectrum_bench.miniature import world
@@ -112,7 +113,9 @@ def experiment(
 
 def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
     """Run an entry script as a user does."""
-    return run_python(f"src/{script}", *arguments)
+    process = Command(ROOT / "src" / script, *arguments, cwd=ROOT)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def run_python(*arguments) -> subprocess.CompletedProcess:

@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from forked import Command
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
@@ -113,14 +112,12 @@ def drawing(weights: Path, folder: Path, prompts: list[str]) -> list[str]:
     ]
 
 
-def start(*words: str, **more) -> subprocess.Popen:
-    """src/text_to_image.py at work with `words`; `more` goes to Popen."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "src/text_to_image.py", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more)
+def start(*words: str, **more) -> Command:
+    """src/text_to_image.py at work with `words`; `more` goes to Command."""
+    return Command(ROOT / "src/text_to_image.py", *words, **more)
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+def finish(process: Command, code: int = 0) -> tuple[str, str]:
     """What a process wrote to stdout and stderr until its end, with the exit code that is expected."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err[-3000:]

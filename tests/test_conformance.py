@@ -30,6 +30,7 @@ UNSUPPORTED = {
 # at its authors' threshold SenCache skips none of so few steps, and 14 passes are all of them
 WORDS = {"sencache": ["schedule.threshold=1"], "hindsight": ["algo.passes=6"], "meancache": ["algo.passes=6"]}
 # at 0.12 it skips the first of HunyuanVideo's two stacks alone, which no count of steps shows
+WORDS["l2p"] = ["algo.passes=6", f"algo.forecaster.outputs={golden.DRIFT[:12]}"]
 WORDS["cachedit_recommended"] = ["site.arguments.residual_diff_threshold=0.3"]
 SITES = sorted(
     p.stem
@@ -49,9 +50,7 @@ def pipeline(model: str):
 
 def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words=()):
     pipe = pipeline(model)
-    config = paired(
-        model, algo, f"num_inference_steps={golden.STEPS_OF.get(algo, STEPS)}", *WORDS.get(algo, []), *words
-    )
+    config = paired(model, algo, f"num_inference_steps={STEPS}", *WORDS.get(algo, []), *words)
     algorithm = build(config)
     rules = {"schedule": algorithm.schedule, "forecaster": algorithm.forecaster, "site": algorithm.site}
     with torch.no_grad(), cached(pipe, **rules, num_steps=steps) as session:
@@ -67,13 +66,13 @@ def run(model: str, algo: str, prompts, seed: int = 0, steps: int = STEPS, words
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every algorithm on every miniature; on HunyuanVideo's, which runs as FLUX's does but three times as long, one of
-    each site, and all that are refused."""
+    """Every algorithm on every miniature; on those of clips, which take three times as long, one of each site, and all
+    that are refused."""
     found = []
     for model in golden.MINIATURES:
         refused = [algo for algo in ALGOS if (algo, model) in UNSUPPORTED]
         fitting = [algo for algo in ALGOS if algo not in refused]
-        chosen = first_of_its_site(fitting) if model == "tiny-hunyuan" else fitting
+        chosen = first_of_its_site(fitting) if model in CLIPS else fitting
         found += [(algo, model) for algo in refused + chosen]
     return sorted(found)
 
@@ -117,19 +116,18 @@ def test_every_algorithm(algo, model):
     network = next(iter(denoisers(pipeline(model)).values()))
     reference = plain(model)
 
-    before, steps = inventory(network), golden.STEPS_OF.get(algo, STEPS)  # some have constants for one number of steps
-    fewer = golden.STEPS_OF.get(algo, FEWER)
-    first, one, algorithm = run(model, algo, A, steps=steps)
-    both, _, _ = run(model, algo, B[:1] if model in CLIPS else B, seed=7, steps=fewer)
-    again, two, _ = run(model, algo, A, steps=steps)
+    before = inventory(network)
+    first, one, algorithm = run(model, algo, A)
+    both, _, _ = run(model, algo, B[:1] if model in CLIPS else B, seed=7, steps=FEWER)
+    again, two, _ = run(model, algo, A)
     assert torch.equal(first, again) and one.computed_steps == two.computed_steps
     assert inventory(network) == before and torch.isfinite(first).all()
-    mask = schedules.plan(algorithm.schedule, steps)
+    mask = schedules.plan(algorithm.schedule, STEPS)
     if mask is not None:
         assert one.computed_steps == mask.nonzero()[0].tolist()
     if algo in ("nocache", "steps"):
         assert torch.equal(first, reference) and one.cache_bytes == 0
-    elif len(one.computed_steps) < steps:
+    elif len(one.computed_steps) < STEPS:
         assert not torch.equal(first, reference) and one.cache_bytes > 0
     else:
         assert torch.equal(first, reference)
@@ -138,5 +136,5 @@ def test_every_algorithm(algo, model):
     assert both.shape[0] == 2 and not torch.equal(both[0], both[1])
     if mask is None or algo == "clusca":  # a gate decides once for a batch; clusca's random tokens differ
         return
-    alone, _, _ = run(model, algo, B[1:], seed=8, steps=fewer)
+    alone, _, _ = run(model, algo, B[1:], seed=8, steps=FEWER)
     np.testing.assert_allclose(both[1:], alone, rtol=0, atol=2e-2 * float(alone.abs().max()))

@@ -324,9 +324,8 @@ def test_a_sweep_and_help(words, tmp_path):
 
 @pytest.mark.slow
 def test_entry_scripts_run_from_anywhere(words, tmp_path):
-    process = start("algo=reuse", *words, cwd="/")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    command = [sys.executable, ROOT / "src/text_to_image.py", "algo=reuse", *words]
+    subprocess.run(command, cwd="/", check=True, capture_output=True, timeout=120)
     assert len(jobs.read_records(Path(tmp_path, "out/x"))) == 2
 
 

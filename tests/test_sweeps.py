@@ -1,16 +1,13 @@
 """Sweeps through the launchers and sweepers that people on clusters use. Slurm's own is in test_slurm.py."""
 
-import subprocess
-import sys
-
 import pytest
 import yaml
+from fabricate import run_script
 from helpers import settings
 
 from spectrum_bench.commands import entry, run, tune
 from spectrum_bench.commands.entry import check_words
 from spectrum_bench.errors import UserError
-from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.records import read_records
 from spectrum_bench.scoring.experiments import pairs, read_experiment
 from spectrum_bench.scoring.metrics.pixel import psnr
@@ -19,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def sweep(script: str, *words):
-    return subprocess.run([sys.executable, ROOT / "src" / script, "-m", *words], capture_output=True, text=True)
+    return run_script(script, "-m", *words)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
