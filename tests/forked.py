@@ -35,13 +35,15 @@ def server() -> multiprocessing.context.ForkServerContext:
 
 
 class Command:
-    """An entry script at work with its words, in `cwd`: the parts of subprocess.Popen that tests use."""
+    """A script at work with its words, in `cwd` and with more variables: the parts of subprocess.Popen that tests
+    use."""
 
-    def __init__(self, script: Path, *words: str, cwd: Path | str = "."):
+    def __init__(self, script: Path, *words: str, cwd: Path | str = ".", **environment: str):
         self.args = [str(script), *map(str, words)]
-        self._written = [tempfile.NamedTemporaryFile() for _ in range(2)]
+        self._written = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115 - gone with this object
         names = [file.name for file in self._written]
-        self._process = server().Process(target=_work, args=(self.args, *names, os.path.abspath(cwd), {**os.environ}))
+        arguments = (self.args, *names, os.path.abspath(cwd), os.environ | environment)
+        self._process = server().Process(target=_work, args=arguments)
         self._process.start()
         self.pid = self._process.pid
 
@@ -71,7 +73,7 @@ def _work(words: list[str], out: str, err: str, cwd: str, environment: dict[str,
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = words
-    sys.path.insert(0, os.path.dirname(words[0]))
+    sys.path[:0] = [os.path.dirname(words[0]), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     try:
         runpy.run_path(words[0], run_name="__main__")
     finally:

@@ -31,6 +31,7 @@ ALGOS = sorted(p.stem for p in (ROOT / "configs" / "algo").glob("*.yaml"))
 MINIATURES = sorted(f"tiny-{p.parent.name}" for p in (ROOT / "assets/tiny").glob("*/model_index.json"))
 
 STEPS, SEED = 20, 0
+STEPS_OF = {"tiny-hunyuan": 12, "tiny-wan": 12}  # clips take three times as long
 PICTURE = "a large red ring on a gray background"
 CLIP = "a large green cross moving left on a cream background"
 CAP = 100.0  # dB, of identical pixels
@@ -40,11 +41,16 @@ WORDS = {"sencache": ["schedule.threshold=1"], "speca": ["schedule.threshold=1e4
 WORDS |= {algo: ["algo.passes=8"] for algo in ("hindsight", "meancache")}
 # The shipped constants are of 50 steps. These are of outputs that drift: each the one before and a new part.
 DRIFT = [[1, *[0.1] * step] for step in range(STEPS)]
-WORDS["l2p"] = ["algo.passes=8", f"algo.forecaster.outputs={DRIFT}"]
+for name in MINIATURES:
+    WORDS["l2p", name] = ["algo.passes=8", f"algo.forecaster.outputs={DRIFT[: STEPS_OF.get(name, STEPS)]}"]
 WORDS |= {("fbcache", m): ["schedule.threshold=0.12"] for m in ("tiny-flux", "tiny-sd3")}
-WORDS |= {("easycache", m): ["schedule.threshold=0.12"] for m in ("tiny-hunyuan", "tiny-sd3")}
-WORDS |= {("diffusers_fbcache", m): ["site.arguments.threshold=0.12"] for m in ("tiny-flux", "tiny-hunyuan")}
+WORDS["easycache", "tiny-sd3"] = ["schedule.threshold=0.12"]
+WORDS["diffusers_fbcache", "tiny-flux"] = ["site.arguments.threshold=0.12"]
 WORDS |= {(a, "tiny-flux"): ["site.arguments.residual_diff_threshold=0.12"] for a in ALGOS if "cachedit" in a}
+for name in STEPS_OF:
+    WORDS |= {(a, name): ["site.arguments.residual_diff_threshold=0.5"] for a in ALGOS if "cachedit" in a}
+    WORDS |= {(a, name): ["schedule.threshold=0.5"] for a in ("cgtaylor", "easycache", "fbcache")}
+    WORDS["diffusers_fbcache", name] = ["site.arguments.threshold=0.5"]
 FIRST_WORDS = 8  # of a refusal
 
 
@@ -54,7 +60,8 @@ def pipeline(model: str):
 
 
 def chosen(model: str, algo: str, *more: str) -> RunSettings:
-    return paired(model, algo, f"num_inference_steps={STEPS}", *WORDS.get(algo, []), *WORDS.get((algo, model), []), *more)
+    steps = f"num_inference_steps={STEPS_OF.get(model, STEPS)}"
+    return paired(model, algo, steps, *WORDS.get(algo, []), *WORDS.get((algo, model), []), *more)
 
 
 def sample(model: str, algo: str, *more: str) -> tuple[np.ndarray, Figures]:

@@ -142,7 +142,7 @@ def test_the_driver_is_killed(long_words, undisturbed, tmp_path):
 
 
 def test_a_node_is_lost(long_words, undisturbed, tmp_path, monkeypatch):
-    """Two nodes of one worker each, on this machine; one goes early, the other goes on alone, and later a third comes."""
+    """Two nodes of one worker each, on this machine; one goes, the other goes on alone, and later a third comes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 

@@ -3,16 +3,14 @@ test_report.py."""
 
 import dataclasses
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import yaml
 from fabricate import run_script
-from helpers import composed, examples
+from forked import Command
+from helpers import composed, examples, finish
 from safetensors.numpy import load_file
 
 from spectrum_bench.commands.entry import check_words
@@ -38,10 +36,8 @@ def folder(tmp_path_factory):
     return place
 
 
-def python(folder, *words):
-    environment = os.environ | {"PYTHONPATH": f".{os.pathsep}src"}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def python(folder, script, *words):
+    finish(Command(folder / script, *words, cwd=folder, PYTHONPATH="."))
 
 
 @pytest.mark.slow
