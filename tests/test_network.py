@@ -75,12 +75,11 @@ def test_scores_and_reports_stay_at_home(scored):
     assert not heard(scored, "src/report.py", fast, reference, f"out={scored}/report")
 
 
-@pytest.mark.parametrize("ngpu", [1, 2])
-def test_runs_stay_at_home(tmp_path, ngpu):
+def test_a_run_and_its_workers_stay_at_home(tmp_path):
     """Two workers are Ray's."""
-    words = ["model=tiny-flux", "algo=spectrum", "num_inference_steps=8", "total_prompt_num=2", f"ngpu={ngpu}"]
+    words = ["model=tiny-flux", "algo=spectrum", "num_inference_steps=8", "total_prompt_num=2", "ngpu=2"]
     places = [f"output_base_path={tmp_path}", "exp_name=x", "warmup_samples=0"]
     assert not heard(tmp_path, "src/text_to_image.py", *words, *places)
     processes = {line for line in (tmp_path / "heard").read_text().splitlines() if line.startswith("started")}
-    assert any("default_worker.py" in line for line in processes) == (ngpu == 2)
-    assert any("dashboard.py" in line for line in processes) == (ngpu == 2)
+    for name in ("default_worker.py", "dashboard.py"):
+        assert any(name in line for line in processes)

@@ -236,7 +236,7 @@ def skipping(pipe, name, site, gate, forecaster):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["flux", "wan", "sdxl"])
 @pytest.mark.parametrize("algo", DYNAMIC)
 def test_gates_skip_and_leave_nothing(random_pipes, plainly, name, algo):
     """Never-skip at threshold 0; else skipped steps run the front blocks alone, and A, B, A gives A."""
