@@ -1,5 +1,6 @@
 """A ControlNet under caching: a skipped step runs neither the network nor the ControlNet."""
 
+import json
 import shutil
 from contextlib import contextmanager
 from functools import cache
@@ -7,7 +8,7 @@ from functools import cache
 import diffusers
 import pytest
 import torch
-from helpers import MASK, STEPS, TAYLOR, denoiser, inventory, run, sample, settings
+from helpers import MASK, STEPS, TAYLOR, composed, denoiser, inventory, run, sample, settings
 from PIL import Image
 
 from spectrum_bench import forecasters, gates, schedules
@@ -15,9 +16,11 @@ from spectrum_bench.caching.sites.modules import Modules
 from spectrum_bench.caching.sites.output import OutputResidual
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual, TailResidual
 from spectrum_bench.caching.sites.unet import Shallow
+from spectrum_bench.commands import run as run_command
 from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.sampling.controlnet import controlled as _controlled
 from spectrum_bench.sampling.models import identify, load_pipeline
+from spectrum_bench.sampling.records import read_records
 from spectrum_bench.sampling.shapes import meta_pipeline
 from spectrum_bench.sampling.small import no_identity
 
@@ -183,6 +186,18 @@ def test_the_command_line_names_a_controlnet(controlled, weights, folder, tmp_pa
     assert identify(plain) != identify(given) == identify(settings(*words, f"model.controlnet={moved}").model)
     (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
     assert identify(given) != identify(settings(*words, f"model.controlnet={moved}").model)
+
+
+def test_each_line_gives_its_picture(words, folder, tmp_path):
+    PICTURE.save(tmp_path / "edges.png")
+    line = {"prompt": "a red ring", "control_image": "edges.png"}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line), encoding="utf-8")
+    words = [word for word in words if not word.startswith("prompt_file")] + [f"prompt_file={tmp_path}/lines.jsonl"]
+    with pytest.raises(UserError, match="FluxPipeline takes no control_image"):
+        run_command.main(composed(*words))
+    run_command.main(composed(*words, f"model.controlnet={folder}", "exp_name=controlled"))
+    (record,) = read_records(tmp_path / "out/controlled")
+    assert set(record.inputs) == {"control_image"}
 
 
 def test_wrong_controlnets_are_told_in_one_line(controlled, random_pipes, weights, folder):

@@ -44,7 +44,8 @@ def count(settings: RunSettings, algorithm: Algorithm, job: Job, passes: int | N
     """
     peer = algorithm.site is not None and algorithm.site.decides
     ours, T = NOCACHE if peer else algorithm, settings.num_inference_steps
-    pipe = meta_pipeline(settings.model)
+    pipe = meta_pipeline(settings.model)  # without the IP-Adapter
+    job = replace(job, inputs=tuple(each for each in job.inputs if each.name != "ip_adapter_image"))
     counted = Counted(pipe)
     trial = Trial(counted, ours, T)
     with torch.no_grad(), counted:

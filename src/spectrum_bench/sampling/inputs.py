@@ -39,6 +39,7 @@ KINDS = {
     "last_image": PICTURE,
     "mask_image": PICTURE,
     "control_image": PICTURE,
+    "ip_adapter_image": PICTURE,
     "video": CLIP,
     "mask": CLIP,  # of a video
     "negative_prompt": TEXT,

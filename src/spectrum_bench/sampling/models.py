@@ -9,6 +9,7 @@ from typing import Any
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import locate
 from spectrum_bench.sampling.controlnet import add_controlnet, identify_controlnet
+from spectrum_bench.sampling.ip_adapter import add_ip_adapter, identify_ip_adapter
 from spectrum_bench.sampling.lora import add_loras, identify_loras
 from spectrum_bench.sampling.quantizing import check_quantization, find_gguf, quantized
 from spectrum_bench.sampling.runtime import OFFLOADS, check_machine
@@ -106,7 +107,7 @@ def _hash(paths: Mapping[str, Path]) -> str:
 
 def identify(model: ModelSettings) -> str:
     """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed), and
-    what tells its quantized files, ControlNet and LoRAs.
+    what tells its quantized files, ControlNet, IP-Adapter and LoRAs.
 
     Raises:
         UserError: the weights are not on this machine.
@@ -114,7 +115,8 @@ def identify(model: ModelSettings) -> str:
     weights = "random" if model.init == "random" else fingerprint(find_weights(_repo(model), model.revision))
     files = {part: _hash({part: path}) for part, path in find_gguf(model.gguf).items()}
     quantized_files = "".join(f"+{part}={files[part]}" for part in sorted(files))
-    return weights + quantized_files + identify_controlnet(model.controlnet) + identify_loras(model.lora)
+    conditions = identify_controlnet(model.controlnet) + identify_ip_adapter(model.ip_adapter)
+    return weights + quantized_files + conditions + identify_loras(model.lora)
 
 
 def _repo(model: ModelSettings) -> str:
@@ -172,7 +174,9 @@ def _pretrained(model: ModelSettings, device: str) -> Any:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
         raise UserError(f"{folder} cannot be loaded ({error}): fetch {model.repo} again") from None
-    return add_controlnet(pipe, model.controlnet, dtype["default"]).to(device)
+    pipe = add_controlnet(pipe, model.controlnet, dtype["default"])
+    add_ip_adapter(pipe, model.ip_adapter, dtype["default"])
+    return pipe.to(device)
 
 
 def _random(model: ModelSettings, device: str) -> Any:

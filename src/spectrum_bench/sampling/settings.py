@@ -12,6 +12,7 @@ from typing import Any
 from spectrum_bench.checks import boolean, brief, is_number, is_whole, one_of, whole
 from spectrum_bench.errors import BadValue
 from spectrum_bench.sampling import limits
+from spectrum_bench.sampling.ip_adapter import check_ip_adapter
 from spectrum_bench.sampling.lora import Lora, check_loras
 from spectrum_bench.sampling.quantizing import check_quantization_keys
 from spectrum_bench.sampling.runtime import EngineSettings, RuntimeSettings, check_memory_keys
@@ -22,7 +23,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 INITS = ("pretrained", "random")
 # Model settings that decide no pixel: `weights` does, which tells the LoRAs and quantized files too.
 DESCRIPTIVE = {"repo", "revision", "judge", "note", "metrics", "dev_prompts", "needs", "lora", "gguf", "page"}
-DESCRIPTIVE |= {"teacher", "controlnet"}
+DESCRIPTIVE |= {"teacher", "controlnet", "ip_adapter"}
 # Keys of an algorithm's YAML that are no constants of its own.
 DESCRIBED = ("name", "forecaster", "paper", "fidelity", "linear")
 # Old import paths of parts that have moved. Users' own configurations may still name them.
@@ -140,7 +141,7 @@ class ModelSettings:
         offload: which parts of the pipeline wait in the machine's memory: sampling.runtime.OFFLOADS.
         quantization, gguf: how the denoiser's weights are kept, and the files of those that are quantized already:
             sampling.quantizing.
-        controlnet: a ControlNet's folder or repository: sampling.controlnet.
+        controlnet, ip_adapter: a ControlNet's folder or repository, an IP-Adapter's files: the modules of these names.
         lora: LoRA files and their weights: sampling.lora.
         weights: tells the weights from others of the same name (sampling.models.identify); None if not computed yet.
     """
@@ -164,6 +165,7 @@ class ModelSettings:
     quantization: str = "none"
     gguf: Mapping[str, str] = field(default_factory=dict)
     controlnet: str | None = None
+    ip_adapter: Mapping[str, Any] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
     teacher: str | None = None  # the model that this one is distilled from, whose runs may be its reference
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -192,6 +194,7 @@ class ModelSettings:
             if not isinstance(names := given.get(key, []), list) or not all(isinstance(name, str) for name in names):
                 raise BadValue(f"model.{key}={brief(names)} is no list: write {example}")
             given |= {key: tuple(names)} if key in given else {}
+        given |= {"ip_adapter": check_ip_adapter(given["ip_adapter"])} if "ip_adapter" in given else {}
         given |= {"lora": check_loras(given["lora"])} if "lora" in given else {}
         extra = {key: value for key, value in node.items() if key not in known}
         settings = cls(**given, extra=extra)
@@ -211,8 +214,9 @@ class ModelSettings:
                 limits.check_path(f"model.{key}", node[key])
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
-        if self.controlnet is not None and self.init == "random":
-            raise BadValue("model.controlnet is of files: leave it out, or leave out model.init=random")
+        for key in ("controlnet", "ip_adapter"):
+            if getattr(self, key) and self.init == "random":
+                raise BadValue(f"model.{key} is of files: leave it out, or leave out model.init=random")
         check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)
         check_quantization_keys(self.quantization, self.gguf, self.init, self.offload)
         if self.quantization != "none" and any(lora.get("fuse") for lora in self.lora):
