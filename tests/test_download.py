@@ -432,7 +432,7 @@ def test_metrics_go_to_where_they_are_looked_for(hub, download, checkout, tmp_pa
         ("prompts=draw", "choose of drawbench, coco, vbench, geneval, all"),
         (
             "metrics=fvd",
-            "choose of lpips, .*dino, clip, clip_g, pickscore, hpsv2, geneval, imagereward, musiq, fid, vbench, all",
+            "choose of lpips, .*dino, clip, clip_g, pickscore, hpsv2, geneval, imagereward, musiq, clipiqa, fid, .*all",
         ),
         ("metrics=", "choose of lpips"),
         ("weights=flux", "cannot read weights=flux: there is model=, prompts=, metrics= and --dry-run"),

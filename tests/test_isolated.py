@@ -17,7 +17,7 @@ from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import read_experiment
 from spectrum_bench.scoring.metrics import METRICS, chosen, imagereward, isolated, vbench
 from spectrum_bench.scoring.metrics.contracts import ModelFacts
-from spectrum_bench.scoring.metrics.isolated import header, score_musiq, score_vbench
+from spectrum_bench.scoring.metrics.isolated import header, score_clipiqa, score_musiq, score_vbench
 
 PROMPTS = fabricate.captions(4)
 SCRIPT = """
@@ -247,20 +247,31 @@ def test_vbench_writes_as_it_goes(tmp_path, monkeypatch):
     assert found == [{"id": str(i), "a": float(i), "b": float(i)} for i in range(4)]
 
 
-def test_musiq_takes_what_pyiqa_says_and_names_what_it_cannot_read(tmp_path, monkeypatch):
+class Brightness:
+    """In the place of pyiqa's metrics: the mean of a picture's levels times one weight."""
+
+    def __init__(self, weight=1.0):
+        self.net = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(self.net.weight, weight)
+
+    def __call__(self, path):
+        with fabricate.Image.open(path) as picture:
+            return self.net(torch.tensor([[float(np.mean(picture))]]))
+
+
+def create_metric(name, **how):
+    """As pyiqa's, which fetches what it is not given, and unpickles whatever comes."""
+    if name == "musiq":
+        assert how == {"pretrained": False}
+        return Brightness()
+    assert name == "clipiqa" and how.keys() == {"backbone"}
+    state = torch.load(how["backbone"], weights_only=True)
+    return Brightness(state["module.weight"].item())
+
+
+@pytest.mark.parametrize("script", [score_musiq, score_clipiqa], ids=["musiq", "clipiqa"])
+def test_what_pyiqa_says_is_taken_and_what_it_cannot_read_is_named(script, tmp_path, monkeypatch):
     """With a network of one number in the place of pyiqa's; the true package is in test_true_environments.py."""
-
-    class Metric:
-        net = torch.nn.Linear(1, 1, bias=False)
-
-        def __call__(self, path):
-            with fabricate.Image.open(path) as picture:
-                return self.net(torch.tensor([[float(np.mean(picture))]]))
-
-    def create_metric(name, pretrained):
-        assert name == "musiq" and pretrained is False  # else it would fetch, and unpickle whatever comes
-        return Metric()
-
     parts = ModuleType("pyiqa.archs.arch_util")
     parts.clean_state_dict = lambda state: {key.removeprefix("module."): tensor for key, tensor in state.items()}
     monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
@@ -273,12 +284,23 @@ def test_musiq_takes_what_pyiqa_says_and_names_what_it_cannot_read(tmp_path, mon
     lines = [{"id": name, "path": str(tmp_path / f"{name}.png")} for name in "ab"]
     Path(manifest).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     torch.save({"module.weight": torch.tensor([[0.25]])}, weights)
-    score_musiq.main(manifest, results, weights)
+    script.main(manifest, results, weights)
     one, other = map(json.loads, Path(results).read_text().splitlines())
-    assert one == {"id": "a", "musiq": pytest.approx(picture.mean() / 4, rel=1e-5)} and other.keys() == {"id", "error"}
+    name = script.__name__.rpartition("_")[2]
+    assert one == {"id": "a", name: pytest.approx(picture.mean() / 4, rel=1e-5)} and other.keys() == {"id", "error"}
     torch.save({"module.weight": torch.ones(2, 1)}, weights)
     with pytest.raises(SystemExit, match="weights.pth does not fit .*; download it again"):
-        score_musiq.main(manifest, results, weights)
+        script.main(manifest, results, weights)
+
+
+def test_scripts_with_the_same_packages_share_an_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "CACHE", tmp_path)
+    assert not isolated.is_made("musiq") and not isolated.is_made("clipiqa")
+    made = isolated._folder("musiq")
+    made.mkdir()
+    (made / "complete").touch()
+    assert isolated.is_made("clipiqa") and isolated.environment("clipiqa") == made / "bin/python"
+    assert not isolated.is_made("fid")
 
 
 def test_metrics_are_those_that_are_asked_for_or_that_the_model_names():

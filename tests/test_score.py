@@ -29,10 +29,10 @@ def short(prompt: str) -> str:
 
 # How others name the sample of a prompt: (number, prompt) -> name. The numbers and words are those of their code.
 LAYOUTS = {
-    # Tammytcl/FreqCa@e0a4bf3 and Aredstone/L2P-Cache@3df73ce, sample.py, after TaylorSeer's; vipshop/cache-dit@00a2264,
-    # bench/bench.py
+    # Shenyi-Z/TaylorSeer@288776d, TaylorSeer-FLUX/src/sample.py; as it Tammytcl/FreqCa@e0a4bf3 and
+    # Aredstone/L2P-Cache@3df73ce, sample.py, and vipshop/cache-dit@00a2264, bench/bench.py
     "img_12": lambda i, prompt: f"img_{i}",
-    # Vchitect/VBench, README: <prompt>-<number of the sample>
+    # Vchitect/VBench, README: <prompt>-<number of the sample>; as it TaylorSeer-HunyuanVideo/sample_video_vbench.py
     "vbench": lambda i, prompt: f"{prompt}-0",
     "number and words": lambda i, prompt: f"{i:04d}_{short(prompt)}",
     "from one": lambda i, prompt: f"{i + 1}",
@@ -40,7 +40,21 @@ LAYOUTS = {
     "a folder each": lambda i, prompt: f"prompt{i}/out",
     "cut prompts": lambda i, prompt: prompt[:-3].replace(" ", "_"),
 }
-IN_ORDER = ["img_12", "vbench", "number and words", "from one", "seed in all", "a folder each", "cut prompts"]
+# More of them, of which the pairing alone is looked at.
+MORE = LAYOUTS | {
+    "TaylorSeer-DiT/sample_ddp.py": lambda i, prompt: f"{i:06d}",
+    # the number of the sample is its seed
+    "TaylorSeer-HunyuanVideo/sample_video.py": lambda i, prompt: (
+        f"2025-03-01-10:22:{i + 10}_seed{i % 3}_{prompt[:100].replace('/', '')}"
+    ),
+    "TaylorSeer-Wan2.1/generate.py": lambda i, prompt: (
+        f"t2v-14B_1280*720_1_1_{prompt.replace(' ', '_').replace('/', '_')[:50]}_20250301_1022{i + 10}"
+    ),
+    # vllm-project/vllm-omni@1aa18b0, benchmarks/diffusion/quantization_quality.py, and
+    # examples/offline_inference/text_to_image/text_to_image.py@061771b with several images
+    "vllm-omni, benchmark": lambda i, prompt: f"prompt_{i}",
+    "vllm-omni, example": lambda i, prompt: f"qwen_image_output_{i}",
+}
 
 
 def write(folder, images, name=LAYOUTS["img_12"], suffix=".png", order=None, **how):
@@ -64,7 +78,7 @@ def results(out) -> dict[str, dict[str, str]]:
 TRUE = float(np.mean([psnr(a, b) for a, b in zip(WORSE, PICTURES, strict=True)]))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["img_12", "vbench", "a folder each"])
 def test_layouts_pair_by_the_prompts(place, layout):
     write(place / "ref", PICTURES, LAYOUTS[layout])
     write(place / "fast", WORSE, LAYOUTS[layout])
@@ -74,6 +88,44 @@ def test_layouts_pair_by_the_prompts(place, layout):
     records = read_experiment(place / "scored/rows/fast").records
     assert [record.prompt for record in records] == PROMPTS
     assert [record.prompt_index for record in records] == list(range(12))
+
+
+@pytest.mark.parametrize("layout", MORE)
+def test_a_name_tells_its_prompt(tmp_path, layout):
+    names = {tmp_path / str(i): MORE[layout](i, prompt) for i, prompt in enumerate(PROMPTS)}
+    _, found = pairing.keys({tmp_path: names}, "auto", PROMPTS)
+    assert [key.index for key in found[tmp_path].values()] == list(range(12))
+    if layout.endswith("sample_video.py"):
+        assert [key.sample for key in found[tmp_path].values()] == [i % 3 for i in range(12)]
+
+
+def test_the_only_file_of_each_folder_is_a_pair(place, capsys):
+    """UnicomAI/MeanCache@a4f9a38, MeanCache4Qwen-Image/Mc_qwenimage.py: image_nocache.png, image_JVP_cache_25.png."""
+    for folder, images, name in (
+        ("ref", PICTURES, "nocache"),
+        ("b25", WORSE, "JVP_cache_25"),
+        ("b10", WORSE, "JVP_10"),
+    ):
+        write(place / folder, images[:1], lambda i, prompt, name=name: f"image_{name}")
+    score.main(["b25", "b10", "reference=ref", "metrics=psnr"])
+    assert float(results(place / "scored")["b10"]["psnr"]) == pytest.approx(psnr(WORSE[0], PICTURES[0]))
+    assert "by being the only one: 1 pairs" in capsys.readouterr().out
+    write(place / "b10", WORSE[:2], lambda i, prompt: f"more_{short(prompt)}")
+    with pytest.raises(UserError, match="names do not tell which files are a pair"):
+        score.main(["b25", "b10", "reference=ref", "metrics=psnr"])
+
+
+def test_a_prompt_behind_other_words_is_unclear_where_it_could_be_another(tmp_path):
+    prompts = ["a large red ring on a gray background, left", "a large red ring on a gray background, right", "ring"]
+    for name in ("wan_a large red ring on a gray back_20250301", "wan_a large red", "wan_spring"):
+        with pytest.raises(UserError, match="holds no prompt"):
+            pairing.keys({tmp_path: {tmp_path / "a": name}}, "prompt", prompts)
+    assert (
+        pairing.keys({tmp_path: {tmp_path / "a": "wan_ring_20250301"}}, "prompt", prompts)[1][tmp_path]
+        .popitem()[1]
+        .index
+        == 2
+    )
 
 
 def test_two_folders_with_other_names_pair_by_their_numbers(place):

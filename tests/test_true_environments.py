@@ -311,3 +311,65 @@ def test_musiq(home):
     found = METRICS["musiq"].scorer(ModelFacts())(items)
     assert [each["musiq"] for each in found[:2]] == pytest.approx(wanted, abs=1e-3)
     assert math.isnan(found[2]["musiq"])
+
+
+# The file of CLIP's weights as OpenAI archives them, small, and a plain copy; all of them are whole in half precision.
+CLIPIQA = """
+import sys
+import torch
+from pyiqa.archs.clip_model import CLIP
+
+torch.manual_seed(0)
+path, copy = sys.argv[1:]
+model = CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 2).eval()
+for name, parameter in model.named_parameters():
+    if name.endswith("bn3.weight"):
+        torch.nn.init.ones_(parameter)
+    parameter.data = parameter.half().float()
+torch.save(model.state_dict(), copy)
+for name, number in {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}.items():
+    vars(model).pop(name, None)
+    model.register_buffer(name, torch.tensor(number))
+torch.jit.trace(model, (torch.zeros(1, 3, 64, 64), torch.zeros(1, 77, dtype=torch.long)), check_trace=False).save(path)
+"""
+
+
+def clipiqa_by_hand(weights: Path, picture: Path) -> float:
+    """With open_clip's network, which agrees where no position is added: the share that a picture's nearness to the
+    good of two words has, mean over pyiqa's five pairs."""
+    import open_clip
+    import torch
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=16, image_size=64)
+    model = CLIP(64, vision, CLIPTextCfg(width=64, heads=1, layers=2), quick_gelu=True).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    torch.nn.init.zeros_(model.visual.attnpool.positional_embedding)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    pixels = torch.tensor(media.read(picture)).permute(2, 0, 1) / 255
+    good = ["Good image", "Sharp image", "sharp edges", "High resolution image", "Noise-free image"]
+    bad = ["bad image", "blurry image", "blurry edges", "low resolution image", "noisy image"]
+    tokenizer = open_clip.get_tokenizer("RN50")
+    with torch.no_grad():
+        seen = model.encode_image(((pixels - mean) / std)[None], normalize=True)
+        near, far = (seen @ model.encode_text(tokenizer(words), normalize=True).T for words in (good, bad))
+        return float(torch.sigmoid(model.logit_scale.exp() * (near - far)).mean())
+
+
+@pytest.mark.skipif(not isolated.is_made("clipiqa"), reason="the environment of clipiqa is not made")
+def test_clipiqa(home):
+    path = home / ".cache/torch/hub/clip/RN50.pt"
+    path.parent.mkdir(parents=True)
+    items = samples(home / "run", {str(i): (p, 0) for i, p in enumerate(fabricate.pictures(PROMPTS[:2], 64))})
+    items += samples(home / "other", {"damaged": (fabricate.pictures(PROMPTS[:1], 64)[0], 1)})
+    cut_off(items[2][0])
+    run("clipiqa", CLIPIQA, path, home / "copy.pt")
+    wanted = [clipiqa_by_hand(home / "copy.pt", picture) for picture, _ in items[:2]]
+    assert abs(wanted[0] - wanted[1]) > 1e-4
+    found = METRICS["clipiqa"].scorer(ModelFacts())(items)
+    assert [each["clipiqa"] for each in found[:2]] == pytest.approx(wanted, abs=3e-6)
+    assert math.isnan(found[2]["clipiqa"])
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(MetricUnavailable, match="does not fit .*; download it again"):
+        METRICS["clipiqa"].scorer(ModelFacts())(items[2:])

@@ -37,8 +37,17 @@ Check = Callable[[Bench], str]
 
 
 def attaches(bench: Bench) -> str:
-    with bench.switched_on():
-        pass
+    guard = Before(bench.case.pipe)
+    try:
+        bench.cache.on(bench.case.pipe, bench.case.steps)
+    except (DoesNotFit, UserError):
+        raise
+    except Exception as error:  # other people's code raises anything
+        active, _ = guard.left_behind()
+        demand(not active, f"{one_line(error)}; still attached after that: {', '.join(active[:1])}")
+        raise DoesNotApply(f"it refuses the pipeline: {one_line(error)}") from None
+    finally:
+        guard.restore()
     return "it takes the pipeline"
 
 

@@ -18,6 +18,7 @@ from spectrum_bench.sampling.reading import Damaged, read_text
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 CLIPS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
+CUT = 20  # letters and digits of a cut prompt that tell it from other words of a name
 
 
 @dataclass(frozen=True, order=True)
@@ -70,7 +71,8 @@ def keys(folders: Mapping[Path, Names], by: str, prompts: Sequence[str]) -> tupl
 
     Args:
         by: a name in WAYS, the path of a CSV file, or "auto": the first way that tells all files of all folders apart
-            and leaves at least half of each folder a partner in the first one.
+            and leaves at least half of each folder a partner in the first one; or where each folder holds one file,
+            these.
         prompts: the list of prompts; empty if there is none.
 
     Raises:
@@ -96,6 +98,8 @@ def keys(folders: Mapping[Path, Names], by: str, prompts: Sequence[str]) -> tupl
         if all(2 * len(first & set(own.values())) >= min(len(own), len(first)) for own in found.values()):
             return way, found
         reasons.append(f"by={way}: most files have no partner")
+    if len(prompts) <= 1 and all(len(names) == 1 for names in folders.values()):
+        return "being the only one", {folder: {path: Key(0) for path in names} for folder, names in folders.items()}
     raise UserError(
         f"the names do not tell which files are a pair ({'; '.join(reasons)}): give by=mtime, or by=<file>.csv with "
         "the columns file and index"
@@ -139,20 +143,42 @@ def by_index(names: Names, prompts: Sequence[str]) -> dict[Path, Key]:
 
 def by_prompt(names: Names, prompts: Sequence[str]) -> dict[Path, Key]:
     """A name begins with its prompt, whole or cut off, and may end in the number of the sample, as VBench has it:
-    a red ring-0. Only letters and digits count."""
+    a red ring-0. Or the prompt stands behind other words, such as a time and a seed. Only letters and digits count."""
     if not prompts:
         raise Unclear("it needs prompts=<file>")
     plain = {_letters(prompt): index for index, prompt in reversed(list(enumerate(prompts)))}
     found: dict[Path, Key] = {}
     for path, name in names.items():
-        title, sample = _numbered(name.rsplit("/", 1)[-1])
+        last = name.rsplit("/", 1)[-1]
+        title, sample = _numbered(last)
         own = _letters(title)
-        whole = plain.get(own, plain.get(_letters(name.rsplit("/", 1)[-1])))
+        whole = plain.get(own, plain.get(_letters(last)))
         starts = [index for prompt, index in plain.items() if own and prompt.startswith(own)]
-        if whole is None and len(starts) != 1:
-            raise Unclear(f"{name} begins {'no prompt' if not starts else f'{len(starts)} prompts'}")
-        found[path] = Key(starts[0] if whole is None else whole, sample if own in plain or whole is None else 0)
+        if whole is None and len(starts) > 1:
+            raise Unclear(f"{name} begins {len(starts)} prompts")
+        if whole is None and not starts:
+            found[path] = _behind(last, plain)
+        else:
+            found[path] = Key(starts[0] if whole is None else whole, sample if own in plain or whole is None else 0)
     return _distinct(found, names)
+
+
+def _behind(name: str, plain: Mapping[str, int]) -> Key:
+    """The prompt that stands in a name behind other words, whole or cut off, and the seed that these may hold.
+
+    Raises:
+        Unclear: there is none.
+    """
+    without_time = re.sub(r"([-_]\d{6,})+$", "", name)
+    for before in re.finditer(r"[-_]+", without_time):
+        own = _letters(without_time[before.end() :])
+        fits = [plain[own]] if own in plain else []
+        if not fits and len(own) >= CUT:
+            fits = [index for prompt, index in plain.items() if prompt.startswith(own)]
+        if len(fits) == 1:
+            seed = re.search(r"seed[-_]?(\d{1,9})", without_time[: before.end()])
+            return Key(fits[0], int(seed[1]) if seed else 0)
+    raise Unclear(f"{name} holds no prompt")
 
 
 def by_mtime(names: Names, prompts: Sequence[str]) -> dict[Path, Key]:

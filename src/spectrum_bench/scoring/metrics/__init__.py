@@ -105,6 +105,12 @@ METRICS = {
             about="MUSIQ (arXiv:2108.05997): technical quality as people rated KonIQ-10k, 0 to 100; it reads no prompt",
         ),
         Metric(
+            "clipiqa", "files", "CLIP-IQA", True, digits=3, environment="clipiqa", only="pictures",
+            packages=("pyiqa", "torch", "pillow"),
+            about="CLIP-IQA (arXiv:2207.12396): is the picture nearer to good, sharp and noise-free than to the "
+            "contrary, 0 to 1; pyiqa's five pairs of words, where the paper has one; it reads no prompt",
+        ),
+        Metric(
             "fid", "set", "FID", False, "fid:make_fid", 2, pooled=True, environment="fid", only="pictures",
             packages=("clean-fid", "torch", "pillow"),
             about="FID: from the set of samples to that of the reference's, not to photographs; clean-fid's features",

@@ -58,9 +58,12 @@ def is_made(name: str) -> bool:
 
 
 def _folder(name: str) -> Path:
-    """The folder of an environment with these packages."""
+    """The folder of an environment with these packages. Scripts with the same packages share the one that was made
+    first."""
     packages = "\n".join(header.read(name).dependencies)
-    return CACHE / f"{name}-{hashlib.sha256(packages.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(packages.encode()).hexdigest()[:12]
+    made = sorted(path.parent for path in CACHE.glob(f"*-{digest}/complete"))
+    return made[0] if made else CACHE / f"{name}-{digest}"
 
 
 def _step(name: str, *command: str | Path) -> None:

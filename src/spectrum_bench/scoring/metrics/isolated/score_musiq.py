@@ -12,13 +12,14 @@ Runs by itself: pyiqa brings some forty packages, and asks for other versions th
 #   "torchvision==0.29.1",
 #   "numpy==2.2.6",
 #   "pillow==12.3.0",
+#   "setuptools==80.10.2",  # the package of CLIP, which pyiqa asks for, imports pkg_resources
 #   "pyiqa==0.1.16",
 #   "timm==1.0.31",
 #   "transformers==5.23.0",
 # ]
 #
-# # Trained on KonIQ-10k by Google Research (Apache-2.0), ported by pyiqa, whose own code is under the NTU S-Lab licence
-# # 1.0 (no commercial use). Size and checksum as several projects have pinned them; its first 8 digits are in the name.
+# # Trained on KonIQ-10k by Google Research (Apache-2.0), ported by pyiqa, whose own code is under PolyForm
+# # Noncommercial 1.0.0. Size and checksum as several projects have pinned them; its first 8 digits are in the name.
 # [[tool.spectrum-bench.weights]]
 # url = "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_koniq_ckpt-e95806b9.pth"
 # to = "{torch}/hub/pyiqa"
