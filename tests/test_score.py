@@ -99,6 +99,20 @@ def test_a_name_tells_its_prompt(tmp_path, layout):
         assert [key.sample for key in found[tmp_path].values()] == [i % 3 for i in range(12)]
 
 
+def test_with_prompts_each_folder_may_have_its_own_names(tmp_path):
+    layouts = {"ref": "img_12", "fast": "vbench", "slow": "TaylorSeer-DiT/sample_ddp.py"}
+    folders = {
+        tmp_path / folder: {tmp_path / folder / str(i): MORE[layout](i, prompt) for i, prompt in enumerate(PROMPTS)}
+        for folder, layout in layouts.items()
+    }
+    way, found = pairing.keys(folders, "auto", PROMPTS)
+    assert way == "prompt or index"
+    for own in found.values():
+        assert [(key.index, key.sample) for key in own.values()] == [(i, 0) for i in range(12)]
+    with pytest.raises(UserError, match="names do not tell"):
+        pairing.keys(folders | {tmp_path: {tmp_path / "a": "a", tmp_path / "b": "b"}}, "auto", PROMPTS)
+
+
 def test_the_only_file_of_each_folder_is_a_pair(place, capsys):
     """UnicomAI/MeanCache@a4f9a38, MeanCache4Qwen-Image/Mc_qwenimage.py: image_nocache.png, image_JVP_cache_25.png."""
     for folder, images, name in (
@@ -259,7 +273,8 @@ def test_times_give_a_speedup_and_what_is_not_told_is_a_dash(place, capsys):
     printed = capsys.readouterr().out
     assert "| fast | 13.5/50 | 1.011 " in printed and "| gated | — | — | — |" in printed
     assert "TFLOPs |" not in printed and "`spectrum-bench score fast gated reference=ref" in printed
-    assert "whose passes nobody told" in printed
+    assert "whose passes nobody told" in printed and "Sanity, the reference against shuffled" in printed
+    assert re.search(rf"\(spectrum-bench \S+, .*numpy {re.escape(np.__version__)}", printed)
 
 
 @pytest.mark.parametrize(

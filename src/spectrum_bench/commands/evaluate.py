@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
     from spectrum_bench.scoring.experiments import check_reference, find_experiments, pairs, read_experiment
 
-    reference = read_experiment(Path(options["reference"]))
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
+    reference = read_experiment(Path(options["reference"]))
     for experiment in experiments:  # check all of them before the first is scored
         check_reference(experiment, reference)
         pairs(experiment, reference)

@@ -86,10 +86,10 @@ def show(experiments: "list[Experiment]", target: "Experiment", out: Path, optio
 
     for note in papers.describe(options["metrics"], clips=bool(target.facts.fps)):
         print(note, file=sys.stderr)
-    list(evaluate(experiments, target, options["metrics"] or None))
+    scored = list(evaluate(experiments, target, options["metrics"] or None))
     table = write_report(experiments, target, out / "report", int(options["rows"]))
     if options["markdown"] == "true":
-        print(block(table, line))
+        print(block(table, line, scored[0][1]["versions"]))
     else:
         print(plain(table))
         print(f"\nTables, plot and page: {(out / 'report' / 'index.html').resolve()}")

@@ -1,19 +1,22 @@
 """A table for the description of a pull request: short, with what a reviewer asks for below it."""
 
+from collections.abc import Mapping
+
 from spectrum_bench.reporting import cells, formats
-from spectrum_bench.reporting.cells import DASH
 from spectrum_bench.reporting.rows import Table
 from spectrum_bench.sampling.text import printable
 from spectrum_bench.version import __version__
 
 
-def block(table: Table, command: str) -> str:
-    """Markdown: the table without columns that say nothing, the notes folded away, and the command."""
-    full = cells.frame(table)
-    empty = [title for title in full if all(cell.text in (DASH, "-", "none") for cell in full[title])]
-    frame = full.drop(columns=empty).map(lambda cell: formats.md_cell(cell))
-    marks = [reason for title in full.drop(columns=empty) for cell in full[title] if (reason := cell.reason)]
-    notes = [*dict.fromkeys(f"A dash: {reason}." for reason in marks), *table.notes]
+def block(table: Table, command: str, versions: Mapping[str, str]) -> str:
+    """Markdown: the table without columns that say nothing, the notes folded away, and the command.
+
+    Args:
+        versions: of what scored the samples, by package.
+    """
+    shown = cells.told(table)
+    frame = shown.map(lambda cell: formats.md_cell(cell))
+    notes = [*(f"A dash: {reason}." for reason in cells.marks(table, shown)), *table.notes]
     plain = printable(command).replace("`", "'")
     return "\n".join(
         [
@@ -23,7 +26,7 @@ def block(table: Table, command: str) -> str:
             "",
             *(f"- {formats.md(note)}" for note in notes),
             "",
-            f"`{plain}` (spectrum-bench {__version__})",
+            f"`{plain}` (spectrum-bench {__version__}, {formats.md(', '.join(map(' '.join, versions.items())))})",
             "",
             "</details>",
         ]

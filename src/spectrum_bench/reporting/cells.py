@@ -48,9 +48,21 @@ def frame(table: Table) -> pd.DataFrame:
     return pd.DataFrame(body(table), columns=head(table), dtype=object)
 
 
-def marks(table: Table) -> dict[str, str]:
-    """Reason for a dash -> footnote mark, in order of appearance."""
-    reasons = dict.fromkeys(cell.reason for cells in body(table) for cell in cells if cell.reason)
+def told(table: Table) -> pd.DataFrame:
+    """The frame without columns that say nothing of any row."""
+    full = frame(table)
+    silent = [title for title in full if all(cell.text in (DASH, "-", "none") for cell in full[title])]
+    return full.drop(columns=silent)
+
+
+def marks(table: Table, shown: pd.DataFrame | None = None) -> dict[str, str]:
+    """Reason for a dash -> footnote mark, in order of appearance.
+
+    Args:
+        shown: the columns whose dashes are looked at; None: all.
+    """
+    lines = body(table) if shown is None else shown.to_numpy().tolist()
+    reasons = dict.fromkeys(cell.reason for cells in lines for cell in cells if cell.reason)
     return dict(zip(reasons, _letters(), strict=False))
 
 

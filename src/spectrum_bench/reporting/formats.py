@@ -188,8 +188,10 @@ def _tex(text: str) -> str:
 
 
 def plain(table: Table) -> str:
-    """For a terminal: aligned columns, short; a star marks what is bold elsewhere, intervals stand for PSNR alone."""
-    titles, marks = cells.head(table), cells.marks(table)
+    """For a terminal: aligned columns, short; a star marks what is bold elsewhere, intervals stand for PSNR alone. Of
+    samples that other code made, columns that say nothing are left out."""
+    shown = cells.told(table) if all(row.elsewhere for row in table.rows) else cells.frame(table)
+    titles, marks = list(shown), cells.marks(table, shown)
     psnr = titles.index(METRICS["psnr"].title) if "psnr" in table.metrics else None
 
     def text(i: int, cell: Cell) -> str:
@@ -197,7 +199,7 @@ def plain(table: Table) -> str:
         mark = marks.get(cell.reason or "")
         return cell.text + "*" * cell.bold + notes.FRONT * cell.front + small + (f" ({mark})" if mark else "")
 
-    lines = [[text(i, cell) for i, cell in enumerate(line)] for line in cells.body(table)]
+    lines = [[text(i, cell) for i, cell in enumerate(line)] for line in shown.to_numpy().tolist()]
     lines = [titles, *([row.name, *line[1:]] for row, line in zip(table.rows, lines, strict=True))]
     lines = [[" ".join(words.split()) for words in line] for line in lines]
     # the titles are passed as a row, because tabulate makes columns two letters wider than headers

@@ -9,6 +9,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def keys(folders: Mapping[Path, Names], by: str, prompts: Sequence[str]) -> tupl
 
     Args:
         by: a name in WAYS, the path of a CSV file, or "auto": the first way that tells all files of all folders apart
-            and leaves at least half of each folder a partner in the first one; or where each folder holds one file,
-            these.
+            and leaves at least half of each folder a partner in the first one; or with prompts each folder's own way;
+            or where each folder holds one file, these.
         prompts: the list of prompts; empty if there is none.
 
     Raises:
@@ -94,16 +95,35 @@ def keys(folders: Mapping[Path, Names], by: str, prompts: Sequence[str]) -> tupl
         except Unclear as reason:
             reasons.append(f"by={way}: {reason}")
             continue
-        first = set(next(iter(found.values())).values())
-        if all(2 * len(first & set(own.values())) >= min(len(own), len(first)) for own in found.values()):
+        if _have_partners(found):
             return way, found
         reasons.append(f"by={way}: most files have no partner")
+    if prompts and _have_partners(found := _each_by_its_own(folders, prompts)):
+        return "prompt or index", found
     if len(prompts) <= 1 and all(len(names) == 1 for names in folders.values()):
         return "being the only one", {folder: {path: Key(0) for path in names} for folder, names in folders.items()}
     raise UserError(
         f"the names do not tell which files are a pair ({'; '.join(reasons)}): give by=mtime, or by=<file>.csv with "
         "the columns file and index"
     )
+
+
+def _have_partners(found: Mapping[Path, Mapping[Path, Key]]) -> bool:
+    """Whether at least half of each folder has a partner in the first one."""
+    first = set(next(iter(found.values())).values())
+    return all(2 * len(first & set(own.values())) >= max(1, min(len(own), len(first))) for own in found.values())
+
+
+def _each_by_its_own(folders: Mapping[Path, Names], prompts: Sequence[str]) -> dict[Path, dict[Path, Key]]:
+    """Each folder by the first way that is clear for it: with a list of prompts a key is a line of it in any way. A
+    folder for which none is clear has no key."""
+    found: dict[Path, dict[Path, Key]] = {}
+    for folder, names in folders.items():
+        found[folder] = {}
+        for way in ("index", "prompt"):
+            with suppress(Unclear):
+                found[folder] = WAYS[way](names, prompts)
+    return found
 
 
 def ranks(found: Iterable[Mapping[Path, Key]]) -> dict[str, int]:
