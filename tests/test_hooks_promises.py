@@ -293,6 +293,34 @@ def test_a_call_that_the_pipeline_itself_refuses_ends_there(capsys):
     assert end.value.code == SOME_FAILED and len(lines) == 2 and "the plain pipeline refuses it" in lines[1]
 
 
+REFUSING = """
+def enable(pipe):
+    raise ValueError("not for this one")
+
+
+def half(pipe):
+    pipe.transformer.forward = lambda *args, **kwargs: None
+    raise ValueError("not for this one")
+
+
+def disable(pipe):
+    pass
+"""
+
+
+def test_a_refusal_may_leave_nothing(tmp_path, monkeypatch):
+    from spectrum_bench.conformance.checks import check
+
+    (tmp_path / "refusing_cache.py").write_text(REFUSING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = check(bench("random:flux", "refusing_cache:enable,disable"), "attaches")
+    assert (found.verdict, found.words) == ("-", "it refuses the pipeline: ValueError: not for this one")
+    tested = bench("random:flux", "refusing_cache:half,disable")
+    found = check(tested, "attaches")
+    assert found.verdict == "FAILED" and "FluxTransformer2DModel.forward" in found.words, found
+    assert "forward" not in vars(tested.case.pipe.transformer)
+
+
 def test_a_cache_that_refuses_the_pipeline_ends_there(capsys):
     with pytest.raises(SystemExit) as end:
         conformance.main(["pipeline=random:sd3-5-medium", f"cache={FBC}"])
