@@ -93,6 +93,8 @@ def _conditions(rows: list[Row]) -> str:
     )
     device = f"Device: {distinct(record.device for record in records)}."
     if all(row.elsewhere for row in rows):
+        if not any(record.latency for record in records):
+            return "All samples were made elsewhere, and nobody told their times (times=)."
         return f"{latency}. All samples and times were made elsewhere. {device}"
     versions = {", ".join(f"{package} {number}" for package, number in r.versions.items()) for r in records}
     return (
