@@ -4,10 +4,11 @@ usage: python src/conformance.py pipeline=<pipeline> cache=<cache> [key=value ..
 
   pipeline=random:flux  a small random pipeline, which needs no weights (random:? lists them); a folder in diffusers'
                         format; or a repository that download.py has fetched
-  cache=<cache>         'diffusers:FirstBlockCacheConfig(threshold=0.1)';
+  cache=<cache>         'diffusers:FirstBlockCacheConfig(threshold=0.5)';
                         'cachedit:DBCacheConfig(residual_diff_threshold=0.3)+TaylorSeerCalibratorConfig()', with its
                         calibrator or without; or my_module:enable,disable, two functions that take the pipeline.
                         Names and literals are data and never evaluated; a module of yours is code, and runs
+                        Give a threshold at which it skips: random weights need a larger one than trained ones
   never=<cache>         for functions of yours: two that switch the same cache on, told never to skip, and off
   guided=false          true: every call has the pipeline's own guidance, for a cache that needs both branches
   compile=false         true: one check more, with blocks under torch.compile, which must give the same bits
