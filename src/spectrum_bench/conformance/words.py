@@ -9,7 +9,7 @@ from spectrum_bench.errors import UserError
 
 LIBRARIES = {"diffusers": "diffusers", "cachedit": "cache_dit"}  # word -> package
 HOW = (
-    "write diffusers:FirstBlockCacheConfig(threshold=0.1), cachedit:DBCacheConfig(residual_diff_threshold=0.3), or "
+    "write diffusers:FirstBlockCacheConfig(threshold=0.5), cachedit:DBCacheConfig(residual_diff_threshold=0.3), or "
     "module:enable,disable for two functions of your own, which take the pipeline"
 )
 LONGEST = 4000  # characters
