@@ -22,6 +22,7 @@ from spectrum_bench.caching.sites.corrected import Corrected
 from spectrum_bench.caching.sites.mean_velocity import MeanVelocity
 from spectrum_bench.caching.sites.solver import FittedSolver, Solver, estimates
 from spectrum_bench.caching.sites.stack import LastBlock, StackResidual
+from spectrum_bench.commands.compose import build, read_calibration
 from spectrum_bench.decisions import State, gate
 from spectrum_bench.errors import DoesNotFit, UserError
 from spectrum_bench.lab import calibration, hindcast, replay, rivals, search, smoothcache, traces
@@ -352,3 +353,13 @@ def test_each_network_has_its_own_polynomial(experts):
     _, session = run(experts, gates.accumulated(threshold=1.0, polynomial=[[0.0], [9.0]]), site=StackResidual())
     assert computed(session, "transformer") == [0, at - 1]
     assert computed(session, "transformer_2") == list(range(at, STEPS))
+
+
+def test_constants_of_two_networks_are_read_and_nonsense_is_not(tmp_path):
+    constants = {"steps": STEPS, "polynomial": [[1.0, 0.0], [2.0, 0.0]], "errors": [[[0.1, None]]]}
+    (tmp_path / "x.json").write_text(json.dumps(constants), encoding="utf-8")
+    assert read_calibration(tmp_path / "x.json") == constants
+    words = ("model=tiny-wan", "algo=teacache", f"num_inference_steps={STEPS}")
+    assert build(settings(*words, "schedule.polynomial=[[1.0,0.0],[2.0,0.0]]", config_name="video"))
+    with pytest.raises(UserError, match="the constants of teacache must be numbers"):
+        build(settings(*words, "schedule.polynomial=[[1.0,much],[2.0]]", config_name="video"))
