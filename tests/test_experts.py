@@ -311,6 +311,12 @@ def test_a_trace_keeps_the_switch(measured, tmp_path):
         traces.read(tmp_path / "x.safetensors")
 
 
+def test_the_features_of_both_networks_are_traced(measured):
+    model, job, _ = measured
+    features = trace(model, job, LastBlock()).features
+    assert features.shape == (STEPS, STEPS) and (features.diagonal() > 0).all()
+
+
 def test_hindcast_fits_each_network_by_itself(measured):
     """The second one's last latent is the least-squares fit to the uncached one by the latent that it begins with and
     its own output: what is missing is orthogonal to both."""

@@ -96,10 +96,11 @@ class Sketches(Observer):
         self.elements = 0
 
     def step_done(self, session: Session, step: int, latents: Tensor) -> None:
-        for place, branch in session.branches.items():
-            for slot, history in branch.histories.items():
+        for (_, call), branch in session.branches.items():
+            ran = branch.times[-1:] == [step]  # and not the network that another one has taken over from
+            for slot, history in branch.histories.items() if ran else ():
                 feature = history.features()[-1]
-                self.rows[place, slot].append(sketch(feature))
+                self.rows[call, slot].append(sketch(feature))
                 self.elements += feature.numel() if step == 0 else 0
 
     def gram(self) -> Floats:
