@@ -194,7 +194,7 @@ class ModelSettings:
             if not isinstance(names := given.get(key, []), list) or not all(isinstance(name, str) for name in names):
                 raise BadValue(f"model.{key}={brief(names)} is no list: write {example}")
             given |= {key: tuple(names)} if key in given else {}
-        given |= {"ip_adapter": check_ip_adapter(given["ip_adapter"])} if "ip_adapter" in given else {}
+        given |= {"ip_adapter": check_ip_adapter(given["ip_adapter"])} if given.get("ip_adapter", {}) != {} else {}
         given |= {"lora": check_loras(given["lora"])} if "lora" in given else {}
         extra = {key: value for key, value in node.items() if key not in known}
         settings = cls(**given, extra=extra)
