@@ -649,6 +649,7 @@ def test_two_networks_are_foretold_as_they_run(small):
         ("qwen-image-2-1", []),
         ("wan2-1-i2v", ["model.num_frames=5"]),
         ("hunyuan1-5", ["model.num_frames=5"]),
+        ("ltx-2", ["model.num_frames=9"]),
     ],
 )
 def test_what_goes_in_is_foretold_as_it_runs(small, tmp_path, monkeypatch, name, words):
