@@ -84,6 +84,8 @@ FULL_SIZE = [f"bash scripts/full_size.sh {name}" for name in ("flux", "sdxl", "w
         ("bash scripts/hindcast.sh tiny-flux", 29),
         ("STEPS=28 PASSES='14 10 7' bash scripts/hindcast.sh tiny-sd3", 28),
         ("bash scripts/schedules.sh tiny-flux", 25),
+        ("bash scripts/student.sh", 21),
+        ("bash scripts/demo.sh", 13),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
         ("bash scripts/reproduce.sh tiny", 0),
         ("bash scripts/sweep_methods.sh model=tiny-flux total_prompt_num=8", 2),
@@ -93,7 +95,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {name}" for name in ("flux", "sdxl", "w
 def test_scripts_name_keys_that_exist(command, runs, tmp_path):
     """A script runs in a copy whose python notes what it is asked to do, and answers a search for a threshold."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    for name in ("configs", "tests", "requirements.txt", "requirements.lock"):
+    for name in ("configs", "prompts", "tests", "requirements.txt", "requirements.lock"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     stand_in = tmp_path / ".venv/bin/python"

@@ -333,15 +333,19 @@ def test_what_is_shipped_is_small_safe_and_a_plain_pipeline(folder):
     assert {k: scheduler[k] for k in REAL[folder.name]} == REAL[folder.name]
 
 
+MADE = {f"tiny-{folder.name}": (folder, 20) for folder in SHIPPED}  # model -> folder of its score, steps
+MADE["tiny-flux-student"] = (ROOT / "assets/tiny/flux/student", 4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
-def test_a_shipped_miniature_draws_what_captions_say(folder):
+@pytest.mark.parametrize("name", MADE)
+def test_a_shipped_miniature_draws_what_captions_say(name):
     """A few held-out captions, so that a broken export shows; the score over 200 is in score.json."""
-    model = settings(f"model=tiny-{folder.name}").model
+    model, (folder, steps) = settings(f"model={name}").model, MADE[name]
     pipe, judge = load_pipeline(model, "cpu"), load_judge(ROOT / model.judge)
     captions = read_prompts(ROOT / "prompts" / ("moving.txt" if model.fps else "shapes.txt"), 10)
-    generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
-    out = pipe(captions, num_inference_steps=20, generator=generators, output_type="pt", **model.arguments)[0].float()
+    given = {"num_inference_steps": steps, "output_type": "pt", **model.arguments}
+    out = pipe(captions, generator=[torch.Generator().manual_seed(i) for i in range(len(captions))], **given)[0].float()
     clips = out if out.ndim == 5 else out[:, None]
     rows = [check(world.parse(c), *judge.read(clip)) for c, clip in zip(captions, clips, strict=True)]
     reached = json.loads((folder / "score.json").read_text())
