@@ -293,6 +293,16 @@ def test_a_call_that_the_pipeline_itself_refuses_ends_there(capsys):
     assert end.value.code == SOME_FAILED and len(lines) == 2 and "the plain pipeline refuses it" in lines[1]
 
 
+def test_a_part_of_the_pipeline_switches_guidance():
+    """HunyuanVideo-1.5 has no argument for it: without guidance a step has one call, and the part is as before."""
+    from spectrum_bench.conformance.pipelines import Ask, open_case
+
+    case = open_case("random:hunyuan1-5", {}, 2, 64, "float32", "cpu")
+    before = case.pipe.guider.guidance_scale
+    calls = {scale: len(case.call(Ask(steps=2, guidance=scale)).calls) for scale in (None, 1.0)}
+    assert calls == {None: 4, 1.0: 2} and case.pipe.guider.guidance_scale == before == 6.0
+
+
 REFUSING = """
 def enable(pipe):
     raise ValueError("not for this one")

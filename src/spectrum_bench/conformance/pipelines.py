@@ -17,6 +17,7 @@ from spectrum_bench.sampling.steps import at_step_end
 
 A, B = "a large red ring on a gray background", "a small blue star on a navy background"
 GUIDANCE = ("true_cfg_scale", "guidance_scale")  # the first that a call has switches its second branch on
+GUIDER = "guider"  # a part of the pipeline that does, where no argument does
 STEPS, SIZE = 8, 64
 
 
@@ -64,7 +65,8 @@ class Case:
 
     Attributes:
         arguments: of prompt A.
-        key: the argument that switches a second guidance branch on when it is above `off`; None: there is none.
+        key: the argument that switches a second guidance branch on when it is above `off`, or the part of the pipeline
+            that does; None: there is none.
     """
 
     name: str
@@ -77,7 +79,8 @@ class Case:
     def __post_init__(self) -> None:
         if any(key.startswith("negative_") for key in self.arguments):
             known = (key for key in GUIDANCE if key in self.arguments)
-            self.key = next(known, None)
+            part = GUIDER if hasattr(getattr(self.pipe, GUIDER, None), "guidance_scale") else None
+            self.key = next(known, part)
 
     def call(self, ask: Ask) -> Ran:
         """The latents of one call, and what it computed."""
@@ -91,6 +94,9 @@ class Case:
         taken = inspect.signature(self.pipe.__call__).parameters
         size = {side: ask.size for side in ("height", "width") if side in taken}
         with ExitStack() as undo:
+            if self.key == GUIDER and ask.guidance is not None:
+                undo.callback(setattr, self.pipe.guider, "guidance_scale", self.pipe.guider.guidance_scale)
+                self.pipe.guider.guidance_scale = ask.guidance
             result: Tensor = self.pipe(
                 **self._arguments(ask),
                 **size,
@@ -105,7 +111,7 @@ class Case:
     def _arguments(self, ask: Ask) -> dict[str, Any]:
         batch = [self._prompted(letter) for letter in ask.prompts]
         given = {key: _joined([each[key] for each in batch]) for key in batch[0]}
-        if ask.guidance is not None and self.key is not None:
+        if ask.guidance is not None and self.key not in (None, GUIDER):
             given[self.key] = ask.guidance
         if ask.same:
             for key in [key for key in given if key.startswith("negative_")]:

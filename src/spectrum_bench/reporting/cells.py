@@ -49,9 +49,9 @@ def frame(table: Table) -> pd.DataFrame:
 
 
 def told(table: Table) -> pd.DataFrame:
-    """The frame without columns that say nothing of any row."""
+    """The frame without columns that say nothing of any row. A metric without scores stays: its dash says why."""
     full = frame(table)
-    silent = [title for title in full if all(cell.text in (DASH, "-", "none") for cell in full[title])]
+    silent = [title for title in (*BEFORE, *AFTER) if all(cell.text in (DASH, "-", "none") for cell in full[title])]
     return full.drop(columns=silent)
 
 
