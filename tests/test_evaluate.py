@@ -453,7 +453,7 @@ def test_bad_input_costs_no_heavy_import(tmp_path):
     )
     found = fabricate.run_python("-c", code)
     assert found.returncode == 0, found.stderr
-    assert "error: /nowhere" in found.stderr
+    assert "error: no experiment directory in /nowhere" in found.stderr
 
 
 def test_help():

@@ -64,7 +64,7 @@ def under(name: str, algo: str, schedule=None, **call):
 WORDS = {
     "spectrum": ["algo=spectrum", "algo.w=0.5", "schedule.warmup=2"],
     "taylorseer": ["algo=taylorseer", "site=last_block", "schedule.warmup=2"],
-    "easycache": ["algo=easycache", "schedule.threshold=5"],
+    "easycache": ["algo=easycache", "schedule.threshold=5", "schedule.first=2"],
     "teacache": ["algo=teacache", "schedule.threshold=2"],
     "taylorseer on modules": ["algo=taylorseer", "schedule.warmup=2"],
     "seacache": ["algo=seacache", "schedule.threshold=3"],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spectrum_bench.commands import score
+from spectrum_bench.commands import evaluate, score
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import media
 from spectrum_bench.scoring.experiments import read_experiment
@@ -147,6 +147,16 @@ def test_two_folders_with_other_names_pair_by_their_numbers(place):
     write(place / "fast", WORSE, LAYOUTS["seed in all"])
     score.main(["fast", "reference=ref", "metrics=psnr"])
     assert float(results(place / "scored")["fast"]["psnr"]) == pytest.approx(TRUE)
+
+
+def test_evaluate_hands_on_what_other_code_made(place):
+    write(place / "ref", PICTURES)
+    write(place / "fast", WORSE)
+    evaluate.main(["fast", "reference=ref", "metrics=psnr"])
+    assert float(results(place / "scored")["fast"]["psnr"]) == pytest.approx(TRUE)
+    (place / "ref" / "config.yaml").touch()  # a run of ours that is damaged
+    with pytest.raises(UserError, match="no experiment directory in fast"):
+        evaluate.main(["fast", "reference=ref", "metrics=psnr"])
 
 
 def test_equal_names_without_numbers_pair(place, capsys):

@@ -4,6 +4,7 @@ usage: python src/evaluate.py <experiment dir> [<experiment dir> ...] reference=
        python src/evaluate.py --check
 
   <experiment dir>  a folder that a run has made (config.yaml, records.jsonl, samples/), or a folder of such folders
+                    (folders of pictures or clips that other code made are handed to src/score.py, which has more keys)
   reference=<dir>   the run to compare with: the same model, prompts and seed, every step computed (algo=nocache)
   metrics=...       metrics to compute; by default those that the model's configuration lists
                     metrics=as:freqca (or as:taylorseer, as:teacache, as:spectrum, as:toca) takes those that come
@@ -19,8 +20,10 @@ Writes into each experiment directory
 
 from pathlib import Path
 
+from spectrum_bench.commands import score
 from spectrum_bench.commands import words as arguments
 from spectrum_bench.commands.ending import say
+from spectrum_bench.errors import UserError
 
 OPTIONS = {"reference": None, "metrics": ""}
 
@@ -29,6 +32,8 @@ def main(argv: list[str]) -> None:
     if argv == ["--check"]:
         return check()
     folders, options = arguments.parse(argv, __doc__, OPTIONS)
+    if all(map(made_elsewhere, [*folders, Path(options["reference"])])):
+        return score.main(argv)
     from spectrum_bench.scoring.experiments import check_reference, find_experiments, pairs, read_experiment
 
     experiments = [read_experiment(folder) for folder in find_experiments(folders)]
@@ -52,6 +57,19 @@ def main(argv: list[str]) -> None:
             if line not in printed or "%" in line:  # lines that all experiments share are printed once
                 say(f"  {line}")
             printed.add(line)
+
+
+def made_elsewhere(folder: Path) -> bool:
+    """Whether a folder holds pictures or clips, and no run of ours."""
+    from spectrum_bench.scoring.foreign.pairing import find
+
+    files = ("config.yaml", "records.jsonl", "*/config.yaml", "*/records.jsonl")
+    if any(any(folder.glob(name)) for name in files):
+        return False
+    try:
+        return bool(find(folder))
+    except UserError:
+        return False
 
 
 def check() -> None:
