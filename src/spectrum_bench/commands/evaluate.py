@@ -18,6 +18,7 @@ Writes into each experiment directory
   summary.json      means with 95 % bootstrap intervals over prompts, sanity anchors, versions
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from spectrum_bench.commands import score
@@ -61,15 +62,14 @@ def main(argv: list[str]) -> None:
 
 def made_elsewhere(folder: Path) -> bool:
     """Whether a folder holds pictures or clips, and no run of ours."""
+    from spectrum_bench.scoring.experiments import runs_in
     from spectrum_bench.scoring.foreign.pairing import find
 
-    files = ("config.yaml", "records.jsonl", "*/config.yaml", "*/records.jsonl")
-    if any(any(folder.glob(name)) for name in files):
-        return False
-    try:
+    with suppress(UserError):
+        return not runs_in(folder)
+    with suppress(UserError):
         return bool(find(folder))
-    except UserError:
-        return False
+    return False
 
 
 def check() -> None:

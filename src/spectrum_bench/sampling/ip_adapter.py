@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spectrum_bench.checks import brief, number
 from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.reading import tensor_names
 
 if TYPE_CHECKING:
     import torch
@@ -46,16 +47,10 @@ def find_ip_adapter(given: Mapping[str, Any]) -> tuple[Path, Path, str]:
     Raises:
         UserError: one is missing, is damaged, or is something else.
     """
-    from safetensors import SafetensorError, safe_open
-
     file, folder = locate(given["file"]), locate(given["encoder"])
     if file.suffix != ".safetensors" or not file.is_file():
         raise UserError(f"model.ip_adapter: there is no .safetensors file {file}; other formats can hold code")
-    try:
-        with safe_open(file, framework="np") as opened:
-            names = list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model.ip_adapter: {file} is damaged ({error}): fetch it again") from None
+    names = tensor_names(file, "model.ip_adapter")
     if not any(name.startswith(("image_proj.", "ip_adapter_proj_model.")) for name in names):
         raise UserError(f"model.ip_adapter: {file} holds no IP-Adapter: none of its tensors projects a picture")
     try:

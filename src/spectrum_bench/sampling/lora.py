@@ -13,6 +13,7 @@ from typing import Any
 from spectrum_bench.checks import brief, number
 from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import locate
+from spectrum_bench.sampling.reading import tensor_names
 
 Lora = Mapping[str, Any]  # file, or repo and perhaps file, the name of one in it; weight; perhaps fuse
 EXAMPLE = "write [{file: style.safetensors, weight: 0.8}]"
@@ -48,8 +49,6 @@ def find_lora(lora: Lora) -> Path:
     Raises:
         UserError: the file is missing, no safetensors file, damaged or no LoRA, or peft is needed and not installed.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not lora.get("fuse") and find_spec("peft") is None:
         raise UserError("model.lora needs the package peft: pip install 'spectrum-bench[lora]'; or add fuse: true")
     path = _of_repository(lora) if "repo" in lora else locate(lora["file"])
@@ -57,12 +56,7 @@ def find_lora(lora: Lora) -> Path:
         raise UserError(f"model.lora: {path} is no .safetensors file: other formats can hold code and are not read")
     if not path.is_file():
         raise UserError(f"model.lora: there is no file {path}")
-    try:
-        with safe_open(path, framework="np") as file:
-            names = list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model.lora: {path} is damaged ({error}): fetch it again") from None
-    if not any("lora" in name for name in names):
+    if not any("lora" in name for name in tensor_names(path, "model.lora")):
         raise UserError(f"model.lora: {path} holds no LoRA: none of its tensors is called so")
     return path
 

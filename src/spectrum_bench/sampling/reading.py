@@ -270,3 +270,21 @@ PLAIN: dict[Any, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     NoneType: lambda value: value is None,
 }
+
+
+def tensor_names(path: Path, key: str) -> list[str]:
+    """The names of the tensors in a .safetensors file, of which the header alone is read.
+
+    Args:
+        key: the setting that names the file, for the message.
+
+    Raises:
+        Damaged: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise Damaged(f"{key}: {path} is damaged ({error}): fetch it again") from None

@@ -188,7 +188,7 @@ def find_experiments(folders: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: a folder is and holds no experiment directory, or no run has made a sample.
     """
-    runs = [run for folder in folders for run in _runs_in(folder)]
+    runs = [run for folder in folders for run in runs_in(folder)]
     with_samples = [run for run in runs if has_samples(run)]
     if not with_samples:
         raise UserError(f"no sample in {', '.join(map(str, runs))}: run the experiment first")
@@ -198,7 +198,7 @@ def find_experiments(folders: Sequence[Path]) -> list[Path]:
     return with_samples
 
 
-def _runs_in(folder: Path) -> list[Path]:
+def runs_in(folder: Path) -> list[Path]:
     """The folder, if it is an experiment directory, or those in it."""
     candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     runs = [path for path in candidates if (path / "config.yaml").is_file() or (path / "records.jsonl").is_file()]
