@@ -54,13 +54,17 @@ def test_a_row_that_fails_does_not_stop_the_others(common, loads, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_another_runtime_is_another_pipeline(common, loads, monkeypatch):
-    text = (
-        "a algo=nocache\nb algo=nocache runtime.attention=_native_math\nc algo=nocache runtime.attention=_native_math\n"
+def test_another_runtime_is_another_pipeline(common, loads, tmp_path, monkeypatch):
+    """Nothing of a row's runtime stays in the process."""
+    attention = ("", "_native_math", "_native_math", "")
+    lines = [f"{name} {f'runtime.attention={own}' if own else ''}" for name, own in zip("abcd", attention, strict=True)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    rows.main(["-", *common, "algo=nocache", "keep_latents=2"])
+    assert loads == ["tiny-flux"] * 3
+    plain, math, again, last = (
+        [path.read_bytes() for path in sorted((tmp_path / "out" / name / "latents").iterdir())] for name in "abcd"
     )
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    rows.main(["-", *common])
-    assert loads == ["tiny-flux"] * 2
+    assert plain == last != math == again
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import tables
 from spectrum_bench.sampling.identity import identity
 from spectrum_bench.sampling.records import read_records
+from spectrum_bench.sampling.runtime import RuntimeSettings
+from spectrum_bench.sampling.worker import prepare
 from spectrum_bench.scoring.evaluation import evaluate
 from spectrum_bench.scoring.experiments import check_reference, read_experiment
 
@@ -49,6 +51,15 @@ def test_compiled_blocks_are_skipped_all_the_same(compose, words, capfd):
     assert np.abs(plain - compiled).max() <= 2 and "recompile_limit" not in capfd.readouterr().err
     folder = read_experiment(next(w.split("=")[1] for w in words if w.startswith("output_base")) + "/compiled").folder
     assert all(r.computed_steps == [0, 1, 2, 3, 4, 6] for r in read_records(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])
+def test_an_attention_that_changes_nothing_is_refused(random_pipes, name):
+    """Processors of these two always call torch's own attention."""
+    runtime = RuntimeSettings(attention="_native_math")
+    with pytest.raises(UserError, match="attention=_native_math changes nothing"):
+        prepare(random_pipes(name), runtime)
 
 
 def test_old_spellings_of_compile_have_the_same_ids():

@@ -135,10 +135,22 @@ def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
     for denoiser in denoisers(pipe).values():
         try:
             if runtime.attention is not None:
-                denoiser.set_attention_backend(runtime.attention)
+                _choose_attention(denoiser, runtime.attention)
             if runtime.compile == "full":
                 denoiser.compile()
             elif runtime.compile:
                 denoiser.compile_repeated_blocks()
         except (AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f"runtime: {type(denoiser).__name__}: {error}") from None
+
+
+def _choose_attention(denoiser: Any, backend: str) -> None:
+    """diffusers' choice for one denoiser. It sets the default of the whole process too, which is put back here: the
+    next model in this process is another row."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    processors = (getattr(module, "processor", None) for module in denoiser.modules())
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
+        raise ValueError(f"attention={backend} changes nothing, since diffusers has one attention for it; leave it out")
+    with attention_backend(backend):
+        denoiser.set_attention_backend(backend)
