@@ -8,7 +8,6 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from helpers import settings
 
 from spectrum_bench import forecasters, schedules
@@ -655,7 +654,7 @@ def test_two_networks_are_foretold_as_they_run(small):
 def test_what_goes_in_is_foretold_as_it_runs(small, tmp_path, monkeypatch, name, words):
     """A picture is encoded without weights, tokens are chosen by masks without numbers: the cache is as large as
     foretold."""
-    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
+    monkeypatch.setattr("diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE", 64 * 64)
     PICTURE.save(tmp_path / "picture.png")
     words = [*words, "model.width=64", "model.height=64", "num_inference_steps=4", "warmup_steps=2"]
     given = settings(f"model={name}", "model.init=random", "algo=spectrum", *words)

@@ -8,7 +8,7 @@ import golden
 import pytest
 import torch
 from bench.skipped_steps import COMPUTED, skipped_step
-from helpers import composed, first_of_its_site, settings
+from helpers import composed, first_of_its_site, paired, settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +17,7 @@ from spectrum_bench.commands.compose import build
 from spectrum_bench.errors import UserError
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling import run as main_loop
+from spectrum_bench.sampling import shapes
 from spectrum_bench.sampling.cost import Cost, check_memory, lines, operations, read_cost, size, write_cost
 from spectrum_bench.sampling.counting import count
 from spectrum_bench.sampling.jobs import Job
@@ -94,6 +95,19 @@ def test_the_cache_is_as_large_as_foretold(algo):
     """Of each site one algorithm with one network call a step and with two; what fits neither, in the U-Net."""
     first_two = [model for model in MODELS if algo in held(model)][:2]
     assert {model: foretold(model, algo) for model in first_two} == {model: held(model)[algo] for model in first_two}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, algo",
+    [("tiny-flux", "taylorseer"), ("tiny-sdxl", "teacache"), ("tiny-wan", "spectrum"), ("flux2-klein", "fbcache")],
+)
+def test_shapes_that_were_found_before_are_found_again(model, algo, monkeypatch):
+    """Linear layers without a bias, as FLUX.2's, give views."""
+    given = paired(model, algo)
+    first, known = (count(given, build(given), JOB) for _ in range(2))
+    monkeypatch.setattr(shapes, "_makes_new", lambda func: False)  # then no outcome is looked up or kept
+    assert count(given, build(given), JOB) == first == known
 
 
 class Computed(Observer):

@@ -8,11 +8,13 @@ by 1e-4.
 
 import golden
 import pytest
+from helpers import first_of_its_site
 
 TOLERANCE = 0.1  # dB
 GREY = 0.5  # grey levels, of the plain run's means
+QUICK = first_of_its_site(golden.ALGOS)  # on the miniature FLUX
 CASES = [
-    pytest.param(model, algo, marks=[pytest.mark.slow] if model != "tiny-flux" else [])
+    pytest.param(model, algo, marks=[] if model == "tiny-flux" and algo in QUICK else [pytest.mark.slow])
     for algo in golden.ALGOS
     for model in golden.MINIATURES
 ]

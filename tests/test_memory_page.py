@@ -21,4 +21,4 @@ def test_every_model_with_an_architecture_has_a_line_and_its_smallest_card():
 
 @pytest.mark.slow
 def test_a_line_is_what_the_script_computes():
-    assert "| " + " | ".join(memory.row("sdxl", ())) + " |" in LINES
+    assert "| " + " | ".join(memory.row("auraflow", ())) + " |" in LINES

@@ -26,10 +26,10 @@ def test_caches_grow_with_what_a_method_keeps():
 def test_a_line_is_what_the_script_computes(monkeypatch):
     """And with more passes Spectrum's cache grows by what the line says."""
     columns = method_memory.HEAD
-    (kept,) = (line for line in LINES if (line["model"], line["method"]) == ("sdxl", "spectrum"))
-    made = dict(zip(columns, map(str, method_memory.row("sdxl", (), "spectrum")), strict=True))
+    (kept,) = (line for line in LINES if (line["model"], line["method"]) == ("auraflow", "spectrum"))
+    made = dict(zip(columns, map(str, method_memory.row("auraflow", (), "spectrum")), strict=True))
     assert made == kept
-    more = method_memory.row("sdxl", ("flex_window=0.4",), "spectrum")
+    more = method_memory.row("auraflow", ("flex_window=0.4",), "spectrum")
     passes, cache = (int(more[columns.index(name)]) for name in ("passes", "cache_bytes"))
     assert passes > int(kept["passes"])
     assert cache == int(kept["cache_bytes"]) + (passes - int(kept["passes"])) * int(kept["cache_bytes_a_pass"])

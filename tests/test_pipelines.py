@@ -70,6 +70,7 @@ def test_never_skip_is_bit_identical_to_the_plain_pipeline(random_pipes, plainly
         assert torch.equal(out, plain) and session.computed_steps == list(range(STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name,site", PAIRS)
 def test_a_b_a_and_nothing_stays(random_pipes, name, site):
     pipe = random_pipes(name)

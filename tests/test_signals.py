@@ -71,6 +71,7 @@ def method(signal):
     return moves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signal,site",
     [

@@ -3,11 +3,12 @@ would compute and hold is counted without a GPU and without a download."""
 
 import json
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -177,12 +178,11 @@ class Counted(TorchDispatchMode):
             return torch.full(args[0].shape, min(self.answer, most), dtype=dtype)
         if func is aten.index.Tensor and args[0].is_meta and getattr(args[1][0], "dtype", None) == torch.bool:
             return _chosen(args[0], args[1][0])
-        out = func(*args, **kwargs)
+        out, flops = _outcome(func, args, kwargs)
         if func is aten.bitwise_not.default:
             out.negated = True
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        for tensor in tree_leaves(out):
+        self.flops += flops
+        for tensor in [out] if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 self._hold(tensor.untyped_storage())
         return out
@@ -199,6 +199,69 @@ class Counted(TorchDispatchMode):
     def _let_go(self, key: int, nbytes: int) -> None:
         self._storages.discard(key)
         self.held -= nbytes
+
+
+class _Like(NamedTuple):
+    """What a tensor on the meta device is, all in all."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Valued(Exception):
+    """A tensor on another device, whose values may matter."""
+
+
+# What operations gave of such arguments, and how many floating-point operations each was. torch finds most shapes in
+# Python, which takes longer than a small network's own kernels, and the same blocks run in every step.
+_OUTCOMES: dict[Hashable, tuple[Any, int]] = {}
+
+
+def _outcome(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+    """What an operation gives, and how many floating-point operations it is."""
+    key: Hashable = None
+    if _makes_new(func):
+        with suppress(_Valued):
+            key = func, _like(args), _like(tuple(kwargs.items()))
+    if key is not None and key in _OUTCOMES:
+        out, flops = _OUTCOMES[key]
+        return _new(out), flops
+    out, formula = func(*args, **kwargs), flop_registry.get(func._overloadpacket)
+    flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
+    if key is not None and not _storages(out) & _storages(args):  # _unsafe_view does not say that it gives a view
+        with suppress(_Valued):
+            _OUTCOMES[key] = _like(out), flops
+    return out, flops
+
+
+def _storages(values: Any) -> set[int]:
+    return {each.untyped_storage()._cdata for each in tree_leaves(values) if isinstance(each, Tensor)}
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether an operation neither changes what it is given nor returns a view of it."""
+    return all(each.alias_info is None for each in (*func._schema.arguments, *func._schema.returns))
+
+
+def _like(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if not value.is_meta:
+            raise _Valued
+        return _Like(value.shape, value.stride(), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return tuple([_like(each) for each in value])
+    return type(value), value  # 1 and 1.0 give other dtypes
+
+
+def _new(like: Any) -> Any:
+    """A tensor, or several, of which `_like` tells this."""
+    if isinstance(like, _Like):
+        return aten.empty_strided.default(like.shape, like.stride, dtype=like.dtype, device="meta")
+    if isinstance(like[0], type):
+        return like[1]
+    return tuple([_new(each) for each in like])
 
 
 def _chosen(x: Tensor, mask: Tensor) -> Tensor:
