@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from safetensors.torch import save
 from torch import Tensor
 
@@ -147,8 +148,6 @@ def prepare(pipe: Any, runtime: RuntimeSettings) -> None:
 def _choose_attention(denoiser: Any, backend: str) -> None:
     """diffusers' choice for one denoiser. It sets the default of the whole process too, which is put back here: the
     next model in this process is another row."""
-    from diffusers.models.attention_dispatch import attention_backend
-
     processors = (getattr(module, "processor", None) for module in denoiser.modules())
     if not any(hasattr(processor, "_attention_backend") for processor in processors):
         raise ValueError(f"attention={backend} changes nothing, since diffusers has one attention for it; leave it out")
