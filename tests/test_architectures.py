@@ -64,6 +64,7 @@ def test_parameter_counts_are_the_published_ones(name):
         assert stored(module) == pytest.approx(published[part]["count"], rel=within), part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,blocks",
     {

@@ -213,7 +213,6 @@ run(script, run_name="__main__")
 """
 
 
-@cache
 def loaded(command: str) -> set[str]:
     """The modules that a process of an entry script has imported by its end."""
     with tempfile.NamedTemporaryFile("r") as file:
@@ -223,15 +222,10 @@ def loaded(command: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", WITHOUT_A_MODEL)
-def test_what_needs_no_model_imports_no_torch(command):
-    assert PACKAGE in (names := loaded(command)) and "torch" not in names
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_functions_import_only_where_a_configuration_is_composed(name):
+def test_what_needs_no_model_imports_no_torch():
     """A function may import, so that `--help` and a refusal come without torch; anywhere else imports stand on top."""
-    late = [f"line {each.line}: {each.module}" for each in imports(FILES[name]) if each.in_function]
-    late = [each for each in late if each.split(": ")[1].split(".")[0] not in EXTRAS]
-    if late:
-        assert any(name in loaded(command) for command in WITHOUT_A_MODEL), late
+    early = {command: loaded(command) for command in WITHOUT_A_MODEL}
+    assert [command for command, names in early.items() if PACKAGE not in names or "torch" in names] == []
+    late = {name: [each for each in imports(tree) if each.in_function] for name, tree in FILES.items()}
+    late = {name: [each for each in found if each.module.split(".")[0] not in EXTRAS] for name, found in late.items()}
+    assert {name for name, found in late.items() if found} <= set().union(*early.values())
