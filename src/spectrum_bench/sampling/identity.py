@@ -31,6 +31,7 @@ ADDED: dict[str, object] = {
     "FittedSolver.solver": "hindcast",
     "model.vae_slicing": False,
     "model.offload": "none",
+    "model.pipeline": None,
     "model.quantization": "none",
     "Attentions.cross": 1,
 }

@@ -1,6 +1,7 @@
 """Finding a model's weights and loading its pipeline."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,25 @@ def _hash(paths: Mapping[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def pipeline_class(model: ModelSettings, index: ModelIndex) -> Any:
+    """The class of diffusers' pipeline: model.pipeline, or the one that the model_index.json names.
+
+    Raises:
+        UserError: diffusers has none of the name that model.pipeline gives, or it needs other parts.
+    """
+    import diffusers
+
+    if model.pipeline is None:
+        return getattr(diffusers, index["_class_name"], diffusers.DiffusionPipeline)
+    kind = getattr(diffusers, model.pipeline, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
+        raise UserError(f"model.pipeline={model.pipeline} is no pipeline of diffusers: write e.g. FluxKontextPipeline")
+    needed = {name for name, given in inspect.signature(kind).parameters.items() if given.default is given.empty}
+    if missing := needed - index.keys():
+        raise UserError(f"model.pipeline={model.pipeline} needs a {min(missing)}, which {model.repo} does not have")
+    return kind
+
+
 def identify(model: ModelSettings) -> str:
     """Tells the model's weights from others of the same name: the `fingerprint`, or "random" (all have one seed), and
     what tells its quantized files, ControlNet, IP-Adapter and LoRAs.
@@ -164,14 +184,14 @@ def load_pipeline(model: ModelSettings, device: str) -> Any:
 
 def _pretrained(model: ModelSettings, device: str) -> Any:
     import torch
-    from diffusers import DiffusionPipeline
 
     folder = find_weights(_repo(model), model.revision)
+    kind = pipeline_class(model, index_of(folder))
     dtype = {"default": getattr(torch, model.dtype), "vae": getattr(torch, model.vae_dtype or model.dtype)}
     which = {"variant": model.variant, "use_safetensors": True, "local_files_only": True}
     which |= quantized(folder, index_of(folder), model.quantization, model.gguf, dtype["default"])
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **which)
+        pipe = kind.from_pretrained(folder, dtype=dtype, **which)
     except (OSError, ValueError) as error:  # a shard or tokenizer file is missing
         raise UserError(f"{folder} cannot be loaded ({error}): fetch {model.repo} again") from None
     pipe = add_controlnet(pipe, model.controlnet, dtype["default"])

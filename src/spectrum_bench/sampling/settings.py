@@ -134,6 +134,7 @@ class ModelSettings:
     Attributes:
         repo: a folder in diffusers' format, or a Hugging Face repository.
         revision: the commit of the Hugging Face repository; None: the newest one that was fetched.
+        pipeline: the class of diffusers that puts the repository's parts together; None: the one that it names.
         init: "pretrained", or "random": the architecture alone.
         arguments: arguments of the pipeline's call.
         width, height: in pixels.
@@ -149,6 +150,7 @@ class ModelSettings:
     name: str
     repo: str | None = None
     revision: str | None = None
+    pipeline: str | None = None
     init: str = "pretrained"
     dtype: str = "bfloat16"
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -207,14 +209,14 @@ class ModelSettings:
             if (value := getattr(self, key)) is not None:
                 one_of(f"model.{key}", value, DTYPES)
         one_of("model.init", self.init, INITS)
-        for key in ("repo", "variant", "judge", "note", "dev_prompts", "teacher", "controlnet"):
+        for key in ("repo", "pipeline", "variant", "judge", "note", "dev_prompts", "teacher", "controlnet"):
             if not isinstance(node.get(key, ""), str | None):
                 raise BadValue(f"model.{key}={brief(node[key])} is no text")
             if node.get(key) is not None and key in ("repo", "judge", "dev_prompts", "controlnet"):
                 limits.check_path(f"model.{key}", node[key])
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", str(self.revision)):
             raise BadValue(f"model.revision={brief(self.revision)} is no commit: write its 40 hexadecimal digits")
-        for key in ("controlnet", "ip_adapter"):
+        for key in ("controlnet", "ip_adapter", "pipeline"):
             if getattr(self, key) and self.init == "random":
                 raise BadValue(f"model.{key} is of files: leave it out, or leave out model.init=random")
         check_memory_keys(self.vae_tiling, self.vae_slicing, self.offload)

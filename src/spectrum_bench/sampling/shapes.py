@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,7 +23,7 @@ from spectrum_bench.caching.turns import takeovers
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling.architectures import FOLDER, _build, architecture, random_pipeline
 from spectrum_bench.sampling.controlnet import controlled, find_controlnet
-from spectrum_bench.sampling.models import find_weights, index_of, parts
+from spectrum_bench.sampling.models import find_weights, index_of, parts, pipeline_class
 from spectrum_bench.sampling.settings import ModelSettings
 from spectrum_bench.schedules import ALONE, Starts
 
@@ -115,7 +114,7 @@ def _without_weights(model: ModelSettings) -> Any:
     made = {part: _part(folder / part, index[part], model) for part in parts(index)}
     options = {key: value for key, value in index.items() if not key.startswith("_") and key not in made}
     absent = {key: None if isinstance(value, list) else value for key, value in options.items()}
-    return getattr(diffusers, index["_class_name"])(**made, **absent)
+    return pipeline_class(model, index)(**made, **absent)
 
 
 def _part(folder: Path, of: Sequence[str], model: ModelSettings) -> Any:
