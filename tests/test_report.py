@@ -1,6 +1,8 @@
 """report.py: the table's figures and footnotes, its formats, the plot's names, and a page that strings cannot break."""
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -14,10 +16,12 @@ import numpy as np
 import pandas
 import pytest
 from helpers import examples
+from PIL import Image
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import cells, formats, frames, plots, tables
 from spectrum_bench.reporting import page as report
+from spectrum_bench.reporting.beside import Beside
 from spectrum_bench.reporting.rows import Costs, Digest, Result, Row
 from spectrum_bench.scoring import evaluation
 from spectrum_bench.scoring.experiments import find_experiments, read_experiment
@@ -508,6 +512,33 @@ def test_page_caps_prompts_and_shrinks_pictures(tmp_path):
     text = (tmp_path / "out" / "index.html").read_text()
     assert "the first 2 of 3" in text and "coded with loss" in text and len(text) < 500_000
     assert text.count("data:image/jpeg;base64,") == 6  # the third is among the worst
+
+
+def test_pictures_beside_prompts_are_shown_while_they_are_the_same(tmp_path):
+    given, other = (fabricate.pictures(PROMPTS[k : k + 1])[0] for k in (1, 2))
+    Image.fromarray(given).save(tmp_path / "ring.png")
+    prompts, hashed = PROMPTS[:2], hashlib.sha256((tmp_path / "ring.png").read_bytes()).hexdigest()
+    lines = [json.dumps({"prompt": prompt, "image": "ring.png"}) for prompt in prompts]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    folder = fabricate.experiment(tmp_path / "nocache", prompts, PICTURES[:2], inputs={"image": hashed})
+    with (folder / "config.yaml").open("a") as config:
+        config.write(f"prompt_file: {tmp_path}/list.jsonl\nprompt_column: null\n")
+
+    def shown() -> list[np.ndarray]:
+        run = read_experiment(folder)
+        found = [each for record in run.records for each in Beside(run, 4).of(record)]
+        assert {name for name, *_ in found} <= {"image"}
+        return [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for _, uri, _ in found]
+
+    assert [np.array_equal(picture, given) for picture in shown()] == [True, True]
+    fabricate.experiment(tmp_path / "fora", prompts, PICTURES[:2], "fora", 14, inputs={"image": hashed})
+    score(tmp_path, "fora")
+    text = report.page(build(tmp_path, "fora"), {}, rows=1)
+    assert text.count('class="beside"') == 1 and "<figcaption>image</figcaption>" in text
+    Image.fromarray(other).save(tmp_path / "ring.png")
+    assert shown() == []
+    (tmp_path / "list.jsonl").unlink()
+    assert shown() == []
 
 
 def test_many_pictures_are_smaller(tmp_path):

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.reporting import cells, comparisons, formats, notes, tables
+from spectrum_bench.reporting.beside import Beside, Shown
 from spectrum_bench.reporting.folder import replace_folder
 from spectrum_bench.reporting.notes import distinct
 from spectrum_bench.reporting.pictures import Gallery, Picture, exact, thumbnail
@@ -66,7 +67,7 @@ class Samples:
     """The pictures of a page: a grid of prompts and rows, and for each method the samples furthest from the
     reference."""
 
-    grid: list[tuple[str, list[Picture]]]  # prompt and one picture for each row
+    grid: list[tuple[str, list[Shown], list[Picture]]]  # prompt, pictures beside it, and one picture for each row
     worst: list[tuple[Row, list[tuple[str, Picture, Picture]]]]  # prompt, the reference's, the method's
     shape: tuple[int, ...]  # height and width of a sample
     exact: bool  # whether all pictures are the samples' own pixels
@@ -79,9 +80,14 @@ def samples(table: Table, rows: int) -> Samples:
     seeds = len({record.seed for record in records}) > 1
     gridded = [record for record in records if record.prompt_index in prompts]  # the first ones
     count = len(gridded) * len(table.rows) + sum(2 * len(places) for places in furthest.values())
-    gallery = Gallery(table.rows, count)
+    count += sum(len(record.inputs) for record in gridded)
+    gallery, beside = Gallery(table.rows, count), Beside(table.reference.experiment, count)
     grid = [
-        (f"{r.prompt} · seed {r.seed}" if seeds else r.prompt, [gallery.picture(k, i) for k in range(len(table.rows))])
+        (
+            f"{r.prompt} · seed {r.seed}" if seeds else r.prompt,
+            beside.of(r),
+            [gallery.picture(k, i) for k in range(len(table.rows))],
+        )
         for i, r in enumerate(gridded)
     ]
     below = [

@@ -69,13 +69,17 @@ def exact(frames: NDArray[np.uint8], count: int) -> bool:
 
 
 def thumbnail(experiment: Experiment, record: Record, count: int = 1) -> tuple[str, int]:
-    """(data URI, width in CSS pixels) of a sample, one of `count` on a page.
+    """(data URI, width in CSS pixels) of a sample, one of `count` on a page: see `coded`."""
+    return coded(experiment.picture(record), count, experiment.model.get("fps"))
 
-    A sample of up to 256 px keeps its own pixels, unless `count` such pictures are too large for a page. Other samples
-    are reduced and coded with loss; the more pictures a page has, the smaller they are. Small pictures are shown at
-    twice their size. A clip becomes an animated WebP, which every browser plays as a picture.
+
+def coded(frames: NDArray[np.uint8], count: int, fps: float | None = None) -> tuple[str, int]:
+    """(data URI, width in CSS pixels) of a picture (H, W, 3) or a clip (F, H, W, 3), one of `count` on a page.
+
+    One of up to 256 px keeps its own pixels, unless `count` such pictures are too large for a page. Others are reduced
+    and coded with loss; the more pictures a page has, the smaller they are. Small pictures are shown at twice their
+    size. A clip becomes an animated WebP, which every browser plays as a picture.
     """
-    frames = experiment.picture(record)
     images = [Image.fromarray(frame) for frame in (frames if frames.ndim == 4 else [frames])]
     lossless = exact(frames, count)
     if not lossless:
@@ -83,17 +87,18 @@ def thumbnail(experiment: Experiment, record: Record, count: int = 1) -> tuple[s
         side = min(THUMBNAIL, int(math.sqrt(LOSSY / weight)))
         for image in images:
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    kind, data = _coded(images, lossless, experiment)
+    kind, data = _file(images, lossless, fps)
     width = images[0].width * (2 if max(images[0].size) <= THUMBNAIL // 2 else 1)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}", width
 
 
-def _coded(images: list[Image.Image], lossless: bool, experiment: Experiment) -> tuple[str, bytes]:
+def _file(images: list[Image.Image], lossless: bool, fps: float | None) -> tuple[str, bytes]:
     """(kind of file, its bytes): PNG or JPEG of a picture, WebP of a clip."""
     first, *others = images
     how: dict[str, Any]
     if others:
-        pace = round(1000 / experiment.model["fps"])
+        assert fps is not None
+        pace = round(1000 / fps)
         kind, how = "webp", {"lossless": lossless, "save_all": True, "append_images": others, "duration": pace}
         how |= {"quality": 80, "loop": 0}
     else:
