@@ -83,6 +83,18 @@ class FluxStudent(Student):
         return self.denoiser(x, timestep=level, guidance=guidance, img_ids=ids, **conditions).sample
 
 
+class KontextStudent(FluxStudent):
+    """Edits: the latents of the picture to be edited follow those of the sample, at ids that differ in the first axis
+    (FLUX.1 Kontext, arXiv:2506.15742, section 3). `conditions` of its calls hold them as `before`, (B, 64, 32)."""
+
+    def predict(self, x, level, conditions, guidance):
+        text = {name: value for name, value in conditions.items() if name != "before"}
+        ids = self.pipe._prepare_latent_image_ids(1, self.grid, self.grid, x.device, torch.float32)
+        beside = ids + torch.tensor([1.0, 0.0, 0.0])
+        both, at = torch.cat([x, conditions["before"]], 1), torch.cat([ids, beside])
+        return self.denoiser(both, timestep=level, guidance=guidance, img_ids=at, **text).sample[:, : x.shape[1]]
+
+
 class SD3Student(Student):
     @torch.no_grad()
     def conditions(self, captions):
@@ -179,6 +191,7 @@ class HunyuanStudent(VideoStudent):
 
 STUDENTS = {
     "FluxPipeline": FluxStudent,
+    "FluxKontextPipeline": KontextStudent,
     "StableDiffusion3Pipeline": SD3Student,
     "StableDiffusionXLPipeline": SDXLStudent,
     "WanPipeline": WanStudent,

@@ -237,8 +237,10 @@ def render(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tenso
     return clips[:, 0], places, cover[:, 0]
 
 
-def render_clips(scenes: list[Scene], rng: np.random.Generator, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a batch of clips: (B, F, 3, 64, 64), (B, 2, 6), (B, F, 2, 64, 64); see `render`."""
+def render_clips(
+    scenes: list[Scene], rng: np.random.Generator, frames: int, at: NDArray[np.float64] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a batch of clips, of things at places (B, 2, 6): (B, F, 3, 64, 64), (B, 2, 6), (B, F, 2, 64, 64)."""
     B = len(scenes)
 
     def chance(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -246,7 +248,7 @@ def render_clips(scenes: list[Scene], rng: np.random.Generator, frames: int) -> 
 
     ground, light = _draw_ground(scenes, rng, chance)
     ground = _draw_pebbles(ground, chance)
-    places = torch.from_numpy(np.stack([place(s, rng) for s in scenes])).float()
+    places = torch.from_numpy(np.stack([place(s, rng) for s in scenes]) if at is None else at).float()
     looks = [_draw_look(scenes, k, places[:, k], chance) for k in range(2)]
     clips, covers = [], []
     for moved in torch.linspace(-0.5, 0.5, frames).tolist() if frames > 1 else [0.0]:
