@@ -84,6 +84,7 @@ FULL_SIZE = [f"bash scripts/full_size.sh {name}" for name in ("flux", "sdxl", "w
         ("STEPS=28 PASSES='14 10 7' bash scripts/hindcast.sh tiny-sd3", 28),
         ("bash scripts/schedules.sh tiny-flux", 25),
         ("bash scripts/student.sh", 21),
+        ("bash scripts/edits.sh", 7),
         ("bash scripts/demo.sh", 13),
         ("bash scripts/noise_floor.sh tiny-sd3", 5),
         ("bash scripts/reproduce.sh tiny", 0),

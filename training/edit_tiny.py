@@ -39,7 +39,9 @@ def main(cfg):
     out = ROOT / cfg.out
     out.mkdir(parents=True, exist_ok=True)
     save_file(lora.tensors("transformer"), out / "lora.safetensors")
-    score = editing.edit_score(pipe, load_judge(ROOT / cfg.judge), cfg)
+    plain = diffusers.DiffusionPipeline.from_pretrained(ROOT / cfg.start, dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    score = editing.edit_score(pipe, plain, load_judge(ROOT / cfg.judge), cfg)
     (out / "score.json").write_text(json.dumps(score, indent=2) + "\n")
     print(json.dumps(score, indent=2))
 

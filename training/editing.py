@@ -51,35 +51,40 @@ def _latents(student: KontextStudent, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def edit_score(pipe, judge: Judge, cfg) -> dict[str, dict[str, float]]:
+def edit_score(pipe, plain, judge: Judge, cfg) -> dict[str, dict[str, float]]:
     """How well the pipeline's samples show held-out edits.
 
+    Args:
+        plain: the pipeline that makes pictures of captions alone.
+
     Returns:
-        For "edited", for the pictures "left alone" and for what the VAE makes of the "rendered" pictures after the
-        edit, the share in which the judge sees what the caption after the edit says, part by part, and the mean PSNR in
-        dB to the rendered picture after it; for "edited" also the same of each kind of edit.
+        For "edited", for the pictures "left alone", for those "drawn from the caption" after the edit by `plain`, and
+        for what the VAE makes of the "rendered" pictures after it, the share in which the judge sees what that caption
+        says, part by part, and the mean PSNR in dB to the rendered picture; for "edited" also of each kind of edit.
     """
     recipe = cfg.stages.score
     drawn = edits.draw_edits(chance(recipe.seed, 14, 0), recipe.edits, held=True)
     before, after = edits.render(drawn, recipe.seed)
-    made = torch.cat([_edited(pipe, drawn[i : i + 20], before[i : i + 20], i, cfg) for i in range(0, len(drawn), 20)])
+    call = OmegaConf.to_container(cfg.call, resolve=True) | {"num_inference_steps": recipe.steps}
+    small = {name: value for name, value in call.items() if name not in ("max_area", "_auto_resize")}
+    made = _sampled(pipe, [e.instruction for e in drawn], call, image=before)
+    anew = _sampled(plain, [str(e.after) for e in drawn], small)
     decoded = pipe.vae.decode(pipe.vae.encode(2 * after - 1).latent_dist.mode()).sample / 2 + 0.5
-    pictures = {"edited": made, "left alone": before, "rendered": decoded.clamp(0, 1)}
+    pictures = {"edited": made, "left alone": before, "drawn from the caption": anew, "rendered": decoded.clamp(0, 1)}
     rows = {name: _rows(judge, drawn, each, after) for name, each in pictures.items()}
     rows |= {f"edited: {kind}": rows["edited"][k :: len(edits.KINDS)] for k, kind in enumerate(edits.KINDS)}
     return {name: _means(of) | {"edits": len(of)} for name, of in rows.items()}
 
 
-def _edited(pipe, drawn: list[Edit], before: Tensor, seed: int, cfg) -> Tensor:
-    """The pipeline's samples (B, 3, 64, 64) in [0, 1]; the i-th has the seed `seed` + i."""
-    return pipe(
-        image=before,
-        prompt=[e.instruction for e in drawn],
-        num_inference_steps=cfg.stages.score.steps,
-        generator=[torch.Generator().manual_seed(seed + i) for i in range(len(drawn))],
-        output_type="pt",
-        **OmegaConf.to_container(cfg.call, resolve=True),
-    )[0].float()
+def _sampled(pipe, texts: list[str], call: dict, **pictures: Tensor) -> Tensor:
+    """Samples (B, 3, 64, 64) in [0, 1]. The i-th has the seed i."""
+    made = []
+    for start in range(0, len(texts), 20):
+        some = slice(start, start + 20)
+        noise = [torch.Generator().manual_seed(i) for i in range(len(texts))[some]]
+        given = {name: each[some] for name, each in pictures.items()}
+        made.append(pipe(prompt=texts[some], generator=noise, output_type="pt", **given, **call)[0].float())
+    return torch.cat(made)
 
 
 def _rows(judge: Judge, drawn: list[Edit], pictures: Tensor, after: Tensor) -> list[dict[str, float]]:
