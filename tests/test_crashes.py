@@ -147,7 +147,8 @@ def test_a_node_is_lost(long_words, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
-    cluster, folder = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}), tmp_path / "out/x"
+    head, folder = {"num_cpus": 1, "include_dashboard": False}, tmp_path / "out/x"
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         lost = cluster.add_node(num_cpus=1)
         process = start(*long_words, "ngpu=2", "device=cpu", f"engine.address={cluster.address}")
