@@ -16,11 +16,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of the tests that run on every random pipeline, those on the FLUX alone are of the quick tier."""
+    """Of the tests that run on every random pipeline, those on the FLUX alone are of the quick tier. Crashes come
+    first, since they take long: at the end one worker would be alone with them."""
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "random_pipes" in item.fixturenames and parameters.get("name", "flux") != "flux":
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("crash") is None)
 
 
 @pytest.fixture(scope="session")
