@@ -44,6 +44,10 @@ class Lora(nn.Module):
         named = {f"{part}.{name}.lora_{x}.weight": m.weight for name, a, b in both for x, m in (("A", a), ("B", b))}
         return {name: weight.detach().half().contiguous() for name, weight in named.items()}
 
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.tensors("transformer"), folder / "lora.safetensors")
+
 
 def _add(down: nn.Module, up: nn.Module, layer: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
     return out + up(down(args[0]))

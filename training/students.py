@@ -4,10 +4,15 @@ A student gets captions and pictures exactly as in its pipeline: `encode_prompt`
 the scale that the pipeline removes before it decodes.
 """
 
+from pathlib import Path
+
+import diffusers
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from spectrum_bench.miniature import world
+from spectrum_bench.paths import ROOT
 from training import parts
 
 
@@ -197,3 +202,14 @@ STUDENTS = {
     "WanPipeline": WanStudent,
     "HunyuanVideoPipeline": HunyuanStudent,
 }
+
+
+def open_student(cfg) -> Student:
+    """The shipped pipeline that a recipe starts from, its weights frozen, for a LoRA to be trained on it."""
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(cfg.seed)
+    Path(cfg.work).mkdir(parents=True, exist_ok=True)
+    pipe = getattr(diffusers, cfg.pipeline).from_pretrained(ROOT / cfg.start, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    call = OmegaConf.to_container(cfg.call, resolve=True)
+    return STUDENTS[cfg.pipeline](pipe, call, cfg.width).eval().requires_grad_(False)

@@ -201,7 +201,7 @@ class Counted(TorchDispatchMode):
 
 
 class _Like(NamedTuple):
-    """What a tensor on the meta device is, all in all."""
+    """All that a tensor on the meta device is."""
 
     shape: torch.Size
     stride: tuple[int, ...]
