@@ -7,7 +7,7 @@
 #SBATCH --requeue
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-export PATH="$PWD/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0
+export PATH="$PWD/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0   # Ray's own niceness is 15
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | sha256sum | cut -d' ' -f1)   # of this job alone
 PORT=${PORT:-6379} HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -1)
 ADDRESS=$(srun --overlap --nodes=1 --ntasks=1 -w "$HEAD" hostname -I | awk '{ print $1 }')

@@ -145,6 +145,7 @@ def test_the_driver_is_killed(long_words, undisturbed, tmp_path):
 def test_a_node_is_lost(long_words, undisturbed, tmp_path, monkeypatch):
     """Two nodes of one worker each, on this machine; one goes, the other goes on alone, and later a third comes."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15, workers stand still beside other work
     from ray.cluster_utils import Cluster
 
     head, folder = {"num_cpus": 1, "include_dashboard": False}, tmp_path / "out/x"
