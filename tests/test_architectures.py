@@ -719,6 +719,7 @@ def test_the_llama_stand_in_leaves_tokens_after_the_template(small):
     assert embeddings.shape == (1, 256, 64) and mask.sum() > 0 and torch.isfinite(embeddings).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tokenizers_take_the_real_lengths(name):
     pipe, parts = full_size(name), architecture(name)["parts"]
@@ -729,6 +730,7 @@ def test_tokenizers_take_the_real_lengths(name):
             assert len(getattr(pipe, part)) < encoder.get("text_config", encoder)["vocab_size"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipeline_finds_the_constants_of_its_own_model(name):
     """FLUX.1-Kontext has FLUX.1-dev's network; of what no configuration tells apart the shortest name is taken."""

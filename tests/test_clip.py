@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from fabricate import captions, noisy, pictures
@@ -26,7 +25,15 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def open_clip():
+    """Imported where it is used: each process of pytest collects this file, and the import takes more than a second."""
+    import open_clip
+
+    return open_clip
+
+
+@pytest.fixture(scope="module")
+def small(open_clip, tmp_path_factory):
     """(architecture, its weights, the model)."""
     folder = tmp_path_factory.mktemp("clip")
     (folder / "small-quickgelu.json").write_text(json.dumps(SMALL))
@@ -38,7 +45,7 @@ def small(tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_it_is_a_hundred_times_the_cosine(small):
+def test_it_is_a_hundred_times_the_cosine(small, open_clip):
     architecture, path, model = small
     score = clip.load("clip", architecture, path)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
@@ -64,7 +71,7 @@ def test_prompts_pictures_and_frames_matter(small, monkeypatch):
     assert abs(score(noisy(PICTURES[:1], 1), PROMPTS[:1])[0]["clip"] - frames[0]) < 1
 
 
-def test_the_activation_is_openais(small):
+def test_the_activation_is_openais(small, open_clip):
     """Plain ViT-L-14 with the same file would take GELU: other numbers, and no complaint."""
     score = clip.load("clip", *small[:2])
     assert open_clip.get_model_config("ViT-L-14-quickgelu")["quick_gelu"]
