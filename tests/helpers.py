@@ -52,15 +52,18 @@ def node(group: str, name: str) -> DictConfig:
 
 
 @cache
-def method(*words: str) -> DictConfig:
-    return composed(*words)
+def method(*words: str) -> tuple[DictConfig, DictConfig]:
+    """The configuration, and what Hydra keeps of how it was composed."""
+    return composed(*words), HydraConfig.instance().cfg
 
 
 def paired(model: str, algo: str, *words: str) -> RunSettings:
     """The settings of `model=<model> algo=<algo>` and `words`. Composing each pair would take minutes: a model changes
     its own node alone (test_configs)."""
-    cfg = method(f"algo={algo}", *words).copy()
-    cfg.model = node("model", model)
+    network = node("model", model)
+    cfg, HydraConfig.instance().cfg = method(f"algo={algo}", *words)
+    cfg = cfg.copy()
+    cfg.model = network
     return settings_of(cfg)
 
 
