@@ -115,7 +115,8 @@ def test_the_list_is_found_and_its_captions_are_held_out():
     for prompt, row in zip(prompts.lines, rows, strict=True):
         [picture] = prompt.inputs
         assert picture.value().size == (64, 64) and set(prompt.text.split()) <= set(WORDS)
-        assert world.parse(row["after"]) and world.held_out(row["after"]) and prompt.seed == row["seed"]
+        assert world.parse(prompt.target_caption) and world.held_out(prompt.target_caption)
+        assert prompt.seed == row["seed"]
 
 
 def test_the_shipped_lora_edits():
@@ -129,7 +130,7 @@ def test_the_shipped_lora_edits():
     call = {"num_inference_steps": 6, "output_type": "pt", **model.arguments}
     made = pipe(image=given, prompt=[row["prompt"] for row in rows], generator=noise, **call)[0]
     seen = [read.background for read in judge.read(made)]
-    assert seen == [world.parse(row["after"]).background for row in rows] and len(set(seen)) == 4
+    assert seen == [world.parse(row["target_caption"]).background for row in rows] and len(set(seen)) == 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------

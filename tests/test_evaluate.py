@@ -221,6 +221,23 @@ def test_captions_beside_the_references_own(tmp_path, monkeypatch):
     assert float(rows(other)[0]["caption"]) == 1
 
 
+def test_a_sample_is_compared_with_its_target_caption(tmp_path, monkeypatch):
+    """Of an edit the prompt is an instruction: every metric that reads a text, and the anchors, get the caption."""
+    read = []
+
+    def scorer(sample, prompt):
+        read.append(prompt)
+        return dict.fromkeys(("caption", "things", "sizes", "relation", "background"), float(len(prompt)))
+
+    monkeypatch.setattr("spectrum_bench.scoring.metrics.caption.make_caption", lambda model: scorer)
+    prompts, more = ["make it red", "make it blue"], {"model": {"judge": "somewhere"}, "target_caption": "a red ring"}
+    clean = fabricate.pictures(prompts)
+    reference = fabricate.experiment(tmp_path / "nocache", prompts, clean, **more)
+    other = fabricate.experiment(tmp_path / "fora", prompts, fabricate.noisy(clean, 8), "fora", 14, **more)
+    assert evaluate(other, reference)["metrics"]["caption"]["mean"] == len("a red ring")
+    assert set(read) == {"a red ring"} and len(read) > 4
+
+
 def test_samples_in_small_windows_get_the_same_rows(spectrum, reference, monkeypatch):
     first = evaluate(spectrum, reference), (spectrum / "metrics.csv").read_bytes()
     for samples, size in ((1, 2**26), (32, 1), (4, 2 * PICTURES[0].nbytes)):

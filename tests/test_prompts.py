@@ -193,6 +193,30 @@ def test_a_wrong_input_is_told_at_once(name, data, reason, tmp_path):
         read_prompt_file(tmp_path / "list.jsonl")
 
 
+def test_a_target_caption_goes_to_the_record_and_decides_no_pixel(tmp_path):
+    lines = [{"prompt": "make it red"}, {"prompt": "make it red", "target_caption": "a red ring"}]
+    ids = []
+    for given in (lines, lines[:1] * 2):
+        (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, given)))
+        jobs = make_jobs(read_prompt_file(tmp_path / "list.jsonl").lines, 0, {"algo": "x"})
+        ids.append([job.id for job in jobs])
+    assert ids[0] == ids[1] and len(set(ids[0])) == 2
+    (tmp_path / "list.csv").write_text("prompt,target_caption\nmake it red,a red ring\n")
+    assert read_prompt_file(tmp_path / "list.csv").lines[0].target_caption is None  # as of inputs
+    prompts = ["make it red"]
+    fabricate.experiment(tmp_path / "x", prompts, fabricate.pictures(prompts), target_caption="a red ring")
+    fabricate.experiment(tmp_path / "y", prompts, fabricate.pictures(prompts))
+    captions = [read_records(tmp_path / name)[0].caption for name in "xy"]
+    assert captions == ["a red ring", "make it red"]
+
+
+@pytest.mark.parametrize("wrong", [3, "", ["a ring"], "x" * 2**17])
+def test_a_wrong_target_caption_is_told_at_once(wrong, tmp_path):
+    (tmp_path / "list.jsonl").write_text(json.dumps({"prompt": "a ring", "target_caption": wrong}))
+    with pytest.raises(UserError, match="row 1: target_caption is no text of at most 64 KiB"):
+        read_prompt_file(tmp_path / "list.jsonl")
+
+
 def test_a_line_s_seed_is_the_sample_s(tmp_path):
     file = tmp_path / "list.jsonl"
 

@@ -90,6 +90,15 @@ def test_layouts_pair_by_the_prompts(place, layout):
     assert [record.prompt_index for record in records] == list(range(12))
 
 
+def test_a_list_tells_what_edits_should_show(place):
+    write(place / "ref", PICTURES)
+    write(place / "fast", WORSE)
+    lines = [{"prompt": f"edit {i}", "target_caption": prompt} for i, prompt in enumerate(PROMPTS)]
+    (place / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    score.main(["fast", "reference=ref", "prompts=edits.jsonl", "metrics=psnr"])
+    assert [record.caption for record in read_experiment(place / "scored/rows/fast").records] == PROMPTS
+
+
 @pytest.mark.parametrize("layout", MORE)
 def test_a_name_tells_its_prompt(tmp_path, layout):
     names = {tmp_path / str(i): MORE[layout](i, prompt) for i, prompt in enumerate(PROMPTS)}

@@ -1,7 +1,7 @@
 """Draw the list of held-out edits that is shipped: python training/edit_list.py
 
-Writes prompts/edits.jsonl and the pictures to be edited, prompts/edits/<number>.jpg. `after` of a line is the caption
-of the picture after the edit.
+Writes prompts/edits.jsonl and the pictures to be edited, prompts/edits/<number>.jpg. `target_caption` of a line is the
+caption of the picture after the edit.
 """
 
 import json
@@ -28,8 +28,8 @@ def main() -> None:
     for i, (edit, picture) in enumerate(zip(drawn, before, strict=True)):
         pixels = (255 * picture.permute(1, 2, 0) + 0.5).byte().numpy()
         Image.fromarray(pixels).save(folder / f"{i:02d}.jpg", quality=92, subsampling=0)
-        line = {"prompt": edit.instruction, "image": f"edits/{i:02d}.jpg", "seed": SEED + i, "after": str(edit.after)}
-        lines.append(json.dumps(line) + "\n")
+        line = {"prompt": edit.instruction, "image": f"edits/{i:02d}.jpg", "seed": SEED + i}
+        lines.append(json.dumps(line | {"target_caption": str(edit.after)}) + "\n")
     (ROOT / "prompts/edits.jsonl").write_text("".join(lines))
 
 

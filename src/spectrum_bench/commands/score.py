@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     arguments.count("rows", options["rows"])
     if options["markdown"] not in ("true", "false"):
         raise UserError(f"markdown={options['markdown'][:80]}: write markdown=true")
-    from spectrum_bench.sampling.prompts import read_prompts
+    from spectrum_bench.sampling.prompts import read_prompt_file
     from spectrum_bench.scoring.foreign import pairing
     from spectrum_bench.scoring.foreign.experiments import Folder, annotate, bring_in
     from spectrum_bench.scoring.foreign.strangers import check_pairs
@@ -48,12 +48,13 @@ def main(argv: list[str]) -> None:
 
     chosen(ModelFacts(), options["metrics"])
     reference, out = Path(options["reference"]), Path(options["out"])
-    prompts = read_prompts(options["prompts"]) if options["prompts"] else []
+    prompts = read_prompt_file(options["prompts"]).lines if options["prompts"] else ()
     times = read_times(Path(options["times"])) if options["times"] else {}
     names = row_names([reference, *folders])
     if strangers := times.keys() - set(names.values()):
         raise UserError(f"times= names {min(strangers)}, which is none of {', '.join(names.values())}")
-    way, keys = pairing.keys({folder: pairing.find(folder) for folder in names}, options["by"], prompts)
+    texts = [prompt.text for prompt in prompts]
+    way, keys = pairing.keys({folder: pairing.find(folder) for folder in names}, options["by"], texts)
     ranks = pairing.ranks(keys.values())
     given = [Folder(folder, name, keys[folder]) for folder, name in names.items()]
 

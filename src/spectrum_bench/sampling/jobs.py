@@ -20,6 +20,7 @@ class Job:
     prompt: str
     seed: int
     inputs: tuple[Input, ...] = ()  # that the pipeline takes beside the prompt
+    target_caption: str | None = None  # for metrics; it decides no pixel
 
 
 def make_jobs(prompts: Sequence[Prompt], seed: int, who: Identity, samples: int = 1) -> list[Job]:
@@ -42,8 +43,8 @@ def make_jobs(prompts: Sequence[Prompt], seed: int, who: Identity, samples: int 
         for index, prompt in enumerate(prompts):
             each = sample + (seed if prompt.seed is None else prompt.seed)
             own = {**who, "pictures": hashes(prompt.inputs)} if prompt.inputs else who  # their name in ids
-            seeded = replace(prompt, seed=each)
+            seeded = replace(prompt, seed=each, target_caption=None)
             job_id = sample_id(own, prompt.text, each, before[seeded])
-            jobs.append(Job(job_id, index, prompt.text, each, prompt.inputs))
+            jobs.append(Job(job_id, index, prompt.text, each, prompt.inputs, prompt.target_caption))
             before[seeded] += 1
     return jobs

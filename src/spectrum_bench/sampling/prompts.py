@@ -44,6 +44,7 @@ class Prompt:
     text: str
     inputs: tuple[Input, ...] = ()
     seed: int | None = None  # None: the run's
+    target_caption: str | None = None  # what the sample should show, where the text is an instruction
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,8 @@ def _from_table(path: Path, rows: Sequence[Row], column: str | None) -> Iterator
             lines = path.suffix.lower() == ".jsonl"
             place = f"{path}: row {number}"
             inputs = tuple(inputs_of(row, path.parent, place)) if lines else ()
-            yield Prompt(text.replace("\n", " ").strip(), inputs, _seed(row, place) if lines else None)
+            seed, caption = (_seed(row, place), _target_caption(row, place)) if lines else (None, None)
+            yield Prompt(text.replace("\n", " ").strip(), inputs, seed, caption)
 
 
 def _seed(row: Row, place: str) -> int | None:
@@ -253,6 +255,14 @@ def _seed(row: Row, place: str) -> int | None:
     run's own does: torch.Generator takes no more."""
     seed = row.get("seed")
     return None if seed is None else whole(f"{place}: seed", seed, 0, 2**63 - RUN["samples_per_prompt"][1])
+
+
+def _target_caption(row: Row, place: str) -> str | None:
+    """The caption that a line gives of what should come out; None if it gives none."""
+    caption = row.get("target_caption")
+    if caption is not None and not (isinstance(caption, str) and 0 < len(caption.encode()) <= LONGEST):
+        raise UserError(f"{place}: target_caption is no text of at most {LONGEST // 1024} KiB")
+    return caption
 
 
 def _usual_column(path: Path, row: Row) -> str:

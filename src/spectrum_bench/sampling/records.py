@@ -61,8 +61,14 @@ class Record:
     inputs: dict[str, str] = field(default_factory=dict)  # beside the prompt: argument of the call -> sha256
     networks: dict[str, list[int]] = field(default_factory=dict)  # where several run by turns: name -> its steps
     code: str | None = None  # hash of the package's sources, for installations without git
+    target_caption: str | None = None  # of what the sample should show, where the prompt is an instruction
     elsewhere: bool = False  # made by other code: steps and passes are as told, 0 where nobody told
     schema: int = 1  # records of commit 6771973 and before have none
+
+    @property
+    def caption(self) -> str:
+        """The text that metrics compare the sample with."""
+        return self.target_caption or self.prompt
 
 
 NAMES = [field.name for field in fields(Record)]

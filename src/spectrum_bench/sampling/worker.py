@@ -85,6 +85,7 @@ class Worker:
             sha256=hashlib.sha256(data).hexdigest(),
             sample_bytes=len(data),
             inputs=hashes(job.inputs),
+            target_caption=job.target_caption,
             model=self.settings.model.name,
             num_inference_steps=self.settings.num_inference_steps,
             computed_steps=figures.computed_steps,

@@ -29,11 +29,11 @@ def sanity(reference: Decoded, scorers: Scorers) -> Anchors:
     others = derangement([record.prompt for record in chosen])
 
     def scored(partners: Sequence[int]) -> list[Scores]:
-        """The scores of each sample against the picture and the prompt of its partner."""
+        """The scores of each sample against the picture and the caption of its partner."""
         items = (
             Item(
                 reference.experiment.folder / record.sample,
-                chosen[j].prompt,
+                chosen[j].caption,
                 reference.picture(record),
                 reference.picture(chosen[j]),
             )

@@ -140,7 +140,7 @@ def score_pairs(
     def read(pair: Pair) -> Item:
         sample, target = pair
         path = experiment.folder / sample.sample
-        return Item(path, sample.prompt, experiment.picture(sample), reference.picture(target))
+        return Item(path, sample.caption, experiment.picture(sample), reference.picture(target))
 
     for window in windows(side_by_side(read, track(partners, f"scoring {experiment.name}"))):
         records = partners[len(rows) : len(rows) + len(window)]
@@ -148,8 +148,8 @@ def score_pairs(
         own_scores = _own_scores(ruler, reference, [target for _, target in records], window)
         for (record, _), item, each, own in zip(records, window, scores, own_scores, strict=True):
             rows.append(SampleScores(record, np.array_equal(item.sample, item.reference), each | own))
-    samples = [(experiment.folder / sample.sample, sample.prompt) for sample, _ in partners]
-    targets = [(reference.experiment.folder / target.sample, target.prompt) for _, target in partners]
+    samples = [(experiment.folder / sample.sample, sample.caption) for sample, _ in partners]
+    targets = [(reference.experiment.folder / target.sample, target.caption) for _, target in partners]
     more, failed = score_files(ruler.scorers, samples, targets)
     for row, each in zip(rows, more, strict=True):
         row.scores |= each

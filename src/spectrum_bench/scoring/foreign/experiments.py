@@ -12,6 +12,7 @@ import yaml
 
 from spectrum_bench.errors import UserError
 from spectrum_bench.sampling import media
+from spectrum_bench.sampling.prompts import Prompt
 from spectrum_bench.sampling.records import Latency, Record, write_atomically
 from spectrum_bench.sampling.settings import SCHEMA
 from spectrum_bench.scoring.experiments import Experiment, read_config
@@ -45,7 +46,7 @@ class Brought:
 def bring_in(
     folder: Folder,
     out: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     ranks: Mapping[str, int],
     told: Told,
     reference: Experiment | None = None,
@@ -71,7 +72,7 @@ def bring_in(
     for path in sorted(places, key=places.__getitem__):
         sample, (index, _) = read(path), places[path]
         fps = sample.fps
-        prompt = prompts[index] if prompts else folder.keys[path].name or f"{index}"
+        prompt = prompts[index] if prompts else Prompt(folder.keys[path].name or f"{index}")
         records.append(_record(folder, out, sample, places[path], prompt, told, len(records)))
         if not sample.lossless:
             lossy.append(path.suffix[1:].upper())
@@ -120,7 +121,7 @@ def annotate(reference: Experiment, notes: Sequence[str]) -> Experiment:
 
 
 def _record(
-    folder: Folder, out: Path, sample: Sample, place: tuple[int, int], prompt: str, told: Told, number: int
+    folder: Folder, out: Path, sample: Sample, place: tuple[int, int], prompt: Prompt, told: Told, number: int
 ) -> Record:
     files = media.encode(sample.pixels, sample.fps)
     digests = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}
@@ -133,7 +134,8 @@ def _record(
     return Record(
         id=id_,
         prompt_index=place[0],
-        prompt=prompt,
+        prompt=prompt.text,
+        target_caption=prompt.target_caption,
         seed=place[1],
         sample=f"samples/{id_}{suffix}",
         model=MODEL,
