@@ -5,6 +5,7 @@
 #   bash scripts/hindcast.sh tiny-sd3 model.arguments.guidance_scale=5   words that every row has
 #   PASSES=14 PROMPTS=16 DEV=8 bash scripts/hindcast.sh tiny-sd3
 #   STEPS=28 PASSES="14 10 7" bash scripts/hindcast.sh tiny-flux           of 28 steps
+#   STEPS=20 PASSES="10 7" bash scripts/hindcast.sh tiny-flux              of 20 steps
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt
 MODEL=${1:-tiny-flux} STEPS=${STEPS:-50} PROMPTS=${PROMPTS:-32} DEV=${DEV:-8} SEED=${SEED:-5000}
 case $MODEL in tiny-wan | tiny-hunyuan) LIST=${LIST:-prompts/moving_test.txt} ;; *) LIST=${LIST:-prompts/shapes_test.txt} ;; esac

@@ -16,7 +16,8 @@ growing() {
     case $1-of-$2 in
         16-of-50) echo 0.4 ;; 14-of-50) echo 0.75 ;; 10-of-50) echo 3.0 ;; 7-of-50) echo 20 ;;
         14-of-28) echo 0.2 ;; 10-of-28) echo 1.0 ;; 7-of-28) echo 10 ;;
-        *) echo "no growing gaps are known for $1 of $2 passes: take 16, 14, 10 or 7 of 50, 14, 10 or 7 of 28" >&2; return 2 ;;
+        10-of-20) echo 0.5 ;; 7-of-20) echo 7 ;;
+        *) echo "no growing gaps are known for $1 of $2 passes: take 16, 14, 10 or 7 of 50, 14, 10 or 7 of 28, 10 or 7 of 20" >&2; return 2 ;;
     esac
 }
 
