@@ -11,9 +11,8 @@ ruff format --quiet --check .
 types=$(mktemp)
 mypy --no-error-summary >"$types" &   # beside the tests: of a fresh checkout it takes twenty seconds of one core
 status=0
-# One more than cores: for a third of the time tests wait for programs that they start.
 cores=$(env -u OMP_NUM_THREADS nproc)   # nproc would count the threads that setup.sh sets
-python -m pytest -n $((cores < 4 ? cores + 1 : 4)) --dist worksteal "$@" || status=$?
+python -m pytest -n $((cores < 4 ? cores : 4)) --dist worksteal "$@" || status=$?   # each worker imports torch and models anew
 wait $! || status=$?
 cat "$types"
 rm "$types"

@@ -90,6 +90,7 @@ def outside(path: Path) -> set[str]:
     return {each.module.split(".")[0] for each in imports(path)} - {PACKAGE}
 
 
+@cache
 def reached(start: str) -> set[str]:
     """Modules of ours that `start` imports, by whatever way."""
     known, waiting = set(), {start}
@@ -103,13 +104,12 @@ def test_every_part_has_a_layer():
     assert {part(name) for name in FILES} == RANK.keys()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_run_down_the_layers(name):
-    here = part(name)
+def test_imports_run_down_the_layers():
     upward = [
-        f"line {each.line}: {each.module}"
-        for each in ours(FILES[name])
-        if part(each.module) != here and RANK[part(each.module)] >= RANK[here]
+        f"{name}, line {each.line}: {each.module}"
+        for name, path in FILES.items()
+        for each in ours(path)
+        if part(each.module) != part(name) and RANK[part(each.module)] >= RANK[part(name)]
     ]
     assert not upward
 
@@ -121,14 +121,13 @@ def test_imports_name_modules_that_exist():
     assert not missing
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_module_imports_itself_through_others(name):
-    assert not [each.module for each in ours(FILES[name]) if name in reached(each.module)]
+def test_no_module_imports_itself_through_others():
+    assert not [name for name, path in FILES.items() for each in ours(path) if name in reached(each.module)]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_hydra_ends_at_the_command_line(name):
-    assert part(name) == "commands" or not outside(FILES[name]) & CONFIGURATION
+def test_hydra_ends_at_the_command_line():
+    users = {name for name, path in FILES.items() if outside(path) & CONFIGURATION}
+    assert {part(name) for name in users} == {"commands"}, users
 
 
 @pytest.mark.parametrize("name", ["schedules", "forecasters"])
@@ -157,19 +156,16 @@ def is_true(value: ast.expr | None) -> bool:
     return isinstance(value, ast.Constant) and value.value is True
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted([*SRC.rglob("*.py"), *ROOT.glob("training/*.py"), ROOT / "download.py"]),
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_nothing_unpickles_or_runs_remote_code(path):
-    tree = ast.parse(path.read_text())
-    names = {alias.name.split(".")[0] for node, _ in walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {(node.module or "").split(".")[0] for node, _ in walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not names & PICKLES
-    assert all(is_true(arguments.get("weights_only")) for arguments in calls(tree, "torch.load"))
-    assert not any(is_true(arguments.get("allow_pickle")) for arguments in calls(tree, "load"))
-    assert not calls(tree, "read_pickle") and "trust_remote_code" not in path.read_text()
+def test_nothing_unpickles_or_runs_remote_code():
+    for path in [*SRC.rglob("*.py"), *ROOT.glob("training/*.py"), ROOT / "download.py"]:
+        tree = ast.parse(path.read_text())
+        nodes = [node for node, _ in walk(tree)]
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & PICKLES, path
+        assert all(is_true(arguments.get("weights_only")) for arguments in calls(tree, "torch.load")), path
+        assert not any(is_true(arguments.get("allow_pickle")) for arguments in calls(tree, "load")), path
+        assert not calls(tree, "read_pickle") and "trust_remote_code" not in path.read_text(), path
 
 
 # Processes that need no model: they load no torch, and only modules that they load may import inside functions.

@@ -6,8 +6,6 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 CODE = [
     *ROOT.glob("src/**/*.py"),
@@ -32,14 +30,14 @@ def functions(name: str) -> dict[str, int]:
     return {f"{node.name}:{node.lineno}": node.end_lineno - node.lineno + 1 for node in found}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_modules_are_short(name):
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < MODULE
+def test_modules_are_short():
+    lengths = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in NAMES}
+    assert not {name: lines for name, lines in lengths.items() if lines >= MODULE}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_functions_are_short(name):
-    assert not {function: lines for function, lines in functions(name).items() if lines >= FUNCTION}
+def test_functions_are_short():
+    lengths = {(name, function): lines for name in NAMES for function, lines in functions(name).items()}
+    assert not {function: lines for function, lines in lengths.items() if lines >= FUNCTION}
 
 
 def test_most_functions_are_a_few_lines():
@@ -102,6 +100,6 @@ def annotations(node: ast.FunctionDef | ast.AnnAssign) -> list[ast.expr | None]:
     return [node.returns, *(argument.annotation for argument in arguments if argument)]
 
 
-@pytest.mark.parametrize("name", PACKAGE)
-def test_what_crosses_a_module_says_what_it_holds(name):
-    assert not [f"line {node.lineno}" for node in public(tree(name)) if any(map(bare, annotations(node)))]
+def test_what_crosses_a_module_says_what_it_holds():
+    crossing = [(name, node) for name in PACKAGE for node in public(tree(name))]
+    assert not [f"{name}:{node.lineno}" for name, node in crossing if any(map(bare, annotations(node)))]
