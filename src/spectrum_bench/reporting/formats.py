@@ -101,16 +101,20 @@ def md(text: str) -> str:
 
 
 def csv_files(table: Table) -> Files:
-    files: Files = {"table.csv": csv(frames.results(table)), "prompts.csv": csv(frames.prompts(table))}
+    files: Files = {"table.csv": csv(frames.results(table)), "prompts.csv": csv(frames.prompts(table), "%.6g")}
     if table.comparison:
         files["differences.csv"] = csv(frames.differences(table.comparison))
     return files
 
 
-def csv(frame: pd.DataFrame) -> str:
-    """A data frame as CSV, without its index. A missing number is blank, and no text is a formula."""
+def csv(frame: pd.DataFrame, numbers: str | None = None) -> str:
+    """A data frame as CSV, without its index. A missing number is blank, and no text is a formula.
+
+    Args:
+        numbers: the format of numbers that are no integers; None: all digits.
+    """
     texts = frame.map(lambda value: to_cell(value) if isinstance(value, str) else value)
-    return str(texts.to_csv(index=False, lineterminator="\n"))
+    return str(texts.to_csv(index=False, lineterminator="\n", float_format=numbers))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
