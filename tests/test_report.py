@@ -19,7 +19,7 @@ from helpers import examples
 from PIL import Image
 
 from spectrum_bench.errors import UserError
-from spectrum_bench.reporting import cells, formats, frames, plots, tables
+from spectrum_bench.reporting import cells, formats, frames, notes, plots, tables
 from spectrum_bench.reporting import page as report
 from spectrum_bench.reporting.beside import Beside
 from spectrum_bench.reporting.rows import Costs, Digest, Result, Row
@@ -150,8 +150,8 @@ def test_a_table_says_which_time_spectrum_runs_over(tmp_path, steps, said):
     noisy = fabricate.noisy(PICTURES, 9)
     fabricate.experiment(tmp_path / "spectrum", PROMPTS, noisy, "spectrum", 9, steps, forecaster=forecaster)
     score(tmp_path, "spectrum")
-    notes = " ".join(build(tmp_path, "spectrum").notes)
-    assert ("Spectrum's time runs over 28 steps; the published code has 50" in notes) == said
+    said_below = " ".join(build(tmp_path, "spectrum").notes)
+    assert ("Spectrum's time runs over 28 steps; the published code has 50" in said_below) == said
     told = build(tmp_path, "spectrum").rows[1].forecaster  # by the names that the command line has: algo.w
     assert told == f"spectrum(m=4, lam=0.1, w=1.0, steps={steps})"
 
@@ -266,8 +266,12 @@ def test_the_gpus_peak_stands_below_the_cache(tmp_path):
     assert [(row[-1].text, row[-1].small) for row in rows] == [("0 KiB", ""), ("112 KiB", "GPU peak 35.0 GiB")]
 
 
+def test_seeds_are_told_in_few_words():
+    assert [notes.spans(each) for each in ([42], [7, 6], {3, 1, 2, 9, 11, 12})] == ["42", "6, 7", "1 to 3, 9, 11, 12"]
+
+
 def test_notes(home):
-    notes = "\n".join(build(home).notes)
+    written = "\n".join(build(home).notes)
     for words in (
         f"{len(PROMPTS)} prompts ({len(PROMPTS)} samples, seed 0) against nocache",
         "Device: test machine. Versions: torch 2.14.1. Code: 0123456789abcdef.",
@@ -275,7 +279,7 @@ def test_notes(home):
         "Sanity, the reference against shuffled prompts: psnr",
         NOTE,
     ):
-        assert words in notes
+        assert words in written
 
 
 def test_rows_are_compared_on_the_samples_that_all_have(tmp_path):

@@ -1,7 +1,7 @@
 """All prose of a report: why there is no number, what a reader must know to trust a table, and captions."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def footnotes(rows: list[Row], dropped: dict[str, int], align: str) -> list[str]
 
 def _means(rows: list[Row], align: str) -> str:
     reference = rows[0]
-    seeds = ", ".join(map(str, sorted({record.seed for row in rows for record in row.records})))
+    seeds = spans({record.seed for row in rows for record in row.records})
     rivals = f"Of the methods with as {'few passes or fewer' if align == 'passes' else f'little {align} or less'}"
     if align == "passes" and any(row.costs.passes is None for row in rows):
         rivals = "Of the methods, whose passes nobody told"
@@ -81,6 +81,17 @@ def _means(rows: list[Row], align: str) -> str:
         "better by more than chance, and one is worse by more than chance (paired differences, uncorrected for their "
         f"number); {FRONT}: none has a better mean."
     )
+
+
+def spans(numbers: Collection[int]) -> str:
+    """Whole numbers in words: 1, 2, 5 to 8."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _conditions(rows: list[Row]) -> str:
