@@ -150,8 +150,8 @@ def test_a_table_says_which_time_spectrum_runs_over(tmp_path, steps, said):
     noisy = fabricate.noisy(PICTURES, 9)
     fabricate.experiment(tmp_path / "spectrum", PROMPTS, noisy, "spectrum", 9, steps, forecaster=forecaster)
     score(tmp_path, "spectrum")
-    said_below = " ".join(build(tmp_path, "spectrum").notes)
-    assert ("Spectrum's time runs over 28 steps; the published code has 50" in said_below) == said
+    written = " ".join(build(tmp_path, "spectrum").notes)
+    assert ("Spectrum's time runs over 28 steps; the published code has 50" in written) == said
     told = build(tmp_path, "spectrum").rows[1].forecaster  # by the names that the command line has: algo.w
     assert told == f"spectrum(m=4, lam=0.1, w=1.0, steps={steps})"
 
@@ -524,7 +524,8 @@ def test_pictures_beside_prompts_are_shown_while_they_are_the_same(tmp_path):
     prompts, hashed = PROMPTS[:2], hashlib.sha256((tmp_path / "ring.png").read_bytes()).hexdigest()
     lines = [json.dumps({"prompt": prompt, "image": "ring.png"}) for prompt in prompts]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
-    folder = fabricate.experiment(tmp_path / "nocache", prompts, PICTURES[:2], inputs={"image": hashed})
+    fields = {"inputs": {"image": hashed}, "target_caption": "a <b>ring</b>"}
+    folder = fabricate.experiment(tmp_path / "nocache", prompts, PICTURES[:2], **fields)
     with (folder / "config.yaml").open("a") as config:
         config.write(f"prompt_file: {tmp_path}/list.jsonl\nprompt_column: null\n")
 
@@ -535,10 +536,11 @@ def test_pictures_beside_prompts_are_shown_while_they_are_the_same(tmp_path):
         return [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for _, uri, _ in found]
 
     assert [np.array_equal(picture, given) for picture in shown()] == [True, True]
-    fabricate.experiment(tmp_path / "fora", prompts, PICTURES[:2], "fora", 14, inputs={"image": hashed})
+    fabricate.experiment(tmp_path / "fora", prompts, PICTURES[:2], "fora", 14, **fields)
     score(tmp_path, "fora")
     text = report.page(build(tmp_path, "fora"), {}, rows=1)
     assert text.count('class="beside"') == 1 and "<figcaption>image</figcaption>" in text
+    assert text.count("should show: a &lt;b&gt;ring&lt;/b&gt;") == 1
     Image.fromarray(other).save(tmp_path / "ring.png")
     assert shown() == []
     (tmp_path / "list.jsonl").unlink()

@@ -67,7 +67,8 @@ class Samples:
     """The pictures of a page: a grid of prompts and rows, and for each method the samples furthest from the
     reference."""
 
-    grid: list[tuple[str, list[Shown], list[Picture]]]  # prompt, pictures beside it, and one picture for each row
+    # prompt, target caption, pictures beside it, and one picture for each row
+    grid: list[tuple[str, str | None, list[Shown], list[Picture]]]
     worst: list[tuple[Row, list[tuple[str, Picture, Picture]]]]  # prompt, the reference's, the method's
     shape: tuple[int, ...]  # height and width of a sample
     exact: bool  # whether all pictures are the samples' own pixels
@@ -85,6 +86,7 @@ def samples(table: Table, rows: int) -> Samples:
     grid = [
         (
             f"{r.prompt} · seed {r.seed}" if seeds else r.prompt,
+            r.target_caption,
             beside.of(r),
             [gallery.picture(k, i) for k in range(len(table.rows))],
         )
