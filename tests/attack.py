@@ -1,6 +1,7 @@
-"""The ground that attacks are made on: a child process for each, with limits of time and memory."""
+"""The ground that attacks are made on: child processes with limits of time and memory."""
 
 import gc
+import json
 import os
 import resource
 import signal
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,34 @@ def attack(work: Callable[[], object], folder: Path, home: Path | None = None) -
     return Outcome(code, words, frozenset().union(*map(files, watched)) - before)
 
 
+def attack_in_turn(works: Mapping[str, Callable[[], object]], folder: Path) -> dict[str, Outcome]:
+    """The outcome of each work. One child does them one after another; where it ends in the middle of one, that one's
+    outcome is the child's, and another child does the rest."""
+    outcomes: dict[str, Outcome] = {}
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:
+        while left := {name: work for name, work in works.items() if name not in outcomes}:
+            end = attack(lambda left=left: _in_turn(left, folder, told.name), folder)
+            for name, code, words, made in map(json.loads, told):
+                outcomes[name] = Outcome(code, words, frozenset(made))
+            unfinished = next((name for name in left if name not in outcomes), None)
+            if unfinished is not None:
+                outcomes[unfinished] = end
+    return outcomes
+
+
+def _in_turn(works: Mapping[str, Callable[[], object]], folder: Path, told: str) -> None:
+    for name, work in works.items():
+        before = files(folder)
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
+        spent = int(time.process_time()) + SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
+        code = _code(work)
+        words = os.pread(2, 2**20, 0).decode(errors="replace")
+        with open(told, "a", encoding="utf-8") as file:
+            file.write(json.dumps([name, code, words, sorted(files(folder) - before)]) + "\n")
+
+
 def _child(work: Callable[[], object], folder: Path, errors: int) -> None:
     code = 99
     try:
@@ -72,19 +101,27 @@ def _child(work: Callable[[], object], folder: Path, errors: int) -> None:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
         spent = int(time.process_time()) + SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (spent, spent))
+        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        code = _code(work)
+    finally:
+        os._exit(code)
+
+
+def _code(work: Callable[[], object]) -> int:
+    """The exit code of the work, with what it says written out."""
+    try:
         work()
-        code = 0
+        return 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:
         traceback.print_exc()
+        return 99
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with suppress(OSError, ValueError):
                 stream.flush()
-        os._exit(code)
 
 
 def _wait(pid: int) -> int:

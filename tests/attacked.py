@@ -1,9 +1,11 @@
 """What attacks on command lines share: tables of cases, and commands as a child process calls them."""
 
 import os
+import shlex
 import sys
+from pathlib import Path
 
-from attack import ACCEPTED
+from attack import ACCEPTED, attack_in_turn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
@@ -27,6 +29,18 @@ from spectrum_bench.commands import (
     verify,
 )
 from spectrum_bench.commands.entry import call, check_words, hydra_entry
+
+
+def groups(cases: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """Commands with their words, so many together that a child's start is a small part of what they take."""
+    return [cases[first : first + 20] for first in range(0, len(cases), 20)]
+
+
+def refuse(cases: list[tuple[str, str]], folder: Path) -> None:
+    """Fail unless each command refuses its words in one line and leaves nothing behind."""
+    works = {f"{name} {line}": lambda name=name, line=line: command(name, shlex.split(line)) for name, line in cases}
+    outcomes = attack_in_turn(works, folder)
+    assert not {words: outcome for words, outcome in outcomes.items() if outcome.verdict != "refused"}
 
 
 def lines(table: str) -> list[str]:

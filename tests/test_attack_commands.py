@@ -8,7 +8,7 @@ import fabricate
 import numpy as np
 import pytest
 from attack import ACCEPTED, attack
-from attacked import accept, command, ids, lines
+from attacked import accept, command, groups, ids, lines, refuse
 from helpers import composed, settings
 from PIL import Image
 from safetensors.numpy import save
@@ -356,10 +356,9 @@ def ground(tmp_path_factory):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("name, line", CASES, ids=ids)
-def test_wrong_words(ground, name, line):
-    outcome = attack(lambda: command(name, shlex.split(line)), ground)
-    assert outcome.verdict == "refused", outcome
+@pytest.mark.parametrize("cases", groups(CASES), ids=lambda cases: ids(" ".join(cases[0])))
+def test_wrong_words(ground, cases):
+    refuse(cases, ground)
 
 
 @pytest.mark.parametrize(
