@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv, and runs the linter, the type checker and the tests: bash scripts/test.sh [pytest arguments]
-# The fast tests, two minutes and a half: bash scripts/test.sh -m "not slow and not crash"
+# The fast tests, two minutes: bash scripts/test.sh -m "not slow and not crash"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" requirements.txt tests/requirements.txt
 if [ ! -x /usr/bin/chromium ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing Debian's chromium for the test of the report's page"
