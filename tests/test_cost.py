@@ -98,7 +98,10 @@ def test_the_cache_is_as_large_as_foretold(algo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model, algo", [("tiny-flux", "taylorseer"), ("flux2-klein", "fbcache")])
+@pytest.mark.parametrize(
+    "model, algo",
+    [("tiny-flux", "taylorseer"), ("tiny-sdxl", "teacache"), ("tiny-wan", "spectrum"), ("flux2-klein", "fbcache")],
+)
 def test_shapes_that_were_found_before_are_found_again(model, algo, monkeypatch):
     """Linear layers without a bias, as FLUX.2's, give views."""
     given = paired(model, algo)

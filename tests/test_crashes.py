@@ -21,7 +21,7 @@ from spectrum_bench.sampling import records as jobs
 
 pytestmark = pytest.mark.crash
 
-KILLS = int(os.environ.get("SPECTRUM_KILLS", 3))
+KILLS = int(os.environ.get("SPECTRUM_KILLS", 4))
 WORKER_KILLS = int(os.environ.get("SPECTRUM_KILLS", 2))
 PROMPTS = [f"a ring number {i}" for i in range(40)]
 LONG = ["algo=spectrum", "num_inference_steps=12"]

@@ -229,7 +229,7 @@ def test_two_denoisers_are_not_measured_as_one(two, compose, monkeypatch):
 
 def skipping(pipe, name, site, gate, forecaster):
     """The gate at a threshold that skips some steps of this random network, and what it then computes."""
-    for threshold in (0.1, 0.3, 1.0, 3.0):
+    for threshold in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
         _, session = run(pipe, name, site, gate(threshold=threshold), forecaster)
         if len(session.computed_steps) < STEPS:
             return gate(threshold=threshold), session.computed_steps
