@@ -82,8 +82,7 @@ def _in_turn(works: Mapping[str, Callable[[], object]], folder: Path, told: str)
         before = files(folder)
         os.ftruncate(2, 0)
         os.lseek(2, 0, os.SEEK_SET)
-        spent = int(time.process_time()) + SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
+        _limit_time()
         code = _code(work)
         words = os.pread(2, 2**20, 0).decode(errors="replace")
         with open(told, "a", encoding="utf-8") as file:
@@ -100,12 +99,17 @@ def _child(work: Callable[[], object], folder: Path, errors: int) -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
-        spent = int(time.process_time()) + SECONDS
-        resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
+        _limit_time()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = _code(work)
     finally:
         os._exit(code)
+
+
+def _limit_time() -> None:
+    """Give the process SECONDS of the processor's time from now on."""
+    spent = int(time.process_time()) + SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (spent, resource.RLIM_INFINITY))
 
 
 def _code(work: Callable[[], object]) -> int:

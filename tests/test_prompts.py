@@ -194,12 +194,13 @@ def test_a_wrong_input_is_told_at_once(name, data, reason, tmp_path):
 
 
 def test_a_target_caption_goes_to_the_record_and_decides_no_pixel(tmp_path):
-    lines = [{"prompt": "make it red"}, {"prompt": "make it red", "target_caption": "a red ring"}]
+    lines = [{"prompt": "make it red"}, {"prompt": "make it red", "target_caption": "a red\nring "}]
     ids = []
     for given in (lines, lines[:1] * 2):
         (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, given)))
         jobs = make_jobs(read_prompt_file(tmp_path / "list.jsonl").lines, 0, {"algo": "x"})
         ids.append([job.id for job in jobs])
+        assert {job.target_caption for job in jobs} == ({None, "a red ring"} if given is lines else {None})
     assert ids[0] == ids[1] and len(set(ids[0])) == 2
     (tmp_path / "list.csv").write_text("prompt,target_caption\nmake it red,a red ring\n")
     assert read_prompt_file(tmp_path / "list.csv").lines[0].target_caption is None  # as of inputs
@@ -210,7 +211,7 @@ def test_a_target_caption_goes_to_the_record_and_decides_no_pixel(tmp_path):
     assert captions == ["a red ring", "make it red"]
 
 
-@pytest.mark.parametrize("wrong", [3, "", ["a ring"], "x" * 2**17])
+@pytest.mark.parametrize("wrong", [3, "", " \n", ["a ring"], "x" * 2**17])
 def test_a_wrong_target_caption_is_told_at_once(wrong, tmp_path):
     (tmp_path / "list.jsonl").write_text(json.dumps({"prompt": "a ring", "target_caption": wrong}))
     with pytest.raises(UserError, match="row 1: target_caption is no text of at most 64 KiB"):

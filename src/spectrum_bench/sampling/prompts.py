@@ -247,7 +247,11 @@ def _from_table(path: Path, rows: Sequence[Row], column: str | None) -> Iterator
             place = f"{path}: row {number}"
             inputs = tuple(inputs_of(row, path.parent, place)) if lines else ()
             seed, caption = (_seed(row, place), _target_caption(row, place)) if lines else (None, None)
-            yield Prompt(text.replace("\n", " ").strip(), inputs, seed, caption)
+            yield Prompt(_one_line(text), inputs, seed, caption)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").strip()
 
 
 def _seed(row: Row, place: str) -> int | None:
@@ -260,9 +264,11 @@ def _seed(row: Row, place: str) -> int | None:
 def _target_caption(row: Row, place: str) -> str | None:
     """The caption that a line gives of what should come out; None if it gives none."""
     caption = row.get("target_caption")
-    if caption is not None and not (isinstance(caption, str) and 0 < len(caption.encode()) <= LONGEST):
+    if caption is None:
+        return None
+    if not (isinstance(caption, str) and caption.strip() and len(caption.encode()) <= LONGEST):
         raise UserError(f"{place}: target_caption is no text of at most {LONGEST // 1024} KiB")
-    return caption
+    return _one_line(caption)
 
 
 def _usual_column(path: Path, row: Row) -> str:
