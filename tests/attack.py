@@ -43,14 +43,15 @@ class Outcome:
         return "left something behind" if self.made else "refused"
 
 
-def files(folder: Path) -> frozenset[str]:
-    return frozenset(str(path) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+def files(*folders: Path) -> frozenset[str]:
+    paths = (path for folder in folders for path in folder.rglob("*"))
+    return frozenset(str(path) for path in paths if not path.is_dir() or path.is_symlink())
 
 
 def attack(work: Callable[[], object], folder: Path, home: Path | None = None) -> Outcome:
     """Do the work in a child process that stands in `folder`; `home` is watched for new files, beside it."""
     watched = [folder, *([home] if home else [])]
-    before = frozenset().union(*map(files, watched))
+    before = files(*watched)
     with tempfile.TemporaryFile() as errors:
         gc.freeze()  # a collection in the child would copy all that it walks over
         pid = os.fork()
@@ -59,16 +60,19 @@ def attack(work: Callable[[], object], folder: Path, home: Path | None = None) -
         code = _wait(pid)
         errors.seek(0)
         words = errors.read().decode(errors="replace")
-    return Outcome(code, words, frozenset().union(*map(files, watched)) - before)
+    return Outcome(code, words, files(*watched) - before)
 
 
-def attack_in_turn(works: Mapping[str, Callable[[], object]], folder: Path) -> dict[str, Outcome]:
+def attack_in_turn(
+    works: Mapping[str, Callable[[], object]], folder: Path, homes: Mapping[str, Path] | None = None
+) -> dict[str, Outcome]:
     """The outcome of each work. One child does them one after another; where it ends in the middle of one, that one's
-    outcome is the child's, and another child does the rest."""
+    outcome is the child's, and another child does the rest. A work's home is watched for new files, beside `folder`."""
     outcomes: dict[str, Outcome] = {}
+    watched = {name: [folder, *([homes[name]] if homes else [])] for name in works}
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as told:
         while left := {name: work for name, work in works.items() if name not in outcomes}:
-            end = attack(lambda left=left: _in_turn(left, folder, told.name), folder)
+            end = attack(lambda left=left: _in_turn(left, watched, told.name), folder)
             for name, code, words, made in map(json.loads, told):
                 outcomes[name] = Outcome(code, words, frozenset(made))
             unfinished = next((name for name in left if name not in outcomes), None)
@@ -77,16 +81,16 @@ def attack_in_turn(works: Mapping[str, Callable[[], object]], folder: Path) -> d
     return outcomes
 
 
-def _in_turn(works: Mapping[str, Callable[[], object]], folder: Path, told: str) -> None:
+def _in_turn(works: Mapping[str, Callable[[], object]], watched: Mapping[str, list[Path]], told: str) -> None:
     for name, work in works.items():
-        before = files(folder)
+        before = files(*watched[name])
         os.ftruncate(2, 0)
         os.lseek(2, 0, os.SEEK_SET)
         _limit_time()
         code = _code(work)
         words = os.pread(2, 2**20, 0).decode(errors="replace")
         with open(told, "a", encoding="utf-8") as file:
-            file.write(json.dumps([name, code, words, sorted(files(folder) - before)]) + "\n")
+            file.write(json.dumps([name, code, words, sorted(files(*watched[name]) - before)]) + "\n")
 
 
 def _child(work: Callable[[], object], folder: Path, errors: int) -> None:

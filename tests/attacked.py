@@ -3,9 +3,11 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from attack import ACCEPTED, attack_in_turn
+from attack import ACCEPTED, Outcome, attack_in_turn
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
@@ -30,17 +32,24 @@ from spectrum_bench.commands import (
 )
 from spectrum_bench.commands.entry import call, check_words, hydra_entry
 
+Case = TypeVar("Case")
 
-def groups(cases: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """Commands with their words, so many together that a child's start is a small part of what they take."""
+
+def groups(cases: Iterable[Case]) -> list[list[Case]]:
+    """Cases, so many together that a child's start is a small part of what they take."""
+    cases = list(cases)
     return [cases[first : first + 20] for first in range(0, len(cases), 20)]
 
 
+def all_refused(outcomes: Mapping[str, Outcome]) -> None:
+    """Fail unless each work was refused in one line and left nothing behind."""
+    assert not {work: outcome for work, outcome in outcomes.items() if outcome.verdict != "refused"}
+
+
 def refuse(cases: list[tuple[str, str]], folder: Path) -> None:
-    """Fail unless each command refuses its words in one line and leaves nothing behind."""
+    """Fail unless each command refuses its words."""
     works = {f"{name} {line}": lambda name=name, line=line: command(name, shlex.split(line)) for name, line in cases}
-    outcomes = attack_in_turn(works, folder)
-    assert not {words: outcome for words, outcome in outcomes.items() if outcome.verdict != "refused"}
+    all_refused(attack_in_turn(works, folder))
 
 
 def lines(table: str) -> list[str]:
@@ -49,6 +58,11 @@ def lines(table: str) -> list[str]:
 
 def ids(line: str) -> str:
     return line if len(line) < 80 else f"{line[:77]}..."
+
+
+def first_of(cases: list[Case]) -> str:
+    """The name of a group in pytest's output."""
+    return ids(cases[0] if isinstance(cases[0], str) else " ".join(cases[0]))
 
 
 def accept(*_: object, **__: object) -> None:

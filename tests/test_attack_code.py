@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 import yaml
-from attack import ACCEPTED, attack
-from attacked import ids, lines, whole_command
+from attack import ACCEPTED, attack, attack_in_turn
+from attacked import all_refused, first_of, groups, lines, whole_command
 from helpers import composed
 
 from spectrum_bench.commands import run
@@ -192,24 +192,24 @@ def at(place: str, node: str) -> list[str]:
     return [word.replace("NODE", node) for word in PLACES[place].split()]
 
 
-@pytest.mark.parametrize("node", lines(TARGETS), ids=ids)
-def test_a_target_that_is_no_method(ground, node):
-    outcome = attack(lambda: checked(at("site", node)), ground)
-    assert outcome.verdict == "refused", outcome
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("node", ["{_target_:os.system,command:'touch canary'}", "{_target_:evil.run}"])
-def test_a_target_in_other_places(ground, place, node):
-    outcome = attack(lambda: checked(at(place, node)), ground)
-    assert outcome.verdict == "refused", outcome
-
-
-@pytest.mark.parametrize("line", lines(WORDS), ids=ids)
-def test_other_ways_to_code(ground, line):
-    outcome = attack(lambda: checked(shlex.split(line.replace("FOLDER", str(ground / "folder")))), ground)
-    assert outcome.verdict == "refused", outcome
+def refused(cases: dict[str, list[str]], ground) -> None:
+    all_refused(attack_in_turn({case: lambda words=words: checked(words) for case, words in cases.items()}, ground))
     assert (ground / "keep").read_text() == "keep"
+
+
+@pytest.mark.parametrize("nodes", groups(lines(TARGETS)), ids=first_of)
+def test_a_target_that_is_no_method(ground, nodes):
+    refused({node: at("site", node) for node in nodes}, ground)
+
+
+@pytest.mark.parametrize("node", ["{_target_:os.system,command:'touch canary'}", "{_target_:evil.run}"])
+def test_a_target_in_other_places(ground, node):
+    refused({place: at(place, node) for place in PLACES}, ground)
+
+
+@pytest.mark.parametrize("cases", groups(lines(WORDS)), ids=first_of)
+def test_other_ways_to_code(ground, cases):
+    refused({line: shlex.split(line.replace("FOLDER", str(ground / "folder"))) for line in cases}, ground)
 
 
 @pytest.mark.parametrize("given, verdict", [("plugins=[mine]", "accepted"), ("seed=1", "refused")])

@@ -8,7 +8,7 @@ import fabricate
 import numpy as np
 import pytest
 from attack import ACCEPTED, attack
-from attacked import accept, command, groups, ids, lines, refuse
+from attacked import accept, command, first_of, groups, ids, lines, refuse
 from helpers import composed, settings
 from PIL import Image
 from safetensors.numpy import save
@@ -356,7 +356,7 @@ def ground(tmp_path_factory):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("cases", groups(CASES), ids=lambda cases: ids(" ".join(cases[0])))
+@pytest.mark.parametrize("cases", groups(CASES), ids=first_of)
 def test_wrong_words(ground, cases):
     refuse(cases, ground)
 

@@ -13,7 +13,8 @@ import fabricate
 import numpy as np
 import pytest
 import yaml
-from attack import attack
+from attack import attack_in_turn
+from attacked import all_refused, first_of, groups
 from safetensors.numpy import save_file
 
 from spectrum_bench.commands import ending, evaluate, report
@@ -438,29 +439,35 @@ def tell(home):
 
 
 def try_it(homes, tmp_path, kind, change, work):
-    home = tmp_path / "home"
-    shutil.copytree(homes[kind], home)
-    change(home / "fast")
-    (ground := tmp_path / "ground").mkdir()
-    return attack(lambda: work(home), ground, home)
+    return try_in_turn(homes, tmp_path, kind, {"it": change}, work)["it"]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_evaluate_refuses(homes, tmp_path, name):
-    outcome = try_it(homes, tmp_path, "fresh", CASES[name], score)
-    assert outcome.verdict == "refused", outcome
-    assert "passwd" not in outcome.words or "delete it" not in outcome.words
+def try_in_turn(homes, tmp_path, kind, changes, work):
+    """The outcome of the work on a copy of the folders after each change."""
+    copies = {name: tmp_path / f"{kind}{number}" for number, name in enumerate(changes)}
+    for name, home in copies.items():
+        shutil.copytree(homes[kind], home)
+        changes[name](home / "fast")
+    (ground := tmp_path / "ground").mkdir(exist_ok=True)
+    works = {name: lambda home=home: work(home) for name, home in copies.items()}
+    return attack_in_turn(works, ground, copies)
 
 
-@pytest.mark.parametrize("name", SCORED)
-def test_report_refuses(homes, tmp_path, name):
-    outcome = try_it(homes, tmp_path, "scored", SCORED[name], tell)
-    assert outcome.verdict == "refused", outcome
+@pytest.mark.parametrize("names", groups(CASES), ids=first_of)
+def test_evaluate_refuses(homes, tmp_path, names):
+    outcomes = try_in_turn(homes, tmp_path, "fresh", {name: CASES[name] for name in names}, score)
+    all_refused(outcomes)
+    for name, outcome in outcomes.items():
+        assert "passwd" not in outcome.words or "delete it" not in outcome.words, name
+
+
+@pytest.mark.parametrize("names", groups(SCORED), ids=first_of)
+def test_report_refuses(homes, tmp_path, names):
+    all_refused(try_in_turn(homes, tmp_path, "scored", {name: SCORED[name] for name in names}, tell))
 
 
 def test_whole_folders_go_through(homes, tmp_path):
     assert try_it(homes, tmp_path, "fresh", lambda folder: None, score).code == 0
-    shutil.rmtree(tmp_path / "home"), (tmp_path / "ground").rmdir()
     outcome = try_it(homes, tmp_path, "scored", lambda folder: None, tell)
     assert outcome.code == 0, outcome
 
@@ -481,15 +488,14 @@ def test_a_received_folder_instantiates_nothing(homes, tmp_path):
 def test_scores_of_the_first_schema_are_read(homes, tmp_path):
     """summary.json of commit 6771973 names no hash of metrics.csv: the means of one must be those of the other."""
     old = summary(lambda content: {k: v for k, v in content.items() if not hashed(k)} | {"reference": bare(content)})
-    outcome = try_it(homes, tmp_path, "scored", old, tell)
-    assert outcome.code == 0, outcome
-    shutil.rmtree(tmp_path / "home"), (tmp_path / "ground").rmdir()
 
     def edited(folder: Path):
         old(folder)
         text("metrics.csv", cell("psnr", "99"))(folder)
 
-    assert try_it(homes, tmp_path, "scored", edited, tell).verdict == "refused"
+    outcomes = try_in_turn(homes, tmp_path, "scored", {"as it was": old, "edited": edited}, tell)
+    assert outcomes["as it was"].code == 0, outcomes
+    assert outcomes["edited"].verdict == "refused", outcomes
 
 
 def hashed(key: str) -> bool:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from attack import ACCEPTED, attack
-from attacked import accept, command, groups, ids, lines, refuse, whole_command
+from attacked import accept, command, first_of, groups, ids, lines, refuse, whole_command
 from helpers import composed, settings
 
 from spectrum_bench.commands import compose as composing
@@ -502,7 +502,7 @@ TABLES += [("evaluate", EVALUATE), ("report", REPORT), ("reproduce", REPRODUCE)]
 CASES = [(name, line) for name, table in TABLES for line in lines(table)]
 
 
-@pytest.mark.parametrize("cases", groups(CASES), ids=lambda cases: ids(" ".join(cases[0])))
+@pytest.mark.parametrize("cases", groups(CASES), ids=first_of)
 def test_wrong_words(ground, cases):
     refuse(cases, ground)
 
