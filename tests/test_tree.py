@@ -1,6 +1,7 @@
 """What git holds: small files alone, and nothing that a command makes again."""
 
 import csv
+import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -21,7 +22,16 @@ def tracked() -> list[Path]:
 
 
 def test_the_tree_is_light(tracked):
-    assert sum(path.stat().st_size for path in tracked) < MOST
+    assert sum(path.lstat().st_size for path in tracked) < MOST
+
+
+def test_no_weights_are_stored_twice(tracked):
+    """Miniatures that share a part link to it."""
+    names: dict[str, list[str]] = {}
+    for path in tracked:
+        if path.suffix == ".safetensors" and not path.is_symlink():
+            names.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(str(path.relative_to(ROOT)))
+    assert not [same for same in names.values() if len(same) > 1]
 
 
 def test_large_files_are_weights(tracked):
