@@ -25,6 +25,7 @@ def pytest_collection_modifyitems(items):
         if "random_pipes" in item.fixturenames and parameters.get("name", "flux") != "flux":
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("crash") is None)
+    gc.freeze()  # what imports made stays: nothing need walk over it again
 
 
 @pytest.fixture(scope="session")
