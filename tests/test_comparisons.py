@@ -153,8 +153,8 @@ def with_captions(table, scores):
         values = scores[row.experiment.name]
         row.scores["caption"], row.scores["caption_reference"] = values, scores["nocache"]
         row.digest = replace(row.digest, metrics=(*row.digest.metrics, "caption"))
-        less = stats.estimate(np.subtract(values, scores["nocache"]), row.prompts)
-        row.results["caption"] = Result(stats.estimate(values, row.prompts), minus_reference=less)
+        less = stats.estimate(np.subtract(values, scores["nocache"]), row.subjects)
+        row.results["caption"] = Result(stats.estimate(values, row.subjects), minus_reference=less)
     return table
 
 

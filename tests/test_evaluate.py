@@ -352,6 +352,21 @@ def test_seeds_of_a_prompt_count_once():
     assert stats.estimate([1.0, math.nan, 4.0], "abc").n == 2
 
 
+def test_one_instruction_for_two_pictures_is_two_edits(tmp_path):
+    """What stands beside a prompt is part of what a sample is of; without it, samples of one prompt count once."""
+    prompts = [PROMPTS[0], *PROMPTS[:2]]
+    for name, pixels in {"ref": PICTURES[:3], "fast": fabricate.noisy(PICTURES[:3], 9)}.items():
+        folder = fabricate.experiment(tmp_path / name, prompts, pixels)
+        lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        for line, sha256 in zip(lines, ["0" * 64, "1" * 64, "0" * 64], strict=True):
+            line["inputs"] = {"image": sha256}
+        (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plain = fabricate.experiment(tmp_path / "plain", prompts, PICTURES[:3])
+    summary = evaluate(tmp_path / "fast", tmp_path / "ref", "psnr")
+    assert summary["metrics"]["psnr"]["n"] == 3 and read_experiment(tmp_path / "fast").records[0].subject != prompts[0]
+    assert [record.subject for record in read_experiment(plain).records] == prompts
+
+
 @pytest.mark.parametrize("prompts", ["ab", "abc", "aabbc", "abcdefghij" * 3])
 def test_derangement_moves_every_prompt(prompts):
     for i, j in enumerate(stats.derangement(prompts)):

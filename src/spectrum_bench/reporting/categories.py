@@ -61,7 +61,7 @@ def files(table: Table, categories: Categories) -> dict[str, bytes]:
     Raises:
         UserError: no prompt of the table has a category.
     """
-    prompts = {prompt for row in table.methods for prompt in row.prompts}
+    prompts = {record.prompt for row in table.methods for record in row.records}
     present = {kind: own for kind, own in categories.items() if prompts.intersection(own)}
     if not present:
         raise UserError(f"categories= names none of the {len(prompts)} prompts: take the list that the samples are of")
@@ -100,8 +100,9 @@ def cell(found: Estimate | None, metric: str, best: float | None) -> str:
 def mean(row: Row, metric: str, prompts: list[str]) -> Estimate | None:
     """A row's mean over the samples of some prompts; None if none of them was scored."""
     chosen = set(prompts)
-    pairs = [pair for pair in zip(row.scores[metric], row.prompts, strict=True) if pair[1] in chosen]
-    return estimate([score for score, _ in pairs], [prompt for _, prompt in pairs])
+    samples = zip(row.scores[metric], row.records, strict=True)
+    pairs = [(score, record.subject) for score, record in samples if record.prompt in chosen]
+    return estimate([score for score, _ in pairs], [subject for _, subject in pairs])
 
 
 def lines(table: Table, metrics: list[str], categories: Categories) -> Iterator[tuple[object, ...]]:

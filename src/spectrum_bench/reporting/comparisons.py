@@ -44,8 +44,8 @@ def differences_in(table: Table, metric: str, baseline: Row) -> list[Difference]
     if metric not in baseline.results or not methods:
         return []
     values = [np.subtract(row.scores[metric], baseline.scores[metric]) for row in methods]
-    estimates = [estimate(each, row.prompts) for row, each in zip(methods, values, strict=True)]
-    by_prompts = [by_prompt(each, row.prompts) for row, each in zip(methods, values, strict=True)]
+    estimates = [estimate(each, row.subjects) for row, each in zip(methods, values, strict=True)]
+    by_prompts = [by_prompt(each, row.subjects) for row, each in zip(methods, values, strict=True)]
     p = [sign_flip(each) for each in by_prompts]
     differences = []
     for row, mean, each, raw, corrected in zip(methods, estimates, by_prompts, p, holm(p), strict=True):

@@ -75,7 +75,7 @@ def _pair(
     if not keys:
         raise UserError(f"{gate.folder} and {frozen.folder} have no sample in common")
     scores = [table.loc[keys, metric].to_numpy(float) for table in tables]
-    prompts = [gate.by_key[key].prompt for key in keys]
+    prompts = [gate.by_key[key].subject for key in keys]
     difference = estimate(scores[1] - scores[0], prompts)
     if difference is None:
         raise UserError(f"{metric} of {gate.folder} or {frozen.folder} could not be computed")

@@ -60,12 +60,12 @@ def measure_scores(row: Row) -> tuple[dict[str, Result], dict[str, str]]:
                 results[name] = Result(whole)
             else:
                 missing[name] = notes.other_set(name, whole.n, len(row.records))
-        elif (mean := estimate(row.scores[name], row.prompts)) is None:
+        elif (mean := estimate(row.scores[name], row.subjects)) is None:
             itself = row.role == "reference" and metric.own is None
             missing[name] = notes.ITSELF if itself else row.digest.unavailable.get(name, notes.NOT_MEASURED)
         elif metric.own and row.role != "reference":
             differences = np.subtract(row.scores[name], row.scores[metric.own])
-            results[name] = Result(mean, minus_reference=estimate(differences, row.prompts))
+            results[name] = Result(mean, minus_reference=estimate(differences, row.subjects))
         else:
             results[name] = Result(mean)
     return results, missing

@@ -98,13 +98,13 @@ class Row:
         return self.digest.latents.rmse if self.digest.latents and self.role != "reference" else None
 
     @property
-    def prompts(self) -> list[str]:
-        """The prompt of each sample."""
-        return [record.prompt for record in self.records]
+    def subjects(self) -> list[str]:
+        """What each sample is of: its prompt and what stood beside it."""
+        return [record.subject for record in self.records]
 
     @property
     def prompt_count(self) -> int:
-        return len(set(self.prompts))
+        return len(set(self.subjects))
 
     @property
     def passes(self) -> str:

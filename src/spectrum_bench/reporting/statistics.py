@@ -131,11 +131,11 @@ def pairs(table: Table, metric: str, matters: float) -> list[Pair]:
     sign = 1 if METRICS[metric].higher_is_better else -1
     neighbours = list(zip(rows, rows[1:], strict=False))
     samples = [sign * np.subtract(a.scores[metric], b.scores[metric]) for a, b in neighbours]
-    means = [by_prompt(each, a.prompts) for each, (a, _) in zip(samples, neighbours, strict=True)]
+    means = [by_prompt(each, a.subjects) for each, (a, _) in zip(samples, neighbours, strict=True)]
     found = []
     corrected = holm([sign_flip(each) for each in means])
     for (a, b), each, values, p in zip(neighbours, samples, means, corrected, strict=True):
-        mean = estimate(each, a.prompts)
+        mean = estimate(each, a.subjects)
         if mean is not None:
             told = (mean.mean, mean.low, mean.high, mean.n, matters, p)
             found.append(Pair(metric, a, b, *told, equivalence(values, matters), prompts_needed(values, matters)))
@@ -205,7 +205,7 @@ def resampled_ranks(rows: Sequence[Row], metric: str) -> NDArray[np.int64]:
     seeds of each as it has. Samples that a row lacks are left out."""
     scores = np.array([row.scores[metric] for row in rows])  # (rows, samples)
     whole = ~np.isnan(scores).any(0)
-    groups = pd.Series(range(int(whole.sum()))).groupby(np.array(rows[0].prompts)[whole]).indices.values()
+    groups = pd.Series(range(int(whole.sum()))).groupby(np.array(rows[0].subjects)[whole]).indices.values()
     rng, sign = np.random.default_rng(0), -1 if METRICS[metric].higher_is_better else 1
     at_once = max(1, 10**6 // max(1, int(whole.sum())))  # so that memory stays small
     means = [

@@ -208,7 +208,7 @@ def mark_best(rows: list[Row], align: str) -> None:
             rivals = [r for r in methods if r is not row and _budget(r, align) <= _budget(row, align)]
             row.results[name] = replace(
                 row.results[name],
-                minus_best=estimate(_differences(row, best, name), row.prompts),
+                minus_best=estimate(_differences(row, best, name), row.subjects),
                 best=any(better(row, r, name) for r in rivals) and not any(better(r, row, name) for r in rivals),
                 front=not any(_dominates(rival, row, name, align) for rival in rivals),
             )
@@ -218,7 +218,7 @@ def better(row: Row, rival: Row, name: str) -> bool:
     """Whether the row's score is better than the rival's by more than chance."""
     if not METRICS[name].worse(rival.results[name].estimate.mean, row.results[name].estimate.mean):
         return False
-    return not tied(_differences(rival, row, name), row.prompts)
+    return not tied(_differences(rival, row, name), row.subjects)
 
 
 def _dominates(rival: Row, row: Row, name: str, align: str) -> bool:

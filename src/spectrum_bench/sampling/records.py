@@ -70,6 +70,12 @@ class Record:
         """The text that metrics compare the sample with."""
         return self.target_caption or self.prompt
 
+    @property
+    def subject(self) -> str:
+        """What the sample is of: its prompt, and the hashes of what stood beside it. Samples of one subject differ in
+        their seeds, and statistics take their mean."""
+        return "\n".join([self.prompt, *(f"{name} {self.inputs[name]}" for name in sorted(self.inputs))])
+
 
 NAMES = [field.name for field in fields(Record)]
 # Those that most samples of a run have in common. Nobody changes their values.

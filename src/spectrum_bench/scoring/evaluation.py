@@ -240,7 +240,7 @@ def summarise_set(metric: Metric, distance: float, samples: int) -> MetricSummar
 
 def summarise_metric(metric: Metric, rows: Sequence[SampleScores]) -> MetricSummary:
     """A metric's mean over prompts, its details and the reference's own mean, or the reason why there is none."""
-    prompts = [row.record.prompt for row in rows]
+    prompts = [row.record.subject for row in rows]
 
     def column(name: str) -> list[float]:
         return [row.scores.get(name, NAN) for row in rows]

@@ -186,7 +186,7 @@ def _check_columns(scores: pd.DataFrame, summary: Summary) -> None:
 
 def _check_means(scores: pd.DataFrame, experiment: Experiment, summary: Summary) -> None:
     """Check that the means of metrics.csv are those in summary.json. Schema 1 has no hash that ties the two files."""
-    prompts = [experiment.by_key[key].prompt for key in scores.index]
+    prompts = [experiment.by_key[key].subject for key in scores.index]
     for name, metric in summary["metrics"].items():
         mean = metric.get("mean")
         if name in scores and mean is not None:

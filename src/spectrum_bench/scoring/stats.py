@@ -49,7 +49,8 @@ def effort(count: int) -> dict[str, int]:
 
 
 def by_prompt(values: Iterable[float], prompts: Iterable[Hashable]) -> Values:
-    """One value a prompt: the mean over its seeds. NaN stands for a missing value and is left out.
+    """One value a prompt: the mean over its seeds. NaN stands for a missing value and is left out. Where pictures stand
+    beside the prompts, `prompts` are the records' subjects.
 
     Two samples of one prompt are not independent, so the prompt is what the bootstrap draws.
     """
