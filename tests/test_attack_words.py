@@ -397,6 +397,13 @@ clusters=100000
 degree=true
 degree=-1
 degree=1000000
+mask=[0,2,5]
+algo=hindcast mask=5
+algo=hindcast algo.passes=3 mask=[1,2,5]
+algo=hindcast algo.passes=4 mask=[0,2,5]
+algo=hindcast algo.passes=3 mask=[0,2,50]
+algo=hindcast algo.passes=3 mask=[0,2,x]
+algo=hindcast algo.passes=3 mask={a:0}
 num_inference_steps=3
 algo=fora
 model.name=null

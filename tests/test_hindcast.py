@@ -175,7 +175,14 @@ def test_a_fit_on_one_sample_follows_that_sample(random_pipe):
     fitted = hindcast.algorithm(steps, hindcast.fit(flux, steps, [JOB], references))
     plain = Algorithm("x", partial(mask, steps=steps), hindsight, Solver())
     assert hindcast.error_db(flux, fitted, [JOB], references) < hindcast.error_db(flux, plain, [JOB], references)
-    assert hindcast.cost(8, 14, 50) == 8 * 50 + 4 * (4 * 105 + 4 * 14) + 8 * 105
+    assert hindcast.cost(8, 14, 50, 4) == 8 * 50 + 4 * (4 * 105 + 4 * 14) + 8 * 105
+
+
+def test_a_mask_that_is_given_is_not_searched(random_pipe):
+    flux, jobs = model(random_pipe, "flux"), [JOB, Job("two", 1, "a small blue star on a navy background", 4)]
+    found = hindcast.calibrate(flux, jobs, 4, given=[0, 2, 5, 8])
+    assert (found["mask"], found["importance"]) == ([0, 2, 5, 8], "given")
+    assert [len(row) for row in found["coefficients"]] == [2, 3, 4, 5]
 
 
 @pytest.fixture

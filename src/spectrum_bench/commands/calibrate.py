@@ -5,14 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
-from spectrum_bench.checks import whole
+from spectrum_bench.checks import brief, whole
 from spectrum_bench.commands.compose import read_calibration, settings_of
 from spectrum_bench.commands.run import prepare
 from spectrum_bench.errors import BadValue, UserError
 from spectrum_bench.paths import CALIBRATION
 from spectrum_bench.sampling.settings import RunSettings
+from spectrum_bench.schedules import mask
 
 FEWEST = 4  # steps; with fewer nothing can be measured
 
@@ -28,6 +30,8 @@ def main(cfg: DictConfig) -> None:
         steps = settings.num_inference_steps
         raise BadValue(f"num_inference_steps={steps} are too few to measure anything by: take those of the runs")
     degree, clusters = whole("degree", cfg.degree, most=20), whole("clusters", cfg.clusters, most=256)
+    passes = whole("algo.passes", cfg.algo.get("passes", 1), most=settings.num_inference_steps)
+    given = own_mask(cfg, settings.num_inference_steps, passes)
     from spectrum_bench.lab.calibration import BY_TURNS, METHODS, Fit
     from spectrum_bench.lab.finished import Finished
     from spectrum_bench.lab.uncached import Uncached
@@ -49,16 +53,37 @@ def main(cfg: DictConfig) -> None:
             f"network: measure for {', '.join(BY_TURNS)}"
         )
     uncached = Uncached(pipe, settings.num_inference_steps, settings.model.arguments)
-    passes = whole("algo.passes", cfg.algo.get("passes", 1), most=settings.num_inference_steps)
     about = origin(settings, len(prompts.lines), device, pipe)
     measured = about | {"list": prompts.sha256, "arguments": dict(settings.model.arguments), "passes": passes}
     finished = Finished(path.with_suffix(".begun"), measured)
     solver = str(cfg.algo.get("coefficients", "hindcast"))
-    steps = read_calibration(CALIBRATION / f"hindcast/{passes}/{name}.json").get("mask", ())
-    fit = Fit(passes, degree, clusters, settings.seed, solver, steps, finished)
+    chosen = read_calibration(CALIBRATION / f"hindcast/{passes}/{name}.json").get("mask", ())
+    at = given or (chosen if solver != "hindcast" else ())
+    fit = Fit(passes, degree, clusters, settings.seed, solver, at, finished)
     write(path, about | METHODS[algo](uncached, make_jobs(prompts.lines, settings.seed, {}), fit))
     finished.delete()
     print(f"written to {path}: algo={algo} model={name} reads it")
+
+
+def own_mask(cfg: DictConfig, T: int, passes: int) -> list[int]:
+    """The steps of mask=, at which Hindcast's coefficients are to be fitted; none where they are to be searched.
+
+    Raises:
+        BadValue: it is no mask of T steps that begins with the first one, or not of so many passes.
+        UserError: the algorithm takes none.
+    """
+    if cfg.mask is None:
+        return []
+    if "coefficients" not in cfg.algo:
+        raise UserError(f"mask= holds the steps of algo=hindcast, and algo={cfg.algo.name} takes none")
+    if not OmegaConf.is_list(cfg.mask):
+        raise BadValue(f"mask={brief(cfg.mask)} is no list of steps: write mask=[0,2,5,...]")
+    steps = np.flatnonzero(mask(T, steps=list(cfg.mask))).tolist()
+    if steps[:1] != [0]:
+        raise BadValue("mask= must begin with step 0, before which there is nothing to forecast from")
+    if len(steps) != passes:
+        raise BadValue(f"mask= has {len(steps)} steps and algo.passes is {passes}: give algo.passes={len(steps)}")
+    return steps
 
 
 def origin(settings: RunSettings, prompts: int, device: str, pipe: Any) -> dict[str, Any]:

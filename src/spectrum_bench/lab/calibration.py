@@ -38,7 +38,7 @@ class Fit:
         clusters: number of HyCa's clusters of channels.
         seed: seed of HyCa's k-means.
         solver: whose coefficients are measured as hindcast's.
-        steps: hindcast's steps, at which another solver's are.
+        steps: hindcast's steps, or those of another solver; without any, hindcast's are searched.
         finished: what an earlier, killed calibration of hindcast has measured.
     """
 
@@ -263,7 +263,7 @@ def hindcasts(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:
     """Hindcast's mask and coefficients; see lab/hindcast.py. Or those of another solver; see lab/rivals.py."""
     if fit.solver != "hindcast":
         return rivals.measure(run, jobs, fit.solver, fit.steps)
-    return hindcast.calibrate(run, jobs, fit.passes, fit.finished)
+    return hindcast.calibrate(run, jobs, fit.passes, fit.finished, fit.steps)
 
 
 def smooth(run: Uncached, jobs: list[Job], fit: Fit) -> Constants:

@@ -117,17 +117,21 @@ def candidates(traces: Sequence[Trace], passes: int) -> dict[str, list[int]]:
     return masks | {"power law": np.flatnonzero(power_law(len(matrix) - 1, passes=passes, starts=starts)).tolist()}
 
 
-def calibrate(model: Uncached, jobs: Sequence[Job], passes: int, finished: Finished | None = None) -> dict[str, Any]:
+def calibrate(
+    model: Uncached, jobs: Sequence[Job], passes: int, finished: Finished | None = None, given: Sequence[int] = ()
+) -> dict[str, Any]:
     """The mask and the coefficients for a model: each candidate is fitted on one half of the prompts and measured on
     the other, and the best one is fitted on all. Each prompt has its own seed, the job's plus its index.
 
     Args:
         finished: gaps and errors that an earlier, killed calibration has measured. Its uncached samples are made anew.
+        given: the mask, so that none is searched.
     """
     jobs, finished = seeded(jobs), finished or Finished()
-    traces = traced(model, jobs, cost(len(jobs), passes, model.num_steps), finished.passes)
+    whole = cost(len(jobs), passes, model.num_steps, 1 if given else len(IMPORTANCE) + 1)
+    traces = traced(model, jobs, whole, finished.passes)
     (known, held_out), (of_known, of_held_out) = halves(jobs), halves(traces)
-    masks = candidates(of_known, passes)
+    masks = {"given": list(given)} if given else candidates(of_known, passes)
 
     def fitted(steps: list[int]) -> Algorithm:
         return algorithm(steps, fit(model, steps, known, of_known, finished))
@@ -166,8 +170,8 @@ def traced(model: Uncached, jobs: Sequence[Job], cost: int, finished: int) -> li
     return traces + [trace(model, job) for job in jobs[1:]]
 
 
-def cost(prompts: int, passes: int, T: int) -> int:
+def cost(prompts: int, passes: int, T: int, masks: int) -> int:
     """The network passes that `calibrate` takes. Fewer, if masks are alike."""
-    half, kinds = max(prompts // 2, 1), len(IMPORTANCE) + 1
+    half = max(prompts // 2, 1)
     a_fit = passes * (passes + 1) // 2
-    return prompts * T + kinds * (half * a_fit + (prompts - half or prompts) * passes) + prompts * a_fit
+    return prompts * T + masks * (half * a_fit + (prompts - half or prompts) * passes) + prompts * a_fit
