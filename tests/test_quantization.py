@@ -115,6 +115,21 @@ def test_caching_on_eight_bits(weights, random_pipe, way):
     caches_alike(pipe, random_pipe)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_gradients")
+def test_caching_on_four_bits(weights, random_pipe, monkeypatch):
+    """Without a GPU: bitsandbytes computes on a CPU too, and diffusers alone refuses one."""
+    pytest.importorskip("bitsandbytes", reason="no bitsandbytes: pip install 'spectrum-bench[quant]'")
+    from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer
+
+    monkeypatch.setattr(BnB4BitDiffusersQuantizer, "validate_environment", lambda *_, **__: None)
+    monkeypatch.setattr(BnB4BitDiffusersQuantizer, "update_device_map", lambda *_: {"": "cpu"})
+    pipe = load(weights, "nf4")
+    linear = [module for module in denoiser(pipe).modules() if isinstance(module, nn.Linear)]
+    assert {(type(module.weight).__name__, module.weight.quant_type) for module in linear} == {("Params4bit", "nf4")}
+    caches_alike(pipe, random_pipe)
+
+
 @pytest.fixture(scope="module")
 def gguf_file(random_pipe, tmp_path_factory):
     """The random FLUX in 8 bits."""
