@@ -5,15 +5,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from models import models, steps
-from spectrum_bench.commands.compose import build, settings_of
-from spectrum_bench.commands.entry import composed
+from spectrum_bench.commands.compose import build
+from spectrum_bench.commands.entry import settings_from
 from spectrum_bench.paths import ROOT
 from spectrum_bench.sampling.architectures import FOLDER
 from spectrum_bench.sampling.counting import count
@@ -60,11 +58,7 @@ def job(of: RunSettings, folder: Path) -> Job:
 
 
 def settings(config: str, *words: str) -> RunSettings:
-    cfg = composed(config, ["model.init=random", *words])
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]  # as an entry script gets it
-    return settings_of(cfg)
+    return settings_from(config, ["model.init=random", *words])
 
 
 def smallest(peak: int | None) -> str:

@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from spectrum_bench.commands.compose import read_calibration, settings_of  # noqa: E402
-from spectrum_bench.commands.entry import composed  # noqa: E402
+from spectrum_bench.commands.compose import read_calibration  # noqa: E402
+from spectrum_bench.commands.entry import settings_from  # noqa: E402
+from spectrum_bench.lab.hindcast import RIDGE  # noqa: E402
 from spectrum_bench.sampling.models import load_pipeline  # noqa: E402
 from spectrum_bench.sampling.prompts import read_prompt_file  # noqa: E402
 from spectrum_bench.scoring.stats import interval  # noqa: E402
 
-T, RIDGE = 50, 1e-8
+T = 50
 FITTED, CHOOSING, UNSEEN = slice(0, 16), slice(16, 32), slice(32, 48)
 APART = 0.2  # steps, the least between two times
 LEAST = 0.005  # dB, of a move that is kept
@@ -109,16 +108,17 @@ def moved(model: Model, best: Walk, sizes: tuple[float, ...], kind: str) -> Walk
 
 
 def open_model(name: str) -> Model:
-    HydraConfig.instance().set_config(cfg := composed("base", [f"model={name}"]))
-    with open_dict(cfg):
-        del cfg["hydra"]  # as an entry script gets it
-    settings = settings_of(cfg)
+    """A miniature with its 48 captions, each with a seed of its own.
+
+    Raises:
+        AssertionError: Euler's method does not lead to the pipeline's latents.
+    """
+    settings = settings_from("base", [f"model={name}"])
     pipe, arguments = load_pipeline(settings.model, "cpu"), dict(settings.model.arguments)
     pipe.set_progress_bar_config(disable=True)
-    lists = {"shapes_dev32": 100, "shapes_test": 5000}  # seeds, of the first caption
     captions = [
         (line.text, seed + i)
-        for (prompts, seed), count in zip(lists.items(), (32, 16), strict=True)
+        for prompts, count, seed in (("shapes_dev32", 32, 100), ("shapes_test", 16, 5000))
         for i, line in enumerate(read_prompt_file(ROOT / f"prompts/{prompts}.txt").lines[:count])
     ]
     asked: list[dict[str, Any]] = []
@@ -157,8 +157,8 @@ def main(name: str, passes: str, out: str) -> None:
     between = moved(model, along, (0.5, 0.25), "between the steps")
     lines, before = [], None
     for kind, found in {"shipped": shipped, "along the steps": along, "between the steps": between}.items():
-        line = {"model": name, "passes": int(passes), "times": " ".join(f"{time:g}" for time in found.times)}
-        line = {"kind": kind} | line
+        times = " ".join(f"{time:g}" for time in found.times)
+        line = {"kind": kind, "model": name, "passes": int(passes), "times": times}
         for where, captions in {"fitted": FITTED, "choosing": CHOOSING, "unseen": UNSEEN}.items():
             line[f"{where}_db"] = model.errors(found.latents[-1], captions).mean()
         errors = model.errors(found.latents[-1], UNSEEN)

@@ -14,11 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-import spectrum_bench.commands.compose  # noqa: F401  registers the resolver ${calibrated:...}
 from spectrum_bench.commands import list_
+from spectrum_bench.commands.compose import settings_of  # also registers the resolver ${calibrated:...}
 from spectrum_bench.commands.ending import fail, one_line, without_debug
 from spectrum_bench.commands.help import help_text
 from spectrum_bench.commands.list_ import GROUPS
@@ -26,6 +26,7 @@ from spectrum_bench.commands.targets import check_hydra, check_plugins, check_ta
 from spectrum_bench.commands.words import nearest
 from spectrum_bench.errors import INTERRUPTED, UserError
 from spectrum_bench.paths import CONFIGS, environment_with_package
+from spectrum_bench.sampling.settings import RunSettings
 
 
 class Ended(Exception):
@@ -141,6 +142,19 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
         except (OmegaConfBaseException, ValueError) as error:
             raise UserError(str(error)) from error
     return cfg
+
+
+def settings_from(config_name: str, words: list[str]) -> RunSettings:
+    """The settings that an entry script makes of these words.
+
+    Raises:
+        UserError: a word is wrong, or names code that is not ours.
+    """
+    cfg = composed(config_name, words)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return settings_of(cfg)
 
 
 def parsed(words: list[str]) -> Namespace:
